@@ -1,0 +1,1 @@
+"""Benchmarks; they import the package, nothing imports them."""

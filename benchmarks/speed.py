@@ -1,0 +1,189 @@
+"""What self-tuning costs: cycles of a method against plain training, interleaved in one process.
+
+    python -m benchmarks.speed --nets mlp,cnn,resnet18 --methods stn,centered-stn,delta-stn --json FILE
+
+One cycle is T_train = 5 train steps and T_valid = 1 hyper step; plain training takes the same 5 train steps.
+
+- `flop_ratio`: matmul and convolution FLOPs, by `torch.utils.flop_counter`; exact, the same on every machine.
+- `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of neighbouring cycles.
+- `saved_memory_ratio`: bytes that autograd keeps for the backward pass, parameters left out, the largest pass of the
+  method over that of plain training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ray_deltastn as rd
+from ray_deltastn.methods import get_method
+from ray_deltastn.tasks import networks
+
+TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
+
+#: net → (constructor, batch size, shape of an example, default number of timed pairs).
+NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
+    "mlp": (networks.mlp, 128, (1, 28, 28), 10),
+    "cnn": (networks.simple_cnn, 128, (1, 28, 28), 5),
+    "resnet18": (networks.resnet18, 32, (3, 32, 32), 2),
+}
+
+
+class Cycle:
+    """One cycle of a method on random data; call it to run it."""
+
+    def __init__(self, net: str, method: str, response_fraction: float, batch: int, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        make, _, shape, _ = NETS[net]
+        model = make()
+        names = dict.fromkeys(m.names[0] for m in model.modules() if isinstance(m, rd.Dropout))
+        space = rd.HyperSpace(**{name: rd.Bounded(0.05, low=0.0, high=0.95) for name in names})
+        data = (torch.randn(batch, *shape), torch.randint(0, 10, (batch,)))
+        task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data)
+        self.tuner = rd.SelfTuner(
+            task, method, batch_size=batch, response_fraction=response_fraction, device="cpu", seed=seed
+        )
+        self.data = data
+
+    def __call__(self) -> None:
+        """Run five train steps and, if the method tunes, one hyper step."""
+        self.tuner.model.train()
+        for _ in range(TRAIN_INTERVAL):
+            self.tuner.algorithm.train_step(*self.data)
+        if self.tuner.method.responds:
+            self.tuner.model.eval()
+            for _ in range(VALID_INTERVAL):
+                self.tuner.algorithm.hyper_step(*self.data)
+
+    def flops(self) -> int:
+        """Matmul and convolution FLOPs of a cycle."""
+        with FlopCounterMode(display=False) as counter:
+            self()
+        return counter.get_total_flops()
+
+    def saved_bytes(self) -> int:
+        """Bytes kept for backward in the hungriest pass of a cycle, parameters left out."""
+        tuner = self.tuner
+        parameters = [*tuner.model.parameters(), *tuner.model.buffers()]
+        parameters += [] if tuner.response is None else list(tuner.response.parameters())
+        own = {p.untyped_storage().data_ptr() for p in parameters}
+        alive: dict[int, int] = {}
+        largest = 0
+
+        class Saved:
+            """A saved tensor; counted while autograd holds it."""
+
+            def __init__(self, tensor: Tensor) -> None:
+                self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+                alive[self.key] = alive.get(self.key, 0) + 1
+
+            def __del__(self) -> None:
+                alive[self.key] -= 1
+                if not alive[self.key]:
+                    del alive[self.key]
+
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Any:
+            nonlocal largest
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in own:
+                return tensor
+            saved = Saved(tensor)
+            sizes[saved.key] = storage.nbytes()
+            largest = max(largest, sum(sizes[key] for key in alive))
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s.tensor if isinstance(s, Saved) else s):
+            self()
+        return largest
+
+
+def measure(net: str, method: str, response_fraction: float, pairs: int | None = None) -> dict[str, Any]:
+    """One row: a method against plain training on one network.
+
+    Args:
+        net: key of `NETS`.
+        method: name of a method.
+        response_fraction: share of each minibatch that trains Θ; methods that train it with w₀ take the whole.
+        pairs: pairs of cycles timed.
+    """
+    _, batch, _, usual = NETS[net]
+    if not get_method(method).split:
+        response_fraction = 1.0
+    plain, tuned = Cycle(net, "fixed", 1.0, batch), Cycle(net, method, response_fraction, batch)
+    plain()
+    tuned()
+    flops = tuned.flops() / plain.flops()
+    memory = tuned.saved_bytes() / plain.saved_bytes()
+    cpu, wall = [], []
+    for _ in range(pairs or usual):
+        seconds = []
+        for cycle in (plain, tuned):
+            before = time.process_time(), time.perf_counter()
+            cycle()
+            seconds.append((time.process_time() - before[0], time.perf_counter() - before[1]))
+        cpu.append(seconds[1][0] / seconds[0][0])
+        wall.append(seconds[1][1] / seconds[0][1])
+    return {
+        "net": net,
+        "method": method,
+        "response_fraction": response_fraction,
+        "batch": batch,
+        "threads": torch.get_num_threads(),
+        "flop_ratio": round(flops, 4),
+        "cpu_time_ratio": round(statistics.median(cpu), 3),
+        "wall_time_ratio": round(statistics.median(wall), 3),
+        "saved_memory_ratio": round(memory, 3),
+        **versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on: machine and versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray_deltastn": rd.__version__,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row per network and method as soon as it is measured, and write all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--nets", default="mlp,cnn,resnet18", help=f"of {','.join(NETS)}")
+    parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
+    parser.add_argument("--response-fraction", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, help="pairs of cycles timed (default: 10, 5, 2)")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", rd.RunWarning)
+    unknown = [net for net in options.nets.split(",") if net not in NETS]
+    if unknown:
+        parser.error(f"`--nets` must be of {', '.join(NETS)}, got {unknown[0]!r}")
+    rows = []
+    for net in options.nets.split(","):
+        for method in options.methods.split(","):
+            rows.append(measure(net, method, options.response_fraction, options.pairs))
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Δ-STN inside Ray Tune: regularisation tuned online, by gradient, within each trial (Bae & Grosse 2020)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ray_deltastn._version import __version__
+from ray_deltastn.domains import (
+    Bounded,
+    Hyperparameter,
+    Integer,
+    LowerBounded,
+    Positive,
+    Unbounded,
+    UpperBounded,
+)
+from ray_deltastn.health import RunWarning
+from ray_deltastn.methods import Method
+from ray_deltastn.regularizers import L2, ChannelDropout, Cutout, Dropout, Regularizer
+from ray_deltastn.response import Coverage, Response, linearised_forward
+from ray_deltastn.settings import Settings
+from ray_deltastn.space import HyperSpace
+from ray_deltastn.task import Task
+from ray_deltastn.training import SelfTuner
+
+if TYPE_CHECKING:
+    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch
+
+#: Names that need Ray; everything else works without it.
+_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_RAY:
+        return getattr(importlib.import_module("ray_deltastn.tune"), name)
+    raise AttributeError(f"module 'ray_deltastn' has no attribute {name!r}")
+
+
+__all__ = [
+    "L2",
+    "Bounded",
+    "ChannelDropout",
+    "Coverage",
+    "Cutout",
+    "DeltaSTNTrainable",
+    "Dropout",
+    "HyperSpace",
+    "Hyperparameter",
+    "Integer",
+    "LowerBounded",
+    "Method",
+    "Positive",
+    "Regularizer",
+    "Response",
+    "RunWarning",
+    "SelfTuner",
+    "Settings",
+    "SkOptSearch",
+    "Task",
+    "Unbounded",
+    "UpperBounded",
+    "__version__",
+    "linearised_forward",
+]

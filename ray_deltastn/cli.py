@@ -1,0 +1,68 @@
+"""The command `ray-deltastn`: run an experiment, or write its report again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ray_deltastn._version import __version__
+from ray_deltastn.report import PAGE, Results, write_report
+from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.experiment import ResumeError, run_experiment
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ray-deltastn", description="Δ-STN inside Ray Tune.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run an experiment from a YAML file and report on it")
+    run.add_argument("config", type=Path, help="YAML file, such as configs/digits_hybrid.yaml")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.epochs=5")
+    run.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
+    run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
+    report = commands.add_parser("report", help="write pictures and report.html of a results folder again")
+    report.add_argument("folder", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if all went well, 1 with one line on standard error if not."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        if options.command == "run":
+            started = time.monotonic()
+            config = load_config(options.config, options.set)
+            out = options.out or Path("results", options.config.stem)
+            run_experiment(config, out, resume=options.resume)
+            results = write_report(out)
+            _show(console, results)
+            console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
+        else:
+            results = write_report(options.folder)
+            _show(console, results)
+            console.print(f"wrote {options.folder / PAGE}", highlight=False)
+    except (ConfigError, ResumeError, FileNotFoundError, ValueError, TypeError) as error:
+        print(f"ray-deltastn: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ray-deltastn: stopped; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _show(console: Console, results: Results) -> None:
+    table = Table(title="Best trial", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in results.best_table():
+        table.add_row(name, value)
+    console.print(table)
+    for note in results.notes():
+        console.print(note, highlight=False)

@@ -1,0 +1,227 @@
+"""Endless minibatches whose position is two integers, so that a run resumes exactly.
+
+Each pass over the data is a function of (seed, pass number) alone; tensors live on the training device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from ray_deltastn.random_state import isolated, seed_of
+
+#: Tensors up to this size are kept on the training device, in bytes.
+RESIDENT_BYTES = 4 * 2**30
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Stream:
+    """Minibatches of one split, pass after pass.
+
+    Args:
+        name: name of the split, for errors.
+        device: where minibatches are needed.
+        seed: seed of the order.
+
+    Attributes:
+        pass_number: passes begun so far.
+        position: minibatches drawn from the present pass.
+    """
+
+    def __init__(self, name: str, device: torch.device, seed: int) -> None:
+        self.name = name
+        self.device = device
+        self.seed = seed
+        self.pass_number = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Minibatches in a pass."""
+        raise NotImplementedError
+
+    @property
+    def smallest_batch(self) -> int:
+        """Examples in the smallest minibatch; 0 if that is not known."""
+        raise NotImplementedError
+
+    def next(self) -> Batch:
+        """The next minibatch (x, y), in random order, without end."""
+        raise NotImplementedError
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass for evaluation."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, int]:
+        """Position in the data."""
+        return {"pass_number": self.pass_number, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position."""
+        self.pass_number, self.position = state["pass_number"], state["position"]
+
+
+class TensorStream(Stream):
+    """Minibatches of a pair of tensors, kept on the training device and batched there."""
+
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int, name: str, device: torch.device, seed: int) -> None:
+        super().__init__(name, device, seed)
+        if len(x) != len(y):
+            raise ValueError(f"`len(x) == len(y)` must hold for '{name}', got {len(x)} and {len(y)}")
+        if len(x) == 0:
+            raise ValueError(f"`{name}` must hold at least one example, got none")
+        size = x.numel() * x.element_size() + y.numel() * y.element_size()
+        home = device if size <= RESIDENT_BYTES else x.device
+        self.x, self.y = x.to(home), y.to(home)
+        self.batch_size = min(batch_size, len(x))
+        self._order: Tensor | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Examples in the last minibatch of a pass."""
+        return len(self.x) % self.batch_size or self.batch_size
+
+    def next(self) -> Batch:
+        """The next minibatch; the last one of a pass may be smaller."""
+        if self.position == len(self):
+            self.pass_number, self.position, self._order = self.pass_number + 1, 0, None
+        if self._order is None:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))
+            self._order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+        rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
+        self.position += 1
+        return self.x[rows].to(self.device), self.y[rows].to(self.device)
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass in the order of the data, in batches of up to 1,000 examples."""
+        size = max(self.batch_size, 1000)
+        for start in range(0, len(self.x), size):
+            yield self.x[start : start + size].to(self.device), self.y[start : start + size].to(self.device)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position."""
+        super().load_state_dict(state)
+        self._order = None
+
+
+class LoaderStream(Stream):
+    """Minibatches of a `DataLoader`; resuming replays the present pass up to the position."""
+
+    def __init__(self, loader: DataLoader[Any], name: str, device: torch.device, seed: int) -> None:
+        super().__init__(name, device, seed)
+        self.loader = loader
+        self._iterator: Iterator[Any] | None = None
+        try:
+            self._length = len(loader)
+        except TypeError as error:
+            raise ValueError(f"`{name}` must have a length, got a loader of {type(loader.dataset).__name__}") from error
+        if self._length == 0:
+            raise ValueError(f"`{name}` must hold at least one minibatch, got none")
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def smallest_batch(self) -> int:
+        """Examples in the last minibatch, if the loader says enough to know it."""
+        size = self.loader.batch_size
+        if size is None or self.loader.drop_last:
+            return size or 0
+        return len(self.loader.dataset) % size or size  # type: ignore[arg-type]
+
+    def _reseed(self, seed: int) -> None:
+        for holder in (self.loader, self.loader.sampler, self.loader.batch_sampler):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+
+    def _start(self) -> None:
+        self._reseed(seed_of(self.seed, self.pass_number))
+        with isolated(seed_of(self.seed, self.pass_number)):
+            self._iterator = iter(self.loader)
+
+    def _fetch(self, position: int) -> Any:
+        # Samplers and transforms may draw from the global generators: give each minibatch its own seed.
+        assert self._iterator is not None
+        with isolated(seed_of(self.seed, self.pass_number, position)):
+            return next(self._iterator)
+
+    def next(self) -> Batch:
+        """The next minibatch of the loader."""
+        if self.position >= self._length:
+            self.pass_number, self.position, self._iterator = self.pass_number + 1, 0, None
+        if self._iterator is None:
+            self._start()
+            for skipped in range(self.position):
+                self._fetch(skipped)
+        batch = self._fetch(self.position)
+        self.position += 1
+        return self._on_device(batch)
+
+    def _on_device(self, batch: Any) -> Batch:
+        try:
+            x, y = batch
+        except (TypeError, ValueError):
+            raise ValueError(f"`{self.name}` must give pairs (x, y), got {type(batch).__name__}") from None
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass over the loader."""
+        with isolated(seed_of(self.seed, 0)):
+            batches = iter(self.loader)
+        for batch in batches:
+            yield self._on_device(batch)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position; the minibatches before it in the pass are read again."""
+        super().load_state_dict(state)
+        self._iterator = None
+
+
+def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: int) -> Stream:
+    """Minibatches of whatever a user gives as a split.
+
+    Args:
+        source: a pair of tensors, a map-style `Dataset`, or a `DataLoader` (which then decides on batches).
+        batch_size: examples in a minibatch.
+        name: name of the split, for errors.
+        device: the training device.
+        seed: seed of the order.
+
+    Raises:
+        TypeError: if the source is none of these.
+        ValueError: if it is empty, has no length, or its parts do not match.
+    """
+    if isinstance(source, DataLoader):
+        return LoaderStream(source, name, device, seed)
+    tensors = _tensors(source)
+    if tensors is not None:
+        if len(tensors) != 2:
+            raise ValueError(f"`{name}` must hold two tensors (x, y), got {len(tensors)}")
+        return TensorStream(tensors[0], tensors[1], batch_size, name, device, seed)
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        if len(source) == 0:  # type: ignore[arg-type]
+            raise ValueError(f"`{name}` must hold at least one example, got none")
+        return LoaderStream(DataLoader(source, batch_size, shuffle=True), name, device, seed)
+    raise TypeError(
+        f"`{name}` must be a pair of tensors, a map-style Dataset or a DataLoader, got {type(source).__name__}"
+    )
+
+
+def _tensors(source: Any) -> tuple[Tensor, ...] | None:
+    if isinstance(source, TensorDataset):
+        return source.tensors
+    if isinstance(source, Subset):
+        whole = _tensors(source.dataset)
+        return None if whole is None else tuple(t[torch.as_tensor(source.indices)] for t in whole)
+    if isinstance(source, (tuple, list)) and all(isinstance(t, Tensor) for t in source):
+        return tuple(source)
+    return None

@@ -1,0 +1,239 @@
+"""The domain of one hyperparameter: the fixed map s from the real line, and its inverse (Appendix F).
+
+| symbol | code    | meaning                                            |
+|--------|---------|----------------------------------------------------|
+| λ      | `lam`   | unconstrained value, any real number               |
+| s(λ)   | `value` | the hyperparameter in its own domain               |
+
+Both maps compute in float64: a float32 cannot tell 1 − s(15) from its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def _softplus_inverse(value: Tensor) -> Tensor:
+    # log(exp(v) - 1) overflows for large v; this form does not, and keeps every digit for small v.
+    value = value.clamp_min(_TINY)
+    return value + torch.log(-torch.expm1(-value))
+
+
+def _softplus(lam: Tensor) -> Tensor:
+    return torch.logaddexp(lam, torch.zeros_like(lam))
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One hyperparameter: initial value, domain, and how it is perturbed.
+
+    Args:
+        initial: starting value, in the hyperparameter's own domain, strictly inside its bounds.
+        scale: initial perturbation scale σ on the unconstrained axis, positive.
+        per: `"example"` draws a perturbation for each example, `"batch"` one for the whole minibatch.
+        search: range `(low, high)` for black-box search (`HyperSpace.to_tune`); by default the bounds.
+
+    Raises:
+        ValueError: when put into a `HyperSpace`, if a rule does not hold; the message names the hyperparameter.
+    """
+
+    initial: float
+    scale: float = 1.0
+    per: Literal["example", "batch"] = "example"
+    search: tuple[float, float] | None = None
+
+    integer: ClassVar[bool] = False
+    log_search: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lower and upper bound of the domain; infinite where there is none."""
+        return -math.inf, math.inf
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """s(λ), elementwise, for bounds that broadcast against λ."""
+        return lam
+
+    @staticmethod
+    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """s⁻¹(value), elementwise."""
+        return value
+
+    def check(self, name: str) -> None:
+        """Raise ValueError, naming `name`, unless the initial value, bounds, scale and options are sound."""
+        low, high = self.bounds
+        numbers = {"initial": self.initial, "scale": self.scale}
+        for what, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise ValueError(f"`{what}` must be a finite number, got {number!r} for '{name}'")
+        if not low < self.initial < high:
+            raise ValueError(
+                f"`low < initial < high` must hold, got low={low}, initial={self.initial}, high={high} for '{name}'"
+            )
+        if not self.scale > 0:
+            raise ValueError(f"`scale > 0` must hold, got scale={self.scale} for '{name}'")
+        if self.per not in ("example", "batch"):
+            raise ValueError(f"`per` must be 'example' or 'batch', got {self.per!r} for '{name}'")
+        if self.search is not None:
+            lo, hi = self.search
+            if not low <= lo < hi <= high:
+                raise ValueError(
+                    f"`low <= search[0] < search[1] <= high` must hold, "
+                    f"got low={low}, search={self.search}, high={high} for '{name}'"
+                )
+
+    def check_value(self, name: str, value: float | Sequence[float]) -> None:
+        """Raise ValueError, naming `name`, if a constant value lies outside the domain (bounds included)."""
+        low, high = self.bounds
+        for v in value if isinstance(value, Sequence) else (value,):
+            if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high:
+                raise ValueError(
+                    f"`low <= value <= high` must hold, got low={low}, value={v!r}, high={high} for '{name}'"
+                )
+
+    def search_range(self, name: str) -> tuple[float, float]:
+        """Range for black-box search: `search`, else the bounds.
+
+        Raises:
+            ValueError: if a bound is missing and `search` was not given.
+        """
+        if self.search is not None:
+            return self.search
+        low, high = self.bounds
+        if math.isinf(low) or math.isinf(high):
+            raise ValueError(
+                f"`search=(low, high)` is needed to search an open domain, got ({low}, {high}) for '{name}'"
+            )
+        return low, high
+
+
+@dataclass(frozen=True)
+class Unbounded(Hyperparameter):
+    """Any real number: s(λ) = λ."""
+
+
+@dataclass(frozen=True)
+class Positive(Hyperparameter):
+    """A positive, scale-like number (weight decay): s(λ) = exp(λ).
+
+    Black-box search covers three decades either side of the initial value, unless `search` says otherwise.
+    """
+
+    log_search: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Zero and infinity."""
+        return 0.0, math.inf
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """exp(λ)."""
+        return torch.exp(lam)
+
+    @staticmethod
+    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Natural logarithm of the value."""
+        return torch.log(value.clamp_min(_TINY))
+
+    def search_range(self, name: str) -> tuple[float, float]:
+        """`search`, else three decades either side of the initial value."""
+        return self.search or (self.initial * 1e-3, self.initial * 1e3)
+
+
+@dataclass(frozen=True)
+class LowerBounded(Hyperparameter):
+    """A number above `low`: s(λ) = low + softplus(λ)."""
+
+    low: float = 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and infinity."""
+        return self.low, math.inf
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Low + log(1 + exp(λ))."""
+        return low + _softplus(lam)
+
+    @staticmethod
+    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """V + log(1 − exp(−v)) with v = value − low."""
+        return _softplus_inverse(value - low)
+
+
+@dataclass(frozen=True)
+class UpperBounded(Hyperparameter):
+    """A number below `high`: s(λ) = high − softplus(−λ)."""
+
+    high: float = 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Minus infinity and `high`."""
+        return -math.inf, self.high
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """High − log(1 + exp(−λ)), increasing in λ like all the others."""
+        return high - _softplus(-lam)
+
+    @staticmethod
+    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """−(v + log(1 − exp(−v))) with v = high − value."""
+        return -_softplus_inverse(high - value)
+
+
+@dataclass(frozen=True)
+class Bounded(Hyperparameter):
+    """A number between `low` and `high`: s(λ) = low + (high − low)·sigmoid(λ)."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and `high`."""
+        return self.low, self.high
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Scaled sigmoid."""
+        return low + (high - low) * torch.sigmoid(lam)
+
+    @staticmethod
+    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """log((value − low) / (high − value))."""
+        return torch.log((value - low).clamp_min(_TINY)) - torch.log((high - value).clamp_min(_TINY))
+
+
+@dataclass(frozen=True)
+class Integer(Bounded):
+    """A whole number between `low` and `high`: the scaled sigmoid, rounded *after* s.
+
+    The inverse inverts the sigmoid, not the rounding; gradients do not pass the rounding and need not.
+    """
+
+    integer: ClassVar[bool] = True
+
+    @staticmethod
+    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Scaled sigmoid, rounded to the nearest whole number."""
+        return Bounded.forward(lam, low, high).round()
+
+    def check(self, name: str) -> None:
+        """As for every hyperparameter; bounds must be whole as well."""
+        super().check(name)
+        for what, bound in (("low", self.low), ("high", self.high)):
+            if bound != int(bound):
+                raise ValueError(f"`{what}` must be a whole number, got {what}={bound} for '{name}'")

@@ -1,0 +1,47 @@
+"""Parts of a network held still during a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Build no gradient for these parameters while inside, and keep no activations for it."""
+    held = [p for p in parameters if p.requires_grad]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
+
+
+class RunningStatistics:
+    """The normalisation layers of a model whose running statistics a pass over perturbed data must not touch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batch = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.instance = [m for m in model.modules() if isinstance(m, _InstanceNorm) and m.track_running_stats]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Normalise by batch statistics in training mode, without updating the running ones."""
+        momenta = [m.momentum for m in self.instance]
+        for m in self.batch:
+            m.track_running_stats = False
+        for layer in self.instance:
+            layer.momentum = 0.0
+        try:
+            yield
+        finally:
+            for m in self.batch:
+                m.track_running_stats = True
+            for layer, momentum in zip(self.instance, momenta, strict=True):
+                layer.momentum = momentum

@@ -1,0 +1,158 @@
+"""The training and validation objectives L_T and L_V, under any displacement of the hyperparameters.
+
+| symbol | code    | shape  | meaning                                                            |
+|--------|---------|--------|--------------------------------------------------------------------|
+| λ, ε   | `lam`, `eps` | (h,), (B, h) | hyperparameters and their perturbation                    |
+| δ      | `delta` | (B, h) | what the response is fed: ε + λ − λ₀ if centred, λ + ε if not      |
+| ξ      | `setting.generator` | | randomness of dropout and augmentation                        |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ray_deltastn.methods.method import Method
+from ray_deltastn.regularizers import Augmentation, Penalty, Setting
+from ray_deltastn.response import Response, Weights, linearised_forward
+from ray_deltastn.space import HyperSpace
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Objective:
+    """L_T and L_V of one task under one method.
+
+    Args:
+        model: the network.
+        loss: `loss(output, target)`, a mean () or one value per example (B,).
+        valid_loss: the same for validation.
+        space: the hyperparameters.
+        setting: what the model's regularisers read.
+        method: how the network predicts under a perturbation.
+        response: Θ, or None for a method without response.
+        augment: changes of the training inputs, in this order.
+        penalty: terms of L_T in weights and hyperparameters.
+        valid_penalty: the same for L_V, which then depends on λ directly (2.4).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        space: HyperSpace,
+        setting: Setting,
+        method: Method,
+        response: Response | None,
+        *,
+        valid_loss: Loss | None = None,
+        augment: Sequence[Augmentation] = (),
+        penalty: Sequence[Penalty] = (),
+        valid_penalty: Sequence[Penalty] = (),
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.valid_loss = valid_loss or loss
+        self.space = space
+        self.setting = setting
+        self.method = method
+        self.response = response
+        self.augment = tuple(augment)
+        self.penalty = tuple(penalty)
+        self.valid_penalty = tuple(valid_penalty)
+        #: Values of `fixed`, in the hyperparameters' own domain, (h,) in float64.
+        self.constant: Tensor | None = None
+
+    def current_values(self) -> Tensor:
+        """Values of the hyperparameters now, (h,) in float64."""
+        if self.constant is not None:
+            return self.constant
+        with torch.no_grad():
+            return self.space.values()
+
+    def delta(self, lam: Tensor, eps: Tensor | None) -> Tensor | None:
+        """δ for hyperparameters λ perturbed by ε: (B, h), (1, h), or None where nothing is displaced.
+
+        λ₀ is λ itself, held constant: the value of λ − λ₀ is zero, its gradient is not.
+        """
+        if self.response is None:
+            return None
+        if self.method.centered:
+            displacement = (lam - lam.detach())[None] if lam.requires_grad else None
+            if eps is None:
+                return displacement
+            return eps if displacement is None else eps + displacement
+        return lam[None] if eps is None else lam + eps
+
+    def predict(self, x: Tensor, delta: Tensor | None) -> Tensor:
+        """Output of the network displaced by δ, in the way of the method."""
+        if delta is None or self.response is None:
+            output = self.model(x)
+        elif self.method.linearized:
+            output = linearised_forward(self.model, x, self.response, delta)
+        else:
+            with self.response.displaced(delta):
+                output = self.model(x)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
+        return output
+
+    def train_loss(self, x: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
+        """L_T(λ+ε, w) on a minibatch, w the weights displaced by ε; with `eps=None` L_T(λ, w₀) (Eqns. 2.5, 3.9, 3.10).
+
+        Args:
+            x: inputs (B, …), not yet augmented.
+            y: targets (B, …).
+            eps: perturbation (B, h).
+
+        Returns:
+            The objective, a scalar. No gradient reaches λ or σ.
+        """
+        with torch.no_grad():
+            lam = self.space.lam.detach()
+            values = (
+                self.constant if self.constant is not None else self.space.values(lam if eps is None else lam + eps)
+            )
+            named = self.space.named(values)
+        self.setting.values = named
+        for augmentation in self.augment:
+            x = augmentation(x, self.setting)
+        delta = self.delta(lam, eps)
+        loss = _mean(self.loss(self.predict(x, delta), y), x.shape[0])
+        return self._penalised(loss, self.penalty, named, delta)
+
+    def hyper_loss(self, x: Tensor, y: Tensor, eps: Tensor, entropy_weight: float) -> Tensor:
+        """E_ε[L_V(λ+ε, w)] − τ·H[p(ε|σ)] on a minibatch, differentiable in λ and σ (Eqn. 2.7).
+
+        Args:
+            x: inputs (B, …).
+            y: targets (B, …).
+            eps: perturbation (B, h), differentiable in σ.
+            entropy_weight: τ.
+        """
+        lam = self.space.lam
+        delta = self.delta(lam, eps)
+        loss = _mean(self.valid_loss(self.predict(x, delta), y), x.shape[0])
+        if self.valid_penalty:
+            named = self.space.named(self.space.values(lam + eps))
+            loss = self._penalised(loss, self.valid_penalty, named, delta)
+        return loss - entropy_weight * self.space.entropy()
+
+    def _penalised(
+        self, loss: Tensor, penalties: Sequence[Penalty], named: dict[str, Tensor], delta: Tensor | None
+    ) -> Tensor:
+        if penalties:
+            weights = Weights(self.model, self.response, delta)
+            for penalty in penalties:
+                loss = loss + penalty(named, weights).mean()
+        return loss
+
+
+def _mean(loss: Tensor, batch: int) -> Tensor:
+    if loss.dim() == 0:
+        return loss
+    if loss.shape != (batch,):
+        raise ValueError(f"`loss` must return a scalar or shape ({batch},), got shape {tuple(loss.shape)}")
+    return loss.mean()

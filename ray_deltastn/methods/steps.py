@@ -1,0 +1,121 @@
+"""One train step and one hyper step, for every method (Algorithms 1 and 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ray_deltastn.methods.frozen import RunningStatistics, frozen
+from ray_deltastn.methods.objective import Objective
+
+
+class Steps:
+    """The updates of w₀, Θ, λ and σ.
+
+    Args:
+        objective: L_T and L_V of the task under the method.
+        weights_optimizer: moves w₀.
+        response_optimizer: moves Θ; None for a method without response.
+        hyper_optimizer: moves λ, and σ if it is tuned; None for a method without response.
+        entropy_weight: τ.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
+        tune_scale: move σ.
+        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        weights_optimizer: Optimizer,
+        response_optimizer: Optimizer | None = None,
+        hyper_optimizer: Optimizer | None = None,
+        *,
+        entropy_weight: float = 1e-3,
+        response_fraction: float = 1.0,
+        tune_scale: bool = True,
+        clip_grad: float | None = None,
+    ) -> None:
+        self.objective = objective
+        self.weights_optimizer = weights_optimizer
+        self.response_optimizer = response_optimizer
+        self.hyper_optimizer = hyper_optimizer
+        self.entropy_weight = entropy_weight
+        self.response_fraction = response_fraction
+        self.tune_scale = tune_scale
+        self.clip_grad = clip_grad
+        self.weights = [p for p in objective.model.parameters() if p.requires_grad]
+        self.response = list(objective.response.parameters()) if objective.response is not None else []
+        self._statistics = RunningStatistics(objective.model)
+
+    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move w₀ and Θ on one minibatch; the model must be in training mode.
+
+        Split methods move w₀ on L_T(λ, w₀) (3.9), then Θ on E_ε L_T(λ+ε, w₀+Θε) (3.10) at the *updated* w₀;
+        others move both on one perturbed pass (2.5).
+
+        Args:
+            x: inputs (B, …) on the training device.
+            y: targets (B, …).
+
+        Returns:
+            The objective of w₀ before the step, a detached scalar.
+        """
+        objective = self.objective
+        if objective.response is None or objective.method.split:
+            loss = objective.train_loss(x, y)
+            self._move(self.weights_optimizer, self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True))
+            if objective.response is not None:
+                self._response_step(x, y)
+            return loss.detach()
+        assert self.response_optimizer is not None
+        loss = objective.train_loss(x, y, self._perturbation(x.shape[0]))
+        gradients = torch.autograd.grad(loss, [*self.weights, *self.response], allow_unused=True)
+        self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)])
+        self._move(self.response_optimizer, self.response, gradients[len(self.weights) :])
+        return loss.detach()
+
+    def _response_step(self, x: Tensor, y: Tensor) -> None:
+        assert self.response_optimizer is not None
+        rows = max(1, round(self.response_fraction * x.shape[0]))
+        with frozen(self.weights), self._statistics.held():
+            loss = self.objective.train_loss(x[:rows], y[:rows], self._perturbation(rows))
+            gradients = torch.autograd.grad(loss, self.response, allow_unused=True)
+        self._move(self.response_optimizer, self.response, gradients)
+
+    def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move λ, and σ if tuned, on one validation minibatch; the model must be in evaluation mode.
+
+        One backward pass gives ∇_λ and ∇_σ of E_ε L_V(λ+ε, w₀+Θ(λ−λ₀+ε)) − τ·H[p(ε|σ)] (Algorithm 1).
+
+        Returns:
+            The objective before the step, a detached scalar.
+        """
+        assert self.hyper_optimizer is not None
+        space = self.objective.space
+        moved = [space.lam, space.raw_scale] if self.tune_scale else [space.lam]
+        with frozen(self.weights), frozen(self.response):
+            eps = space.sample(x.shape[0], self.objective.setting.generator)
+            loss = self.objective.hyper_loss(x, y, eps, self.entropy_weight)
+            gradients = torch.autograd.grad(loss, moved)
+        self._move(self.hyper_optimizer, moved, gradients, clip=False)
+        return loss.detach()
+
+    def _perturbation(self, rows: int) -> Tensor:
+        with torch.no_grad():
+            return self.objective.space.sample(rows, self.objective.setting.generator)
+
+    def _move(
+        self,
+        optimizer: Optimizer,
+        parameters: list[torch.nn.Parameter],
+        gradients: tuple[Tensor | None, ...],
+        clip: bool = True,
+    ) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if clip and self.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)
+        optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None

@@ -1,0 +1,63 @@
+"""The global random generators, saved and restored, so that each run has its own stream of them.
+
+Our own randomness comes from explicit generators; this is for user code that draws from the global ones (`nn.Dropout`,
+random transforms), so that their runs resume and repeat exactly too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_of(*parts: int) -> int:
+    """One well-mixed 63-bit seed from several integers."""
+    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def capture(device: torch.device) -> dict[str, Any]:
+    """State of the global generators of Python, NumPy and PyTorch, as plain values and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore(state: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators back into a captured state."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators inside, and leave no trace outside."""
+    device = device or torch.device("cpu")
+    outer = capture(device)
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        restore(outer, device)

@@ -1,0 +1,8 @@
+"""What hyperparameters act on: dropout, augmentation and penalties."""
+
+from ray_deltastn.regularizers.base import Augmentation, Penalty, Regularizer, Setting
+from ray_deltastn.regularizers.cutout import Cutout
+from ray_deltastn.regularizers.dropout import ChannelDropout, Dropout
+from ray_deltastn.regularizers.penalties import L2
+
+__all__ = ["L2", "Augmentation", "ChannelDropout", "Cutout", "Dropout", "Penalty", "Regularizer", "Setting"]

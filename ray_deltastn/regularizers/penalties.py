@@ -1,0 +1,31 @@
+"""Penalties on the weights w₀ + Θδ, with one weight and one strength per example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ray_deltastn.response import Weights
+
+
+class L2:
+    """Weight decay: ½·s(λ)·‖w‖² at w = w₀ + Θδ, so that its gradient is s(λ)·w as with `weight_decay` in PyTorch.
+
+    Args:
+        name: the hyperparameter that holds the strength s(λ).
+        biases: penalise parameters with fewer than two axes (biases, normalisation) too, as PyTorch does.
+        divide_by: divide the penalty by this number, the training set's size in Eqn. H.1.
+    """
+
+    def __init__(self, name: str, biases: bool = True, divide_by: float = 1.0) -> None:
+        if not divide_by > 0:
+            raise ValueError(f"`divide_by > 0` must hold, got divide_by={divide_by} for '{name}'")
+        self.names: tuple[str, ...] = (name,)
+        self.biases = biases
+        self.divide_by = divide_by
+
+    def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        """Penalty (B,) under a displacement, else a scalar."""
+        norm = weights.squared_norm(self.biases)
+        return values[self.names[0]].to(norm.dtype) * norm * (0.5 / self.divide_by)

@@ -1,0 +1,216 @@
+"""Tables, pictures and one self-contained page from a results folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+
+from ray_deltastn import domains
+from ray_deltastn._version import __version__
+from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # the backend must be chosen first
+
+SCHEDULES, LOSS, PAGE = "schedules.png", "loss_over_time.png", "report.html"
+_BLUE, _GREY, _ORANGE = "#2563a8", "#9aa3ad", "#c4561d"
+
+
+class Results:
+    """An experiment's results, read from its folder.
+
+    Args:
+        folder: results folder of `ray-deltastn run`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished experiment.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (CONFIG_FILE, SPACE_FILE, RESULTS_FILE):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"`{folder}` must hold a finished experiment, got no {name}")
+        self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+        self.space: dict[str, dict[str, Any]] = json.loads((folder / SPACE_FILE).read_text())
+        self.reports = pd.read_csv(folder / RESULTS_FILE)
+        self.trials = self._trials()
+
+    def _trials(self) -> pd.DataFrame:
+        """One row per trial, at its best validation loss, best trial first."""
+        ranked = self.reports.assign(_loss=self.reports["valid_loss"].fillna(math.inf))
+        rows = ranked.loc[ranked.groupby("trial_id")["_loss"].idxmin()]
+        return rows.sort_values("_loss").drop(columns="_loss").reset_index(drop=True)
+
+    @property
+    def best(self) -> pd.Series:
+        """The report with the best validation loss of all."""
+        return self.trials.iloc[0]
+
+    @property
+    def searched(self) -> list[str]:
+        """Names of the searched options."""
+        return list(self.config["search"])
+
+    def best_table(self) -> list[tuple[str, str]]:
+        """Name and value of what matters about the best trial."""
+        best = self.best
+        rows = [("trial", str(best["trial_id"])), ("epoch", f"{best['epoch']:.0f} of {self._epochs():.0f}")]
+        for split in ("valid", "test"):
+            for what in ("loss", "accuracy"):
+                if f"{split}_{what}" in best:
+                    name = {"valid": "validation"}.get(split, split)
+                    rows.append((f"{name} {what}", f"{best[f'{split}_{what}']:.4f}"))
+        rows += [(name, _number(best[f"config/{name.replace('.', '/')}"])) for name in self.searched]
+        rows += [(f"learned {name}", _number(best[f"hyperparameters/{name}"])) for name in self.space]
+        return rows
+
+    def _epochs(self) -> float:
+        return float(self.reports.loc[self.reports["trial_id"] == self.best["trial_id"], "epoch"].max())
+
+    def trial_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: each trial at its best validation loss, best first."""
+        columns = {"trial_id": "trial", "epoch": "best epoch", "valid_loss": "validation loss"}
+        columns |= {
+            key: key.replace("valid_", "validation ").replace("_", " ")
+            for key in ("valid_accuracy", "test_loss", "test_accuracy")
+            if key in self.trials
+        }
+        columns |= {f"config/{name.replace('.', '/')}": name for name in self.searched}
+        columns |= {f"hyperparameters/{name}": name for name in self.space}
+        columns |= {"seconds/total": "seconds"}
+        return list(columns.values()), [[_number(row[key]) for key in columns] for _, row in self.trials.iterrows()]
+
+    def notes(self) -> list[str]:
+        """What a reader should know about these numbers."""
+        last = self.reports.sort_values("training_iteration").groupby("trial_id").tail(1)
+        notes = []
+        if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
+            notes.append(f"{diverged} of {len(last)} trials diverged and count as infinitely bad.")
+        if (last["warning/short_run"] > 0).any():
+            notes.append("Runs were too short for λ to cross its range (`warning/short_run`).")
+        if (last["warning/saturated"] > 0).any():
+            notes.append("In some trials a hyperparameter ended at its bound (`warning/saturated`).")
+        return notes
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, (bool, str)):
+        return str(value)
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _band(results: Results, reports: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """s(λ − σ) and s(λ + σ) over the reports of a trial."""
+    about = results.space[name]
+    kind = getattr(domains, about["kind"])
+    kind = domains.Bounded if kind is domains.Integer else kind
+    low, high = (torch.tensor(float(about[key]), dtype=torch.float64) for key in ("low", "high"))
+    value = torch.tensor(reports[f"hyperparameters/{name}"].to_numpy(dtype=float))
+    scale = torch.tensor(reports[f"scale/{name}"].to_numpy(dtype=float))
+    lam = kind.inverse(value, low, high)
+    return kind.forward(lam - scale, low, high).numpy(), kind.forward(lam + scale, low, high).numpy()
+
+
+def plot_schedules(results: Results) -> Path:
+    """Draw each hyperparameter of the best trial over epochs, with the band s(λ ± σ)."""
+    reports = results.reports[results.reports["trial_id"] == results.best["trial_id"]].sort_values("steps")
+    names = list(results.space)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        low, high = _band(results, reports, name)
+        axis.fill_between(reports["epoch"], low, high, color=_BLUE, alpha=0.18, linewidth=0, label="s(λ ± σ)")
+        axis.plot(reports["epoch"], reports[f"hyperparameters/{name}"], color=_BLUE, label="s(λ)")
+        axis.set_title(name, fontsize=10)
+        if results.space[name]["kind"] == "Positive":
+            axis.set_yscale("log")
+        _style(axis, "epoch", "")
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_visible(False)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    return _save(figure, results.folder / SCHEDULES)
+
+
+def plot_loss(results: Results) -> Path:
+    """Draw the validation loss of every trial, and the best so far, over the time spent in trials."""
+    reports = results.reports.sort_values("timestamp", kind="stable").copy()
+    reports["spent"] = reports.groupby("trial_id")["seconds/total"].diff().fillna(reports["seconds/total"]).cumsum()
+    loss = reports["valid_loss"].replace([np.inf, -np.inf], np.nan)
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for index, (_, trial) in enumerate(reports.groupby("trial_id", sort=False)):
+        axis.plot(
+            trial["spent"], loss[trial.index], color=_GREY, alpha=0.55, linewidth=0.8,
+            label="one trial" if index == 0 else None,
+        )  # fmt: skip
+    axis.step(reports["spent"], loss.cummin(), where="post", color=_ORANGE, linewidth=2, label="best so far")
+    axis.set_yscale("log")
+    # A trial that diverges must not squeeze all others into a line.
+    axis.set_ylim(top=1.5 * reports.groupby("trial_id")["valid_loss"].first().replace(np.inf, np.nan).max())
+    _style(axis, "seconds in trials, all together", "validation loss")
+    axis.legend(frameon=False)
+    return _save(figure, results.folder / LOSS)
+
+
+def _style(axis: Any, x: str, y: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def write_page(results: Results) -> Path:
+    """Write `report.html` with both pictures and the tables inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ray_deltastn"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    header, rows = results.trial_table()
+    pictures = [
+        (title, text, base64.b64encode((results.folder / name).read_bytes()).decode())
+        for title, text, name in (
+            ("Schedules", "Hyperparameters of the best trial over its epochs; the band is s(λ ± σ).", SCHEDULES),
+            ("Loss over time", "Validation loss of every trial over the time spent in all of them.", LOSS),
+        )
+    ]
+    page = environment.get_template("report.html").render(
+        title=results.folder.name,
+        best=results.best_table(),
+        header=header,
+        rows=rows,
+        pictures=pictures,
+        notes=results.notes(),
+        config=json.dumps(results.config, indent=2),
+        version=__version__,
+    )
+    path = results.folder / PAGE
+    path.write_text(page)
+    return path
+
+
+def write_report(folder: Path) -> Results:
+    """Write both pictures and the page into a results folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished experiment.
+    """
+    results = Results(folder)
+    plot_schedules(results)
+    plot_loss(results)
+    write_page(results)
+    return results

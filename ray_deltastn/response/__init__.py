@@ -1,0 +1,8 @@
+"""Structured responses of a network's parameters to hyperparameters, and the linearised two-stream pass."""
+
+from ray_deltastn.response.coverage import Coverage
+from ray_deltastn.response.linearise import linearised_forward
+from ray_deltastn.response.response import Response
+from ray_deltastn.response.weights import Weights
+
+__all__ = ["Coverage", "Response", "Weights", "linearised_forward"]

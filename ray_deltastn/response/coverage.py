@@ -1,0 +1,80 @@
+"""Which parameters of a model respond to the hyperparameters, and why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ray_deltastn.response.kinds import LayerKind, kind_of
+
+
+@dataclass
+class Owner:
+    """One place where a responding parameter is used: a layer, and which of its parameters it is."""
+
+    layer_name: str
+    layer: nn.Module
+    kind: LayerKind
+    role: str  # "weight" or "bias"
+
+
+@dataclass
+class Coverage:
+    """Report of a conversion.
+
+    Attributes:
+        covered: parameter name → its shape as text.
+        uncovered: parameter name → the reason why it has no response.
+        layers: number of layers with a response.
+    """
+
+    covered: dict[str, str] = field(default_factory=dict)
+    uncovered: dict[str, str] = field(default_factory=dict)
+    layers: int = 0
+
+    def __str__(self) -> str:
+        head = f"{len(self.covered)} parameters in {self.layers} layers respond, {len(self.uncovered)} do not"
+        return "\n".join([head, *(f"  without response: {name}: {why}" for name, why in self.uncovered.items())])
+
+
+def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]:
+    """Find the parameters that can respond, each with all layers that use it.
+
+    Returns:
+        Owners by parameter in order of appearance, tied parameters once; and the coverage report.
+    """
+    owners: dict[nn.Parameter, list[Owner]] = {}
+    reasons: dict[nn.Parameter, str] = {}
+    layers = 0
+    inside_attention = {
+        id(child) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
+    }
+    for layer_name, layer in model.named_modules():
+        kind = kind_of(layer)
+        found = False
+        for role, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                reasons[parameter] = "frozen (requires_grad=False)"
+            elif id(layer) in inside_attention:
+                reasons[parameter] = "used by nn.MultiheadAttention without calling a layer"
+            elif kind is None:
+                reasons[parameter] = f"owned directly by {type(layer).__name__}"
+            elif why := kind.refuse(layer):
+                reasons[parameter] = why
+            elif role not in ("weight", "bias"):
+                reasons[parameter] = f"no rule for the role {role!r} in {type(layer).__name__}"
+            else:
+                owners.setdefault(parameter, []).append(Owner(layer_name, layer, kind, role))
+                found = True
+        layers += found
+    # One use outside the table would see the old weight: then the parameter cannot respond anywhere.
+    for parameter in reasons.keys() & owners.keys():
+        owners.pop(parameter)
+    report = Coverage(layers=layers)
+    for name, parameter in model.named_parameters():
+        if parameter in owners:
+            report.covered[name] = "×".join(map(str, parameter.shape))
+        else:
+            report.uncovered[name] = reasons[parameter]
+    return owners, report

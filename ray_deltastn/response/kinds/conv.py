@@ -1,0 +1,15 @@
+"""Convolutions in one, two and three dimensions: kernels change per output channel (Eqn. E.1)."""
+
+from torch import Tensor, nn
+
+from ray_deltastn.response.kinds.base import LayerKind, on_channels, uniform_fan_in
+
+
+def apply(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
+    """W ∗ x with the layer's own stride, padding and its mode, dilation and groups."""
+    return layer._conv_forward(x, weight, None)
+
+
+CONV = LayerKind(
+    types=(nn.Conv1d, nn.Conv2d, nn.Conv3d), apply=apply, place=on_channels, initialise=uniform_fan_in, linear=True
+)

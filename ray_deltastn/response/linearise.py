@@ -1,0 +1,45 @@
+"""The network linearised in its weights: two streams, (primal, tangent), in one forward pass.
+
+| symbol                  | code      | meaning                                     |
+|-------------------------|-----------|---------------------------------------------|
+| f(x, w₀, λ+ε)           | `primal`  | output at the current weights               |
+| J_yw Θδ                 | `tangent` | directional derivative of f along Θδ        |
+
+Leaf layers add their part of the tangent (see `Response`); all else follows PyTorch's forward-mode rules.
+"""
+
+from __future__ import annotations
+
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ray_deltastn.response.response import Response
+
+
+def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: Tensor) -> Tensor:
+    """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of a linearised network (Eqn. 3.13).
+
+    Differentiate the result after this function has returned: inside the forward-mode level a backward pass costs more
+    than twice as much, since it carries tangents of its own.
+
+    Args:
+        model: the network, at its current weights w₀.
+        x: inputs (B, …).
+        response: the response attached to `model`.
+        delta: displacement δ, (B, h) or (1, h).
+
+    Returns:
+        Predictions of the network's output shape, differentiable in Θ and δ.
+
+    Raises:
+        TypeError: if the model's output is not a tensor.
+        NotImplementedError: if a layer has no forward-mode rule (fused LSTM or GRU kernels, say).
+    """
+    # The fused attention kernels have no forward-mode rule; the math backend has.
+    with fwAD.dual_level(), response.displaced(delta, linearised=True), sdpa_kernel(SDPBackend.MATH):
+        output = model(x)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
+        primal, tangent = fwAD.unpack_dual(output)
+    return primal if tangent is None else primal + tangent

@@ -1,0 +1,225 @@
+"""The structured response Θ of a network, attached to an unmodified module.
+
+| symbol         | code         | shape            | meaning                                                   |
+|----------------|--------------|------------------|-----------------------------------------------------------|
+| δ              | `delta`      | (B or 1, h)      | displacement of the hyperparameters, one row per example  |
+| U, V           | `U`          | (K, h)           | all rows of all U's and V's of (3.14), in one matrix      |
+| W_resp, b_resp | `directions` | the parameters'  | what the rows move along                                  |
+| Uδ, Vδ         | `row_change` | (B or 1, K)      | one product for the whole network, then split per layer   |
+| Θδ             |              |                  | (Uδ) ⊙_row W_resp for every parameter, never formed       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+
+from ray_deltastn.response.coverage import Owner, survey
+from ray_deltastn.response.kinds.base import LayerKind, on_features
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one responding parameter lives in the matrix U: rows `start` to `stop`."""
+
+    name: str
+    parameter: nn.Parameter
+    rows: str  # "output" | "feature" | "element", see LayerKind
+    start: int
+    stop: int
+
+    def by_row(self, tensor: Tensor) -> Tensor:
+        """View a tensor of the parameter's shape as (k, elements of a row)."""
+        if self.rows == "element":
+            return tensor.reshape(-1, 1)
+        return (tensor if self.rows == "output" else tensor.transpose(0, 1)).reshape(self.stop - self.start, -1)
+
+    def change(self, row_change: Tensor, direction: Tensor) -> Tensor:
+        """One dense change (Uδ) ⊙_row W_resp of the parameter's shape, for a single row_change (K,)."""
+        part = row_change[self.start : self.stop]
+        if self.rows == "element":
+            return part.view(direction.shape) * direction
+        if self.rows == "feature":
+            return part * direction
+        return part.view(-1, *(1,) * (direction.dim() - 1)) * direction
+
+
+class Response(nn.Module):
+    """Θ = (U, V, W_resp, b_resp), the structured response Jacobian of a network (Eqns. 3.14, E.1).
+
+    The model keeps its class and its `state_dict`; forward hooks add the change that a displacement δ causes in each
+    layer's output, and do nothing while there is none. U and V start at zero, so the response starts at zero too.
+
+    Args:
+        model: any module; layers in `response.kinds.KINDS` respond, `coverage` names the rest.
+        hyperparameters: number h of hyperparameters.
+        generator: source of randomness of W_resp and b_resp, on the CPU.
+
+    Raises:
+        ValueError: if no parameter of the model can respond.
+    """
+
+    U: nn.Parameter
+
+    def __init__(self, model: nn.Module, hyperparameters: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        owners, self.coverage = survey(model)
+        if not owners:
+            raise ValueError(
+                f"`model` needs at least one trainable layer that can respond, got {type(model).__name__} with none: "
+                + str(self.coverage)
+            )
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.slots: list[Slot] = []
+        self._layers: dict[nn.Module, dict[str, tuple[Slot, LayerKind]]] = {}
+        self.directions = nn.ParameterDict()
+        start = 0
+        for parameter, users in owners.items():
+            rows = _rows(users)
+            stop = start + _row_count(parameter, rows)
+            slot = Slot(names[parameter], parameter, rows, start, stop)
+            self.slots.append(slot)
+            self.directions[_key(slot.name)] = nn.Parameter(_direction(users[0], parameter, generator))
+            for user in users:
+                self._layers.setdefault(user.layer, {})[user.role] = (slot, user.kind)
+            start = stop
+        like = self.slots[0].parameter
+        self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
+        self._by_slot: dict[str, Tensor] = {}
+        self._linearised = False
+        self.called: set[str] = set()
+        self._names = {layer: name for name, layer in model.named_modules()}
+        self._input_tangent: Tensor | None = None
+        self._handles = [layer.register_forward_hook(self._after, with_kwargs=True) for layer in self._layers]
+        self._handles += [
+            layer.register_forward_pre_hook(self._before, with_kwargs=True)
+            for layer, parts in self._layers.items()
+            if any(kind.linear for _, kind in parts.values())
+        ]
+
+    def release(self) -> None:
+        """Take the hooks off the model, which is then as it was before."""
+        for handle in self._handles:
+            handle.remove()
+
+    def drop_uncalled(self) -> None:
+        """After a trial pass, list parameters of layers that were never called as without response."""
+        for layer, parts in self._layers.items():
+            if self._names[layer] not in self.called:
+                for slot, _ in parts.values():
+                    if self.coverage.covered.pop(slot.name, None) is not None:
+                        self.coverage.uncovered[slot.name] = f"layer '{self._names[layer]}' is never called"
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the model's parameters that respond."""
+        return [slot.name for slot in self.slots]
+
+    def direction(self, slot: Slot) -> Tensor:
+        """W_resp or b_resp of a parameter."""
+        return self.directions[_key(slot.name)]
+
+    def row_change(self, delta: Tensor) -> Tensor:
+        """Uδ and Vδ of the whole network: (B, K) for δ (B, h)."""
+        return delta.to(self.U.dtype) @ self.U.T
+
+    @contextmanager
+    def displaced(self, delta: Tensor | None, linearised: bool = False) -> Iterator[None]:
+        """Let the network respond to δ while inside.
+
+        Args:
+            delta: (B, h), or (1, h) for one displacement of the whole batch; None for no response at all.
+            linearised: add the change to the tangent of forward-mode AD instead of to the output (Eqn. 3.13).
+        """
+        if delta is None:
+            yield
+            return
+        parts = self.row_change(delta).split([slot.stop - slot.start for slot in self.slots], -1)
+        self._by_slot = dict(zip((slot.name for slot in self.slots), parts, strict=True))
+        self._linearised = linearised
+        try:
+            yield
+        finally:
+            self._by_slot = {}
+
+    def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # PyTorch's rule would also multiply x by the weight's tangent, which is zero: one product too many.
+        if not (self._by_slot and self._linearised):
+            return None
+        primal, self._input_tangent = fwAD.unpack_dual(_input(args, kwargs))
+        return (primal,), {}
+
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        if not self._by_slot:
+            return None
+        x = _input(args, kwargs)
+        self.called.add(self._names[layer])
+        if not self._linearised:
+            return output + self._branch(layer, x, output)
+        # The factor Uδ of the change has no primal part, so W_resp ẋ is never needed: only the primal x is.
+        x = fwAD.unpack_dual(x).primal
+        primal, tangent = fwAD.unpack_dual(output)
+        change = self._branch(layer, x, primal).to(primal.dtype)
+        if self._input_tangent is not None:
+            kind = next(iter(self._layers[layer].values()))[1]
+            tangent, self._input_tangent = kind.apply(layer, self._input_tangent, layer.weight), None  # type: ignore[arg-type]
+        return fwAD.make_dual(primal, change if tangent is None else tangent + change)
+
+    def _branch(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
+        terms: list[Tensor] = []
+        for role, (slot, kind) in self._layers[layer].items():
+            rows, direction = self._by_slot[slot.name], self.direction(slot)
+            if rows.shape[0] not in (1, output.shape[0]):
+                raise ValueError(
+                    f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "
+                    f"a batch of {rows.shape[0]} in layer '{self._names[layer]}'"
+                )
+            if role == "bias":
+                terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))
+            elif slot.rows == "feature" and kind.rows == "output":
+                # A linear layer tied to an embedding: the rows of the table's response are this layer's inputs.
+                terms.append(kind.apply(layer, x * on_features(layer, rows, x), direction))
+            else:
+                out = kind.apply(layer, x, direction)
+                terms.append(out * kind.place(layer, rows.to(out.dtype), out))
+        return terms[0] if len(terms) == 1 else torch.add(*terms)
+
+    def fold(self, delta: Tensor) -> dict[str, Tensor]:
+        """Dense parameters w₀ + Θδ by name, for one δ (h,)."""
+        row_change = self.row_change(delta[None])[0]
+        return {s.name: s.parameter + s.change(row_change, self.direction(s)) for s in self.slots}
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _rows(users: list[Owner]) -> str:
+    # A table tied between an embedding and a linear layer has the embedding's structure in both.
+    kinds = [user.kind.rows if user.role == "weight" else "element" for user in users]
+    return "feature" if "feature" in kinds else kinds[0]
+
+
+def _row_count(parameter: nn.Parameter, rows: str) -> int:
+    return {"output": parameter.shape[0], "feature": parameter.shape[-1], "element": parameter.numel()}[rows]
+
+
+def _direction(owner: Owner, parameter: nn.Parameter, generator: torch.Generator | None) -> Tensor:
+    direction = torch.empty(parameter.shape, dtype=parameter.dtype)
+    if owner.role == "weight":
+        owner.kind.initialise(owner.layer, direction, generator)
+    else:
+        bound = 0.1 / max(1, parameter.numel()) ** 0.5
+        direction.uniform_(-bound, bound, generator=generator)
+    return direction.to(parameter.device)

@@ -1,0 +1,56 @@
+"""The weights that a penalty sees: w₀ + Θδ, one set per example, never formed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ray_deltastn.response.response import Response
+
+
+class Weights:
+    """The network's weights w₀ + Θδ under a displacement of the hyperparameters.
+
+    Args:
+        model: the network with the weights w₀.
+        response: its response, or None for plain weights.
+        delta: displacement (B, h), or None for plain weights.
+    """
+
+    def __init__(self, model: nn.Module, response: Response | None = None, delta: Tensor | None = None) -> None:
+        self.model = model
+        self.response = response if delta is not None else None
+        self.delta = delta
+
+    def squared_norm(self, biases: bool = True) -> Tensor:
+        """‖w₀ + Θδ‖², in closed form.
+
+        Row r of a parameter moves by a_r = (Uδ)_r along W_resp,r, so that
+        ‖w₀ + Θδ‖² = ‖w₀‖² + Σ_r (2 a_r ⟨W₀,r, W_resp,r⟩ + a_r² ‖W_resp,r‖²).
+
+        Args:
+            biases: count parameters with fewer than two axes (biases, normalisation) too.
+
+        Returns:
+            (B,) under a displacement, else a scalar.
+        """
+        parameters = [p for p in self.model.parameters() if biases or p.dim() > 1]
+        if not parameters:
+            raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
+        base = torch.stack([p.square().sum() for p in parameters]).sum()
+        if self.response is None or self.delta is None:
+            return base
+        inner, norm, keep = [], [], []
+        for slot in self.response.slots:
+            chosen = biases or slot.parameter.dim() > 1
+            keep.append((slot, chosen))
+            if chosen:
+                along = slot.by_row(self.response.direction(slot))
+                inner.append((slot.by_row(slot.parameter) * along).sum(-1))
+                norm.append(along.square().sum(-1))
+        if not inner:
+            return base.expand(self.delta.shape[0])
+        rows = self.response.row_change(self.delta)  # (B, K)
+        if not all(chosen for _, chosen in keep):
+            rows = torch.cat([rows[:, s.start : s.stop] for s, chosen in keep if chosen], -1)
+        return base + 2 * rows @ torch.cat(inner) + rows.square() @ torch.cat(norm)

@@ -1,0 +1,191 @@
+"""How a run trains: every option of `SelfTuner` and of a trial, with the paper's defaults."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
+
+from ray_deltastn.methods import Method, get_method
+
+SCHEDULES: dict[str, Any] = {
+    "step": StepLR,
+    "multistep": MultiStepLR,
+    "cosine": CosineAnnealingLR,
+    "plateau": ReduceLROnPlateau,
+}
+OPTIMIZERS = ("sgd", "adam", "adamw")
+HYPER_OPTIMIZERS = ("rmsprop", "adam")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a run.
+
+    Args:
+        method: `fixed`, `stn`, `centered-stn` or `delta-stn` (or a `Method` of your own).
+        epochs: passes over the training data.
+        batch_size: examples in a training minibatch.
+        valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
+        lr: learning rate α₁ of w₀ and Θ.
+        momentum: momentum of SGD; the first beta of Adam and AdamW.
+        optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
+        schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
+            `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
+        hyper_lr: learning rate α₂ of λ.
+        scale_lr: learning rate α₃ of σ; by default `hyper_lr`.
+        hyper_optimizer: `rmsprop` or `adam`, for λ and σ.
+        entropy_weight: τ, weight of the perturbation's entropy.
+        train_interval: T_train, train steps in a cycle.
+        valid_interval: T_valid, hyper steps in a cycle.
+        warmup: epochs without hyper steps at the start.
+        warmup_steps: the same in train steps; overrides `warmup`.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
+        tune_scale: tune σ; otherwise it stays at its initial value.
+        clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
+        patience: stop after so many reports without a better validation loss; None for never.
+        steps_per_report: train steps between reports; by default an epoch.
+        hyperparameters: for `fixed`: name → value, or one value per epoch.
+        seed: seed of order, perturbations, dropout and initial response.
+        device: `auto`, `cpu`, `cuda`, …
+
+    Raises:
+        ValueError: if an option breaks its rule; the message names the rule and the value got.
+    """
+
+    method: str | Method = "delta-stn"
+    epochs: int = 100
+    batch_size: int = 128
+    valid_batch_size: int | None = None
+    lr: float = 0.01
+    momentum: float = 0.9
+    optimizer: str = "sgd"
+    schedule: str | Mapping[str, Any] | None = None
+    hyper_lr: float = 0.01
+    scale_lr: float | None = None
+    hyper_optimizer: str = "rmsprop"
+    entropy_weight: float = 1e-3
+    train_interval: int = 5
+    valid_interval: int = 1
+    warmup: float = 5
+    warmup_steps: int | None = None
+    response_fraction: float = 1.0
+    tune_scale: bool = True
+    clip_grad: float | None = None
+    patience: int | None = None
+    steps_per_report: int | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        method = get_method(self.method)
+        for name in ("epochs", "batch_size", "train_interval", "valid_interval"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("valid_batch_size", "patience", "steps_per_report"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        if self.warmup_steps is not None:
+            _whole("warmup_steps", self.warmup_steps, 0)
+        _whole("seed", self.seed, 0)
+        for name in ("lr", "hyper_lr"):
+            _number(name, getattr(self, name), above=0.0)
+        for name in ("scale_lr", "clip_grad"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), above=0.0)
+        for name in ("entropy_weight", "warmup"):
+            _number(name, getattr(self, name), least=0.0)
+        _number("momentum", self.momentum, least=0.0, below=1.0)
+        _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
+        for name, known in (("optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.response_fraction != 1.0 and method.responds and not method.split:
+            raise ValueError(
+                f"`response_fraction` needs a method that trains Θ apart from w₀, got {self.response_fraction} with "
+                f"'{method.name}'"
+            )
+        if self.hyperparameters and method.responds:
+            raise ValueError(
+                f"`hyperparameters` are constants for method 'fixed', got them with '{method.name}'; set initial "
+                "values in the HyperSpace"
+            )
+        self._schedule_arguments()
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all options."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def nearest(cls, name: str) -> str | None:
+        """The option that a misspelt name probably means."""
+        near = difflib.get_close_matches(name, cls.names(), n=1, cutoff=0.8)
+        return near[0] if near else None
+
+    def _schedule_arguments(self) -> tuple[str, dict[str, Any]] | None:
+        if self.schedule is None:
+            return None
+        given: dict[str, Any] = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
+        name = given.pop("name", None)
+        if name not in SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {name!r}")
+        if name == "cosine":
+            given.setdefault("T_max", self.epochs)
+        dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], self.lr)
+        try:
+            SCHEDULES[name](dummy, **given)
+        except TypeError as error:
+            raise ValueError(
+                f"`schedule` must hold the arguments of {SCHEDULES[name].__name__}, got {given}: {error}"
+            ) from None
+        return name, given
+
+    def make_optimizer(self, parameters: Any) -> Optimizer:
+        """Optimiser for w₀ or Θ."""
+        parameters = list(parameters)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, betas=(self.momentum, 0.999))
+
+    def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter) -> Optimizer:
+        """Optimiser for λ and, if tuned, σ."""
+        groups: list[dict[str, Any]] = [{"params": [lam], "lr": self.hyper_lr}]
+        if self.tune_scale:
+            groups.append({"params": [raw_scale], "lr": self.scale_lr or self.hyper_lr})
+        kind = torch.optim.RMSprop if self.hyper_optimizer == "rmsprop" else torch.optim.Adam
+        return kind(groups, lr=self.hyper_lr)
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
+        """Learning-rate schedule, PyTorch's own, or None."""
+        chosen = self._schedule_arguments()
+        return None if chosen is None else SCHEDULES[chosen[0]](optimizer, **chosen[1])
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name} >= {least}` must hold for a whole number, got {name}={value!r}")
+
+
+def _number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    rules = [(above, ">"), (least, ">="), (below, "<"), (most, "<=")]
+    text = " and ".join(f"{name} {sign} {bound:g}" for bound, sign in rules if bound is not None)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and (above is None or value > above) and (least is None or value >= least)
+    if not (good and (below is None or value < below) and (most is None or value <= most)):
+        raise ValueError(f"`{text}` must hold, got {name}={value!r}")

@@ -1,0 +1,209 @@
+"""The space of tuned hyperparameters: λ, σ, the map s, perturbations and their entropy.
+
+| symbol | code        | shape  | meaning                                          |
+|--------|-------------|--------|--------------------------------------------------|
+| λ      | `lam`       | (h,)   | unconstrained hyperparameters, "current"         |
+| s(λ)   | `values`    | (…, h) | hyperparameters in their own domain              |
+| σ      | `scale`     | (h,)   | perturbation scale, softplus of `raw_scale`      |
+| ε      | `eps`       | (B, h) | perturbation, one row per example                |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_deltastn.domains import Hyperparameter
+
+
+class HyperSpace(nn.Module):
+    """Named hyperparameters with their unconstrained values λ and perturbation scales σ.
+
+    λ and σ are parameters of this module, so `state_dict`, `load_state_dict` and `to` work as for any module; a state
+    of another space is refused.
+
+    Args:
+        hyperparameters: name = `Bounded | Positive | Integer | LowerBounded | UpperBounded | Unbounded`.
+
+    Raises:
+        ValueError: if there is none, or one breaks a rule of its domain (initial value on a bound, σ ≤ 0, …).
+        TypeError: if a value is not a hyperparameter.
+
+    Example:
+        >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
+        >>> space.named(space.values())["dropout"]
+        tensor(0.0500, dtype=torch.float64)
+    """
+
+    lam: nn.Parameter
+    raw_scale: nn.Parameter
+    _order: Tensor
+    _inverse_order: Tensor
+    _bounds: Tensor
+    _shared_columns: Tensor
+
+    def __init__(self, **hyperparameters: Hyperparameter) -> None:
+        super().__init__()
+        if not hyperparameters:
+            raise ValueError("`HyperSpace` needs at least one hyperparameter, got none")
+        for name, hyperparameter in hyperparameters.items():
+            if not isinstance(hyperparameter, Hyperparameter):
+                raise TypeError(f"`{name}` must be a hyperparameter such as `Bounded(...)`, got {hyperparameter!r}")
+            hyperparameter.check(name)
+        self.hyperparameters = dict(hyperparameters)
+        self.names = tuple(hyperparameters)
+        kinds = [type(p) for p in hyperparameters.values()]
+        # One column index per kind, so that s is a handful of vectorised operations whatever h is.
+        self._kinds: list[type[Hyperparameter]] = sorted(set(kinds), key=lambda kind: kind.__name__)
+        columns = [[i for i, k in enumerate(kinds) if k is kind] for kind in self._kinds]
+        bounds = torch.tensor([p.bounds for p in hyperparameters.values()], dtype=torch.float64)
+        order = [i for group in columns for i in group]
+        inverse_order = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+        self._sizes = [len(group) for group in columns]
+        self._identity_order = order == list(range(len(order)))
+        self.register_buffer("_order", torch.tensor(order), persistent=False)
+        self.register_buffer("_inverse_order", inverse_order, persistent=False)
+        self.register_buffer("_bounds", bounds[order].T.contiguous(), persistent=False)
+        shared = [i for i, p in enumerate(hyperparameters.values()) if p.per == "batch"]
+        self._shared = shared
+        self.register_buffer("_shared_columns", torch.tensor(shared, dtype=torch.long), persistent=False)
+        initial = torch.tensor([p.initial for p in hyperparameters.values()], dtype=torch.float64)
+        scale = torch.tensor([p.scale for p in hyperparameters.values()], dtype=torch.float64)
+        dtype = torch.get_default_dtype()
+        self.lam = nn.Parameter(self.inverse(initial).to(dtype))
+        self.raw_scale = nn.Parameter((scale + torch.log(-torch.expm1(-scale))).to(dtype))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HyperSpace:
+        # Bounds stay float64 whatever the dtype of λ: s is computed in float64.
+        super()._apply(fn, recurse)
+        if self._bounds.dtype != torch.float64:
+            rows = list(self.hyperparameters.values())
+            bounds = torch.tensor([rows[i].bounds for i in self._order.tolist()], dtype=torch.float64)
+            self._bounds = bounds.T.contiguous().to(self._order.device)
+        return self
+
+    def _per_kind(self, which: str, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(torch.float64)
+        if not self._identity_order:
+            inputs = inputs[..., self._order]
+        if len(self._kinds) == 1:
+            out = getattr(self._kinds[0], which)(inputs, self._bounds[0], self._bounds[1])
+        else:
+            parts = zip(self._kinds, inputs.split(self._sizes, -1), self._bounds.split(self._sizes, -1), strict=True)
+            out = torch.cat([getattr(kind, which)(part, low, high) for kind, part, (low, high) in parts], -1)
+        return out if self._identity_order else out[..., self._inverse_order]
+
+    def values(self, lam: Tensor | None = None) -> Tensor:
+        """s(λ), the hyperparameters in their own domains (Eqn. F.1); rounded where they are whole numbers.
+
+        Args:
+            lam: unconstrained values (…, h); by default the current λ.
+
+        Returns:
+            Values (…, h) in float64.
+        """
+        return self._per_kind("forward", self.lam if lam is None else lam)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """s⁻¹(values): unconstrained values (…, h) in float64; finite also on a bound."""
+        return self._per_kind("inverse", values)
+
+    def named(self, values: Tensor) -> dict[str, Tensor]:
+        """Values (…, h) as a dictionary of tensors (…) by name."""
+        return dict(zip(self.names, values.unbind(-1), strict=True))
+
+    @property
+    def scale(self) -> Tensor:
+        """σ = softplus(raw_scale), positive, (h,)."""
+        return F.softplus(self.raw_scale)
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw perturbations ε = σ ⊙ z, z ~ N(0, I), differentiable in σ.
+
+        Args:
+            batch: number of rows B.
+            generator: source of randomness, on the device of λ.
+
+        Returns:
+            ε (B, h); a hyperparameter with `per="batch"` has the same entry in every row.
+        """
+        z = torch.randn(batch, len(self), generator=generator, device=self.lam.device, dtype=self.lam.dtype)
+        if self._shared:
+            z[:, self._shared_columns] = z[0, self._shared_columns]
+        return self.scale * z
+
+    def entropy(self) -> Tensor:
+        """H[p(ε|σ)] = Σ log σ + h/2·log(2πe), the entropy of the perturbation (Eqn. 2.7)."""
+        return self.scale.log().sum() + 0.5 * len(self) * math.log(2 * math.pi * math.e)
+
+    def fixed_values(self, given: Mapping[str, Any], epochs: int | None = None) -> Tensor:
+        """Constant values or schedules as a table; hyperparameters not named keep their initial value.
+
+        Args:
+            given: name → number, or name → one number per epoch (the last one stays on).
+            epochs: length of the table; by default that of the longest schedule.
+
+        Returns:
+            Table (epochs, h) in float64.
+
+        Raises:
+            ValueError: if a name is unknown or a value lies outside its domain (bounds are allowed here).
+        """
+        self.require(given, "`hyperparameters`")
+        rows = max([epochs or 1, *(len(v) for v in given.values() if isinstance(v, (list, tuple)))])
+        table = []
+        for name, hyperparameter in self.hyperparameters.items():
+            value = given.get(name, hyperparameter.initial)
+            if isinstance(value, (list, tuple)) and not value:
+                raise ValueError(f"a schedule must hold at least one value, got none for '{name}'")
+            hyperparameter.check_value(name, value)
+            column = list(value) if isinstance(value, (list, tuple)) else [value]
+            table.append((column + [column[-1]] * rows)[:rows])
+        return torch.tensor(table, dtype=torch.float64).T.contiguous()
+
+    def require(self, names: Any, where: str) -> None:
+        """Raise ValueError unless every name is one of this space's; `where` says who asked."""
+        for name in names:
+            if name not in self.hyperparameters:
+                known = ", ".join(self.names)
+                raise ValueError(f"{where} names the unknown hyperparameter {name!r}; the space has: {known}")
+
+    def to_tune(self) -> dict[str, Any]:
+        """Ray Tune domains of these hyperparameters, for black-box search with `method="fixed"`.
+
+        Both bounds → `uniform`, whole numbers → `randint`, positive → `loguniform`.
+
+        Raises:
+            ValueError: if a domain is open and has no `search` range.
+        """
+        from ray import tune  # here and not above: the mathematics works without Ray
+
+        domains = {}
+        for name, p in self.hyperparameters.items():
+            low, high = p.search_range(name)
+            if p.integer:
+                domains[name] = tune.randint(int(low), int(high) + 1)
+            else:
+                domains[name] = tune.loguniform(low, high) if p.log_search else tune.uniform(low, high)
+        return domains
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a state must agree on: name → kind, bounds and sharing."""
+        return {n: f"{type(p).__name__}{p.bounds} per {p.per}" for n, p in self.hyperparameters.items()}
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Fingerprint, stored with the state (called by `state_dict`)."""
+        return self.fingerprint()
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Refuse the state of another space (called by `load_state_dict`)."""
+        if state != self.fingerprint():
+            raise ValueError(f"`state` must come from the same space, got {state}, here {self.fingerprint()}")

@@ -1,0 +1,70 @@
+"""Putting a saved state into a run whose own settings win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+#: Version of the layout of `SelfTuner.state_dict`.
+VERSION = 1
+
+
+def identity(method: str, space: Mapping[str, str], settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What a state and the run it is loaded into must have in common."""
+    return {
+        "version": VERSION,
+        "method": method,
+        "space": dict(space),
+        **{name: settings[name] for name in ("optimizer", "hyper_optimizer", "tune_scale")},
+        "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
+    }
+
+
+def require_same(state: Any, own: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the first difference, unless the state's identity is the run's own."""
+    saved = state.get("identity") if isinstance(state, Mapping) else None
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"`state` must be a SelfTuner's state_dict, got {type(state).__name__} without identity")
+    for what, mine in own.items():
+        theirs = saved.get(what)
+        if theirs == mine:
+            continue
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            name = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))[0]
+            raise ValueError(
+                f"`state` must come from the same {what}, got {theirs.get(name)!r} for '{name}', "
+                f"here {mine.get(name)!r}"
+            )
+        raise ValueError(f"`state` must come from a run with the same {what}, got {theirs!r}, here {mine!r}")
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], saved_lr: float | None) -> None:
+    """Load moments from a state, and keep the optimiser's own options.
+
+    Args:
+        optimizer: fresh optimiser of the run.
+        state: its saved state.
+        saved_lr: base learning rate of the saved run, if a schedule may have decayed it since; None for a constant one.
+    """
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    base = [group.get("initial_lr", group["lr"]) for group in own]
+    optimizer.load_state_dict(dict(state))
+    for group, options, lr in zip(optimizer.param_groups, own, base, strict=True):
+        decayed = group["lr"]
+        group.update(options)
+        if saved_lr is not None:
+            # Equal base rates give the saved rate itself, to the bit.
+            group["lr"] = decayed if lr == saved_lr else lr * (decayed / saved_lr)
+
+
+def load_schedule(schedule: Any, state: Mapping[str, Any], lr: float) -> None:
+    """Load a schedule's position, with the run's own base learning rate."""
+    own = {k: v for k, v in schedule.state_dict().items() if k in ("base_lrs",)}
+    decayed = [group["lr"] for group in schedule.optimizer.param_groups]
+    schedule.load_state_dict(dict(state))
+    schedule.__dict__.update(own)
+    if hasattr(schedule, "_last_lr"):
+        schedule._last_lr = decayed

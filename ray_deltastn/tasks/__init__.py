@@ -1,0 +1,60 @@
+"""Ready tasks by name, each a function of the trial's configuration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray_deltastn.task import Task
+from ray_deltastn.tasks.digits import digits_mlp
+
+READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
+    "digits-mlp": digits_mlp,
+}
+
+
+def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
+    """The function that builds a task.
+
+    Args:
+        task: a callable, an import string `"package.module:function"`, or the name of a ready task.
+
+    Raises:
+        ValueError: if the name is unknown or the import fails; the message says which and why.
+        TypeError: if it is nothing of the kind.
+    """
+    if callable(task):
+        return task
+    if not isinstance(task, str):
+        raise TypeError(f"`task` must be a callable, an import string or a ready task's name, got {task!r}")
+    if task in READY:
+        return READY[task]
+    if ":" not in task:
+        near = difflib.get_close_matches(task, READY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`task` must be one of {', '.join(READY)} or 'module:function', got {task!r}{hint}")
+    module, _, name = task.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`task` must be importable as 'module:function', got {task!r}: {error}") from error
+    if not callable(found):
+        raise TypeError(f"`task` must name a callable, got {task!r}, a {type(found).__name__}")
+    return found
+
+
+def build_task(config: Mapping[str, Any]) -> Task:
+    """Build the task of a trial from its configuration.
+
+    Raises:
+        ValueError: if `config` has no `task`, or it cannot be found.
+        TypeError: if what was built is not a `Task`.
+    """
+    if "task" not in config:
+        raise ValueError(f"`config` must hold 'task', got the keys {sorted(config)}")
+    task = find_task(config["task"])(config)
+    if not isinstance(task, Task):
+        raise TypeError(f"`task` must build a Task, got {type(task).__name__} from {config['task']!r}")
+    return task

@@ -1,0 +1,371 @@
+"""The training loop: warm-up, cycles of train and hyper steps, reports, and exact state in and out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ray_deltastn import random_state
+from ray_deltastn.checks import check_small_batches, try_out
+from ray_deltastn.data import stream
+from ray_deltastn.evaluation import evaluate
+from ray_deltastn.health import Health
+from ray_deltastn.methods import Method, Objective, Steps, get_method
+from ray_deltastn.regularizers import Setting
+from ray_deltastn.response import Coverage, Response
+from ray_deltastn.settings import Settings
+from ray_deltastn.state import identity, load_optimizer, load_schedule, require_same
+from ray_deltastn.task import Task
+
+
+class SelfTuner:
+    """Train a network and tune its regularisation online (Algorithms 1 and 2), without Ray.
+
+    Args:
+        task: model, hyperparameters, data and objective.
+        method: `fixed`, `stn`, `centered-stn` or `delta-stn`.
+        settings: options, see `Settings`.
+
+    Attributes:
+        model: the task's model, trained in place.
+        coverage: which parameters respond; None for `fixed`.
+        done: whether the run has ended, and `stop_reason` why.
+        last_report: the latest report, empty before the first.
+        algorithm: the train step and the hyper step, see `Steps`.
+
+    Raises:
+        ValueError: if an option, the data or the loss breaks a rule.
+        TypeError: if an argument is of the wrong kind, or a layer has no forward-mode rule.
+
+    Example:
+        >>> tuner = SelfTuner(task, epochs=20, lr=0.05)
+        >>> for report in tuner.fit():
+        ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])
+    """
+
+    def __init__(self, task: Task, method: str | Method = "delta-stn", **settings: Any) -> None:
+        unknown = [name for name in settings if name not in Settings.names()]
+        if unknown:
+            near = Settings.nearest(unknown[0])
+            raise ValueError(
+                f"options must be those of `Settings`, got {unknown[0]!r}"
+                + (f"; did you mean {near!r}?" if near else "")
+            )
+        if not isinstance(task, Task):
+            raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
+        self.task = task
+        self.settings = Settings(method=method, **settings)
+        self.method = get_method(method)
+        s = self.settings
+        self.device = torch.device(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.model: nn.Module = task.model.to(self.device)
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not self._trainable:
+            raise ValueError("`model` needs at least one trainable parameter, got none")
+        self.space = task.space.to(self.device, self._trainable[0].dtype)
+        self._make_streams()
+        self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
+        self.setting = Setting(self.space, self.generator)
+        for regularizer in task.regularizers:
+            regularizer.bind(self.setting)
+        self.response: Response | None = None
+        if self.method.responds:
+            initial = torch.Generator().manual_seed(random_state.seed_of(s.seed, 4))
+            self.response = Response(self.model, len(self.space), initial)
+        self.objective = Objective(
+            self.model, task.loss, self.space, self.setting, self.method, self.response,
+            valid_loss=task.valid_loss, augment=task.augmentations, penalty=task.penalties,
+            valid_penalty=task.valid_penalties,
+        )  # fmt: skip
+        self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
+        self._make_steps()
+        planned = max(0, s.epochs * len(self.train) - self.warmup_steps) // s.train_interval * s.valid_interval
+        self.health = Health(self.space, s.hyper_lr, planned, self.method.responds)
+        self.steps = 0
+        self.best_valid_loss = math.inf
+        self._reports_since_best = 0
+        self.stop_reason = ""
+        self._seconds = dict.fromkeys(("train", "hyper", "evaluate"), 0.0)
+        self._train_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._train_count = 0
+        self.last_report: dict[str, Any] = {}
+        self._valid_scores: tuple[int, dict[str, float]] | None = None
+        if not self.method.responds:
+            self.objective.constant = self._fixed_table[0]
+        with random_state.isolated(s.seed, self.device):
+            try_out(self.objective, self.valid)
+            check_small_batches(self.objective, self.train)
+            self._global_random = random_state.capture(self.device)
+
+    def _make_streams(self) -> None:
+        s, task = self.settings, self.task
+        self.train = stream(task.train, s.batch_size, "train", self.device, random_state.seed_of(s.seed, 0))
+        self.valid = stream(
+            task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, random_state.seed_of(s.seed, 1)
+        )
+        self.test = (
+            None
+            if task.test is None
+            else stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
+        )
+        self.warmup_steps = s.warmup_steps if s.warmup_steps is not None else round(s.warmup * len(self.train))
+        self.total_steps = s.epochs * len(self.train)
+
+    def _make_steps(self) -> None:
+        s = self.settings
+        self._weights_optimizer = s.make_optimizer(self._trainable)
+        self._schedule = s.make_schedule(self._weights_optimizer)
+        self._response_optimizer = self._hyper_optimizer = None
+        if self.response is not None:
+            self._response_optimizer = s.make_optimizer(self.response.parameters())
+            self._hyper_optimizer = s.make_hyper_optimizer(self.space.lam, self.space.raw_scale)
+        self.algorithm = Steps(
+            self.objective, self._weights_optimizer, self._response_optimizer, self._hyper_optimizer,
+            entropy_weight=s.entropy_weight, response_fraction=s.response_fraction, tune_scale=s.tune_scale,
+            clip_grad=s.clip_grad,
+        )  # fmt: skip
+        self._follow_schedule()
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """Which parameters respond to the hyperparameters, and why the others do not."""
+        return None if self.response is None else self.response.coverage
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return bool(self.stop_reason)
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the training data completed."""
+        return self.steps // len(self.train)
+
+    def fit(self) -> Iterator[dict[str, Any]]:
+        """Train to the end, one report at a time; continues where a loaded state left off."""
+        while not self.done:
+            yield self.step()
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next report (an epoch, or `steps_per_report`) and return it.
+
+        Returns:
+            `epoch`, `steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
+            `hyperparameters/<name>` in its own domain, `scale/<name>`, `lr`, `seconds/*`, `warning/*`, `diverged` and
+            `stop_reason`. Losses of a diverged run are infinite.
+
+        Raises:
+            RuntimeError: if the run has ended.
+        """
+        if self.done:
+            raise RuntimeError(f"`step` needs a run that has not ended, got one that stopped: {self.stop_reason}")
+        outer = random_state.capture(self.device)
+        random_state.restore(self._global_random, self.device)
+        try:
+            target = min(self.steps + (self.settings.steps_per_report or len(self.train)), self.total_steps)
+            self.model.train()
+            while self.steps < target:
+                self._train_step()
+                if self.steps % len(self.train) == 0 and self.steps < self.total_steps:
+                    self._end_epoch()
+            return self._report()
+        finally:
+            self._global_random = random_state.capture(self.device)
+            random_state.restore(outer, self.device)
+
+    def _train_step(self) -> None:
+        started = time.perf_counter()
+        if not self.method.responds:
+            self.objective.constant = self._fixed_table[min(self.epoch, len(self._fixed_table) - 1)]
+        x, y = self.train.next()
+        self._train_loss += self.algorithm.train_step(x, y)
+        self._train_count += 1
+        self.steps += 1
+        ended = time.perf_counter()
+        self._seconds["train"] += ended - started
+        if self.method.responds and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
+            self._hyper_steps()
+            self._seconds["hyper"] += time.perf_counter() - ended
+
+    def _hyper_steps(self) -> None:
+        self.model.eval()
+        for _ in range(self.settings.valid_interval):
+            before = self.space.lam.detach().clone()
+            self.algorithm.hyper_step(*self.valid.next())
+            self.health.watch(before)
+        self.model.train()
+
+    def _end_epoch(self) -> None:
+        if self._schedule is None:
+            return
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            self._schedule.step(self._evaluate_valid()["loss"])
+        else:
+            self._schedule.step()
+        self._follow_schedule()
+
+    def _follow_schedule(self) -> None:
+        if self._response_optimizer is not None:
+            for group in self._response_optimizer.param_groups:
+                group["lr"] = self._weights_optimizer.param_groups[0]["lr"]
+
+    def _report(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        if not self.method.responds:
+            self.objective.constant = self._fixed_table[min(max(self.epoch - 1, 0), len(self._fixed_table) - 1)]
+        train_loss = self._train_loss.item() / max(1, self._train_count)
+        self._train_loss.zero_()
+        self._train_count = 0
+        split = {"valid": self._evaluate_valid()}
+        if self.test is not None:
+            split["test"] = evaluate(self.objective, self.test, self.objective.valid_loss, self.task.metrics)
+        scores = {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
+        self._seconds["evaluate"] += time.perf_counter() - started
+        finite = bool(torch.isfinite(self.space.lam).all() & torch.isfinite(self.space.raw_scale).all())
+        diverged = not (math.isfinite(train_loss) and math.isfinite(scores["valid_loss"]) and finite)
+        if diverged:
+            self.stop_reason = (
+                f"diverged: train_loss={train_loss:g}, valid_loss={scores['valid_loss']:g} at step {self.steps}"
+            )
+            # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
+            scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
+            train_loss = math.inf
+        self._note_best(scores["valid_loss"])
+        if not self.done and self.steps >= self.total_steps:
+            self.stop_reason = "all epochs done"
+        values, scale = self.objective.current_values(), self.space.scale.detach()
+        report: dict[str, Any] = {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "train_loss": train_loss,
+            **scores,
+            "best_valid_loss": self.best_valid_loss,
+            **{f"hyperparameters/{n}": v for n, v in zip(self.space.names, values.tolist(), strict=True)},
+            **{f"scale/{n}": v for n, v in zip(self.space.names, scale.tolist(), strict=True)},
+            "lr": self._weights_optimizer.param_groups[0]["lr"],
+            **{f"seconds/{k}": v for k, v in self._seconds.items()},
+            "seconds/total": sum(self._seconds.values()),
+            **self.health.report(),
+            "diverged": diverged,
+            "stop_reason": self.stop_reason,
+        }
+        if not self.method.responds:
+            report.update({f"scale/{name}": 0.0 for name in self.space.names})
+        self.health.reset()
+        self.last_report = report
+        return report
+
+    def _evaluate_valid(self) -> dict[str, float]:
+        # A plateau schedule and the report at the end of an epoch want the same numbers: compute them once.
+        if self._valid_scores is None or self._valid_scores[0] != self.steps:
+            found = evaluate(self.objective, self.valid, self.objective.valid_loss, self.task.metrics)
+            self._valid_scores = (self.steps, found)
+        return self._valid_scores[1]
+
+    def _note_best(self, valid_loss: float) -> None:
+        if valid_loss < self.best_valid_loss:
+            self.best_valid_loss, self._reports_since_best = valid_loss, 0
+            return
+        self._reports_since_best += 1
+        if not self.done and self.settings.patience and self._reports_since_best >= self.settings.patience:
+            self.stop_reason = f"no better validation loss in {self.settings.patience} reports"
+
+    def hyperparameters(self) -> dict[str, float]:
+        """Values of the hyperparameters now, in their own domains."""
+        return dict(zip(self.space.names, self.objective.current_values().tolist(), strict=True))
+
+    def export(self) -> dict[str, Tensor]:
+        """The tuned network as a `state_dict` of its own plain class.
+
+        For `stn` the weights are r(λ), folded in; for the others they are w₀ as trained.
+        """
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if self.response is not None and not self.method.centered:
+            with torch.no_grad():
+                folded = self.response.fold(self.space.lam.detach())
+            tied = {id(p): folded[n] for n, p in self.model.named_parameters() if n in folded}
+            for name, parameter in self.model.named_parameters(remove_duplicate=False):
+                if id(parameter) in tied:
+                    state[name] = tied[id(parameter)].detach().clone()
+        return state
+
+    def release(self) -> nn.Module:
+        """Take everything of ours off the model, and return it."""
+        if self.response is not None:
+            self.response.release()
+        for regularizer in self.task.regularizers:
+            regularizer.bind(None)
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to continue to the bit: tensors and plain values (`weights_only=True` loads them)."""
+        optimizers = {
+            "weights": self._weights_optimizer,
+            "response": self._response_optimizer,
+            "hyper": self._hyper_optimizer,
+        }
+        return {
+            "identity": self._identity(),
+            "space": self.space.state_dict(),
+            "model": self.model.state_dict(),
+            "response": None if self.response is None else self.response.state_dict(),
+            "optimizers": {k: None if o is None else o.state_dict() for k, o in optimizers.items()},
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "lr": self.settings.lr,
+            "train": self.train.state_dict(),
+            "valid": self.valid.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_random": self._global_random,
+            "steps": self.steps,
+            "best_valid_loss": self.best_valid_loss,
+            "reports_since_best": self._reports_since_best,
+            "stop_reason": self.stop_reason,
+            "last_report": dict(self.last_report),
+            "seconds": dict(self._seconds),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.method.name, self.space.fingerprint(), vars(self.settings), self.model)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; this run's own settings win over those the state was saved under.
+
+        Learning rates, momenta and all other options of the optimisers are this run's, so that a scheduler may copy a
+        state and change them; a learning rate that a schedule had decayed stays decayed by the same factor.
+
+        Raises:
+            ValueError: if the state is not one of a run with this space, method, optimisers and model.
+        """
+        require_same(state, self._identity())
+        self.space.load_state_dict(state["space"])
+        self.model.load_state_dict(state["model"])
+        if self.response is not None:
+            self.response.load_state_dict(state["response"])
+        saved_lr = state["lr"]
+        for name, optimizer in (
+            ("weights", self._weights_optimizer),
+            ("response", self._response_optimizer),
+            ("hyper", self._hyper_optimizer),
+        ):
+            if optimizer is not None:
+                load_optimizer(optimizer, state["optimizers"][name], saved_lr if name != "hyper" else None)
+        if self._schedule is not None and state["schedule"] is not None:
+            load_schedule(self._schedule, state["schedule"], self.settings.lr)
+        self._follow_schedule()
+        self.train.load_state_dict(state["train"])
+        self.valid.load_state_dict(state["valid"])
+        self.generator.set_state(state["generator"].cpu())
+        self._global_random = state["global_random"]
+        self.steps = state["steps"]
+        self.best_valid_loss = state["best_valid_loss"]
+        self._reports_since_best = state["reports_since_best"]
+        self.stop_reason = state["stop_reason"]
+        self.last_report = dict(state["last_report"])
+        self._seconds = dict(state["seconds"])
+        self.health.reset()

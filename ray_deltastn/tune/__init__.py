@@ -1,0 +1,22 @@
+"""The Ray floor: trials that tune themselves, and searchers for what they cannot tune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray_deltastn.tune.trainable import DeltaSTNTrainable
+
+if TYPE_CHECKING:
+    from ray_deltastn.tune.skopt_search import SkOptSearch
+
+
+def __getattr__(name: str) -> Any:
+    # Only the driver needs scikit-optimize: workers start faster without it.
+    if name == "SkOptSearch":
+        from ray_deltastn.tune.skopt_search import SkOptSearch
+
+        return SkOptSearch
+    raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
+
+
+__all__ = ["DeltaSTNTrainable", "SkOptSearch"]

@@ -1,0 +1,190 @@
+"""The YAML file of an experiment, typed and checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from ray import tune
+
+from ray_deltastn.settings import Settings
+
+DOMAINS = (
+    "uniform",
+    "loguniform",
+    "quniform",
+    "qloguniform",
+    "randint",
+    "lograndint",
+    "qrandint",
+    "qlograndint",
+    "choice",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that breaks a rule; the message is one line."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TuneSection(_Section):
+    """How the trials are searched and run.
+
+    Attributes:
+        searcher: `skopt` (Gaussian process) or `random`.
+        num_samples: number of trials.
+        metric: report that is optimised; `mode` says which way.
+        max_concurrent: trials at a time; by default as many as fit the CPUs.
+        cpu: CPUs of one trial.
+        gpu: GPUs of one trial, may be a fraction.
+        checkpoint_every: reports between checkpoints of a trial.
+        max_failures: restarts of a trial that crashed or was killed.
+        seed: seed of the searcher.
+    """
+
+    searcher: Literal["skopt", "random"] = "skopt"
+    num_samples: int = Field(default=8, ge=1)
+    metric: str = "best_valid_loss"
+    mode: Literal["min", "max"] = "min"
+    max_concurrent: int | None = Field(default=None, ge=1)
+    cpu: float = Field(default=1, gt=0)
+    gpu: float = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=10, ge=1)
+    max_failures: int = Field(default=2, ge=-1)
+    seed: int = Field(default=0, ge=0)
+
+
+class ExperimentConfig(_Section):
+    """One reproducible experiment.
+
+    Attributes:
+        task: name of a ready task, or an import string `module:function`.
+        options: what the task's function reads.
+        train: options of `Settings`, the same for all trials.
+        search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`; a dot reaches into a mapping.
+        tune: how trials are searched and run.
+    """
+
+    task: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, str] = Field(default_factory=dict)
+    tune: TuneSection = TuneSection()
+
+    @field_validator("train")
+    @classmethod
+    def _known_options(cls, train: dict[str, Any]) -> dict[str, Any]:
+        for name in train:
+            if name not in Settings.names():
+                raise ValueError(unknown_key(f"train.{name}", [f"train.{n}" for n in Settings.names()]))
+        Settings(**train)
+        return train
+
+    def model_post_init(self, context: Any) -> None:
+        """Check what concerns several sections."""
+        known = {*Settings.names(), *self.options}
+        for name, text in self.search.items():
+            head = name.split(".")[0]
+            if head not in known:
+                raise ValueError(unknown_key(f"search.{name}", [f"search.{n}" for n in sorted(known)]))
+            if name in self.train:
+                raise ValueError(f"`{name}` must be either in `train` or in `search`, got both")
+            parse_domain(name, text)
+
+    def param_space(self) -> dict[str, Any]:
+        """Config of a trial, with Tune domains where it is searched."""
+        space: dict[str, Any] = {
+            "task": self.task,
+            **self.options,
+            **self.train,
+            "resources": {"cpu": self.tune.cpu, "gpu": self.tune.gpu},
+        }
+        for name, text in self.search.items():
+            *path, last = name.split(".")
+            inner = space
+            for part in path:
+                inner = inner.setdefault(part, {})
+            inner[last] = parse_domain(name, text)
+        return space
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """One line about a key that is not known, with the nearest one that is."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
+    return f"`{key}` is not a known key{hint}"
+
+
+def parse_domain(name: str, text: str) -> Any:
+    """The Tune domain that a text such as `loguniform(0.01, 0.3)` names.
+
+    Raises:
+        ValueError: if the text is no domain.
+    """
+    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", str(text), re.DOTALL)
+    if match is None or match[1] not in DOMAINS:
+        raise ValueError(f"`search.{name}` must be one of {', '.join(DOMAINS)} with its bounds, got {text!r}")
+    try:
+        arguments = ast.literal_eval(f"({match[2]},)")
+        return getattr(tune, match[1])(*arguments)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"`search.{name}` must be a domain with its bounds, got {text!r}: {error}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read, override and check a configuration.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value` with dots for sections, such as `train.epochs=5`; values are YAML.
+
+    Raises:
+        ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"`{path}` must be a readable file: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`{path}` must be YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"`{path}` must hold a mapping, got {type(data).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"`--set` must be key=value, got {override!r}")
+        *path_, last = key.split(".")
+        # Keys of `search` may hold dots themselves: `search.hyperparameters.dropout`.
+        if path_ and path_[0] == "search":
+            path_, last = ["search"], ".".join([*path_[1:], last])
+        inner = data
+        for part in path_:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"`--set {key}` must reach into a mapping, got {type(inner).__name__} at '{part}'")
+        inner[last] = yaml.safe_load(value)
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = ExperimentConfig if len(first["loc"]) == 1 else TuneSection
+        prefix = "" if len(first["loc"]) == 1 else "tune."
+        return unknown_key(key, [prefix + name for name in section.model_fields])
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"`{key}`: {first['msg']}, got {first['input']!r}"

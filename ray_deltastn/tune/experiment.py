@@ -1,0 +1,190 @@
+"""Run an experiment from its configuration, or continue one that was killed; never start over unasked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray import tune
+from ray.tune import Callback
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
+from ray.tune.search import BasicVariantGenerator
+
+from ray_deltastn import random_state
+from ray_deltastn.tasks import build_task
+from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.progress import Progress
+from ray_deltastn.tune.skopt_search import SkOptSearch
+from ray_deltastn.tune.trainable import DeltaSTNTrainable
+
+#: Files of a results folder.
+CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
+
+
+class ResumeError(RuntimeError):
+    """An experiment that cannot be continued, or that would be overwritten; the message is one line."""
+
+
+class _SameTrials(Callback):
+    """Stops a resumed experiment in which Tune has lost trials, instead of letting it start over."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = set(known)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        lost = self.known - {trial.trial_id for trial in trials}
+        if lost:
+            raise ResumeError(f"every trial must be restored, got {len(lost)} of {len(self.known)} lost")
+
+
+def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) -> pd.DataFrame:
+    """Run all trials and write `results.csv`.
+
+    Args:
+        config: the experiment.
+        out: results folder, made if it is missing.
+        resume: continue the experiment in `out`.
+
+    Returns:
+        One row per report of every trial.
+
+    Raises:
+        ResumeError: if `resume` is set and there is nothing to continue or the configuration differs; or if it is not
+            set and `out` holds an experiment that has not ended.
+        ValueError: if the task or an option breaks a rule; raised before any trial starts.
+    """
+    out = out.resolve()  # Arrow, under Tune, refuses relative paths.
+    space_of_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
+    known = _check_resumable(config, out) if resume else _check_free(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    (out / SPACE_FILE).write_text(json.dumps(space_of_task(config), indent=2) + "\n")
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
+    # TensorBoard's writer would say so for every number of a diverged trial.
+    logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+    progress = Progress(list(config.search), config.tune.num_samples)
+    try:
+        tune.run(
+            DeltaSTNTrainable,
+            name=TRIALS_FOLDER,
+            storage_path=str(out),
+            metric=config.tune.metric,
+            mode=config.tune.mode,
+            config=config.param_space(),
+            num_samples=config.tune.num_samples,
+            search_alg=_searcher(config, slots),
+            max_concurrent_trials=slots,
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=2, checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
+            ),
+            max_failures=config.tune.max_failures,
+            raise_on_failed_trial=False,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            callbacks=[progress, CSVLoggerCallback(), JsonLoggerCallback(), *([_SameTrials(known)] if resume else [])],
+            resume="AUTO+ERRORED" if resume else False,
+            verbose=0,
+        )
+    finally:
+        progress.close()
+    results = collect(out)
+    results.to_csv(out / RESULTS_FILE, index=False)
+    return results
+
+
+def space_of_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Kind and bounds of the task's hyperparameters by name, as plain values."""
+    with random_state.isolated(0):
+        space = build_task({"task": config.task, **config.options, **config.train}).space
+    return {
+        name: {"kind": type(p).__name__, "initial": p.initial, "low": p.bounds[0], "high": p.bounds[1]}
+        for name, p in space.hyperparameters.items()
+    }
+
+
+def _searcher(config: ExperimentConfig, slots: int) -> Any:
+    if config.tune.searcher == "random" or not config.search:
+        return BasicVariantGenerator(random_state=config.tune.seed, max_concurrent=slots)
+    initial = max(4, min(10, config.tune.num_samples // 3))
+    return SkOptSearch(n_initial_points=initial, random_state=config.tune.seed)
+
+
+def _state_files(out: Path) -> list[Path]:
+    return sorted((out / TRIALS_FOLDER).glob("experiment_state-*.json"))
+
+
+def _trial_states(state: Path) -> dict[str, str]:
+    """Trial id → status, from Tune's experiment state."""
+    trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
+    return {trial["trial_id"]: trial["status"] for trial in trials}
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a results folder holds an experiment that has begun and not ended."""
+    return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
+
+
+def _check_free(out: Path) -> list[str]:
+    if unfinished(out):
+        raise ResumeError(f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove it")
+    if (out / RESULTS_FILE).exists():
+        number = 1
+        while (kept := out.with_name(f"{out.name}.{number}")).exists():
+            number += 1
+        out.rename(kept)
+    return []
+
+
+def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
+    if not (out / CONFIG_FILE).exists():
+        raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
+    saved = json.loads((out / CONFIG_FILE).read_text())
+    now = json.loads(json.dumps(config.model_dump()))
+    for section in now:
+        if saved.get(section) != now[section]:
+            raise ResumeError(
+                f"`{section}` must be that of the experiment to resume, got {now[section]!r}, "
+                f"there {saved.get(section)!r}"
+            )
+    states = _state_files(out)
+    if not states:
+        raise ResumeError(
+            f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
+        )
+    if not list((out / TRIALS_FOLDER).glob("search*state*")):
+        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
+    try:
+        return list(_trial_states(states[-1]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"`{states[-1]}` must be readable, got: {error}") from error
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}/{key}"
+        flat.update(_flat(value, name) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def collect(out: Path) -> pd.DataFrame:
+    """All reports of all trials: config columns `config/<name>`, report columns as in `SelfTuner.step`.
+
+    A trial that was restored reports some steps twice; the later report counts.
+    """
+    frames = []
+    for path in sorted((out / TRIALS_FOLDER).glob("*/progress.csv")):
+        frame = pd.read_csv(path)
+        frame = frame.drop_duplicates("training_iteration", keep="last").sort_values("training_iteration")
+        config = _flat(json.loads(path.with_name("params.json").read_text()), "config")
+        frames.append(frame.assign(**{key: [value] * len(frame) for key, value in config.items()}))
+    if not frames:
+        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold at least one report, got none")
+    return pd.concat(frames, ignore_index=True)

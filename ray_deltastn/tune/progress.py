@@ -1,0 +1,120 @@
+"""Live progress of an experiment: one line per trial, in which the hyperparameters move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+_PREFIX = "hyperparameters/"
+
+
+class Progress(Callback):
+    """A table that refreshes in a terminal; elsewhere a line per trial every few seconds.
+
+    Args:
+        searched: names of the searched options, shown as columns.
+        trials: number of trials planned.
+        console: where to write.
+        every: seconds between updates of a trial's line outside a terminal.
+    """
+
+    def __init__(
+        self, searched: Sequence[str], trials: int, console: Console | None = None, every: float = 5.0
+    ) -> None:
+        self.searched = list(searched)
+        self.trials = trials
+        self.console = console or Console(soft_wrap=True)
+        self.every = every
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._live: Live | None = None
+        self._printed: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its callbacks with the experiment; a terminal is not part of that.
+        return {"searched": self.searched, "trials": self.trials, "every": self.every}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["searched"], state["trials"], every=state["every"])  # type: ignore[misc]
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Start the live display (called by Tune)."""
+        if self.console.is_terminal and self._live is None:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=4)
+            self._live.start()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Show the newest report of a trial (called by Tune)."""
+        row = self._rows.setdefault(trial.trial_id, {"first": result, "number": len(self._rows) + 1})
+        row.update(last=result, config=trial.config, state="done" if result.get("done") else "running")
+        self._show(trial.trial_id, force=bool(result.get("done")))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show that a trial failed (called by Tune)."""
+        row = self._rows.setdefault(trial.trial_id, {"number": len(self._rows) + 1, "config": trial.config})
+        row["state"] = "failed"
+        self._show(trial.trial_id, force=True)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Leave the last table on the screen (called by Tune)."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the live display."""
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+            self._live = None
+
+    def _show(self, trial_id: str, force: bool) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            return
+        now = time.monotonic()
+        if force or now - self._printed.get(trial_id, -1e9) >= self.every:
+            self._printed[trial_id] = now
+            names, cells = self._columns(), self._cells(self._rows[trial_id])
+            self.console.print("  ".join(f"{n} {c}" for n, c in zip(names, cells, strict=True) if c), highlight=False)
+
+    def _columns(self) -> list[str]:
+        shown = [name.removeprefix(_PREFIX) for name in self._hyperparameters()]
+        return ["trial", "state", "epoch", "valid loss", "best", *self.searched, *shown]
+
+    def _hyperparameters(self) -> list[str]:
+        reports = (row["last"] for row in self._rows.values() if "last" in row)
+        return [key for key in next(reports, {}) if key.startswith(_PREFIX)][:6]
+
+    def _cells(self, row: dict[str, Any]) -> list[str]:
+        last, first = row.get("last", {}), row.get("first", {})
+        losses = [f"{last[key]:.4f}" if key in last else "" for key in ("valid_loss", "best_valid_loss")]
+        options = [_short(_reach(row.get("config", {}), name)) for name in self.searched]
+        moves = [f"{_short(first[key])}→{_short(last[key])}" if key in last else "" for key in self._hyperparameters()]
+        return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
+
+    def _table(self) -> Table:
+        done = sum(row["state"] != "running" for row in self._rows.values())
+        seconds = time.monotonic() - self._started
+        table = Table(title=f"{done} of {self.trials} trials ended, {seconds:.0f} s", title_justify="left")
+        for column in self._columns():
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in list(self._rows.values())[-20:]:
+            table.add_row(*self._cells(row))
+        return table
+
+
+def _reach(config: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        config = config.get(part, {}) if isinstance(config, dict) else {}
+    return config
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else str(value)

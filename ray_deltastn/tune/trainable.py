@@ -1,0 +1,131 @@
+"""Δ-STN as a Tune trial: the trial tunes regularisation itself, the searcher around it the rest."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune import PlacementGroupFactory, Trainable
+
+from ray_deltastn import random_state
+from ray_deltastn.settings import Settings
+from ray_deltastn.tasks import build_task
+from ray_deltastn.training import SelfTuner
+
+logger = logging.getLogger(__name__)
+
+#: Name of the state's file in a checkpoint directory.
+STATE_FILE = "deltastn.pt"
+
+
+class DeltaSTNTrainable(Trainable):
+    """Trial that trains a task and tunes its regularisation online.
+
+    Its `config` holds
+
+    - `task`: a function `build(config) -> Task`, an import string `"module:function"`, or a ready task's name;
+    - any option of `Settings` (`method`, `epochs`, `lr`, …), constant or a Tune domain;
+    - `resources`: `{"cpu": 1, "gpu": 0.25}`, what one trial asks of Ray (one CPU by default);
+    - whatever else `build` reads.
+
+    Reports are those of `SelfTuner.step`. A diverged trial ends as a finished one with infinite losses and the reason
+    in `stop_reason`. After a checkpoint is loaded the trial's own config wins: a learning rate that a scheduler has
+    changed takes effect.
+
+    Raises:
+        ValueError: in `setup`, if the config or the task breaks a rule.
+    """
+
+    tuner: SelfTuner
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """CPUs and (fractional) GPUs of one trial, from `config["resources"]`."""
+        return PlacementGroupFactory([_bundle(config)])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Build the task and its tuner (called by Tune)."""
+        for key in config:
+            near = Settings.nearest(key)
+            if key not in Settings.names() and near is not None and near not in config:
+                logger.warning("config key %r is not an option of a trial; did you mean %r?", key, near)
+        options = {name: config[name] for name in Settings.names() if name in config}
+        cpus, gpus = self._granted(config)
+        if gpus == 0 and options.get("device", "auto") == "auto":
+            options["device"] = "cpu"
+        # Ray sets OMP_NUM_THREADS in its workers, but an actor reused for another trial may be granted more.
+        torch.set_num_threads(max(1, int(cpus)))
+        seed = int(config.get("seed", 0))
+        with random_state.isolated(seed):
+            task = build_task(config)
+        self.tuner = SelfTuner(task, **options)
+
+    def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
+        granted = self.trial_resources
+        bundle = granted.bundles[0] if granted is not None and granted.bundles else _bundle(config)
+        # Outside a trial nobody has counted GPUs: use what PyTorch finds.
+        gpus = bundle.get("GPU", 0.0) if granted is not None else float(torch.cuda.is_available())
+        return bundle.get("CPU", 1.0), gpus
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next report (called by Tune)."""
+        # A state copied from a trial that had ended has nothing left to train.
+        report = self.tuner.last_report if self.tuner.done else self.tuner.step()
+        return {**report, "done": self.tuner.done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the whole state, all at once or not at all (called by Tune)."""
+        path = Path(checkpoint_dir, STATE_FILE)
+        draft = path.with_suffix(".draft")
+        torch.save(self.tuner.state_dict(), draft)
+        os.replace(draft, path)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Continue from a state; no code in it is run (called by Tune).
+
+        Raises:
+            ValueError: if the file is missing, damaged, or of another task or method.
+        """
+        path = Path(checkpoint, STATE_FILE)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
+        self.tuner.load_state_dict(state)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial in the same process (called by Tune when actors are reused)."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Let go of the model and its device memory (called by Tune at the end)."""
+        if "tuner" in self.__dict__:
+            self.tuner.release()
+            del self.tuner
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
+    resources = dict(config.get("resources") or {})
+    unknown = set(resources) - {"cpu", "gpu"}
+    if unknown:
+        raise ValueError(f"`resources` must hold 'cpu' and 'gpu' only, got {sorted(unknown)[0]!r}")
+    cpu, gpu = resources.get("cpu", 1), resources.get("gpu", 0)
+    for name, amount in (("cpu", cpu), ("gpu", gpu)):
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0:
+            raise ValueError(f"`resources.{name} >= 0` must hold, got {amount!r}")
+    return {"CPU": float(cpu), **({"GPU": float(gpu)} if gpu else {})}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,130 @@
+"""Matmul and convolution FLOPs of a cycle (5 train steps and 1 hyper step) over those of 5 plain steps."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from ray_deltastn.domains import Bounded, Positive
+from ray_deltastn.methods import Objective, Steps, get_method
+from ray_deltastn.regularizers import L2, Dropout, Regularizer, Setting
+from ray_deltastn.response import Response
+from ray_deltastn.space import HyperSpace
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Flatten(),
+        Dropout("rate"),
+        nn.Linear(784, 256),
+        nn.ReLU(),
+        Dropout("rate"),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )
+
+
+def cnn():
+    return nn.Sequential(
+        Dropout("rate"),
+        nn.Conv2d(1, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1568, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )
+
+
+def resnet18():
+    """ResNet-18 as used on CIFAR: a 3×3 stem and no pooling after it."""
+    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+NETWORKS = {"mlp": (mlp, (16, 1, 28, 28)), "cnn": (cnn, (8, 1, 28, 28)), "resnet18": (resnet18, (4, 3, 32, 32))}
+
+
+def make(name, method, fraction=1.0):
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model = build()
+    space = HyperSpace(rate=Bounded(0.05, low=0.0, high=0.95), decay=Positive(1e-4))
+    setting = Setting(space)
+    for module in model.modules():
+        if isinstance(module, Regularizer):
+            module.bind(setting)
+    method = get_method(method)
+    response = Response(model, len(space)) if method.responds else None
+    objective = Objective(model, F.cross_entropy, space, setting, method, response, penalty=[L2("decay")])
+    stepper = Steps(
+        objective,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        torch.optim.SGD(response.parameters(), lr=0.01) if response else None,
+        torch.optim.RMSprop(space.parameters(), lr=0.01) if response else None,
+        response_fraction=fraction,
+    )
+    return stepper, torch.randn(shape), torch.randint(0, 10, shape[:1])
+
+
+def count(action):
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+@functools.cache
+def train_flops(name, method, fraction=1.0):
+    """FLOPs of one train step; all steps of a kind cost the same."""
+    stepper, x, y = make(name, method, fraction)
+    return count(lambda: stepper.train_step(x, y))
+
+
+@functools.cache
+def hyper_flops(name, method):
+    stepper, x, y = make(name, method)
+    stepper.objective.model.eval()
+    return count(lambda: stepper.hyper_step(x, y))
+
+
+def cycle_over_plain(name, method, fraction=1.0):
+    cycle = 5 * train_flops(name, method, fraction) + hyper_flops(name, method)
+    return cycle / (5 * train_flops(name, "fixed"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cycle_costs_at_most_three_times_plain_training(name):
+    assert 2.0 < cycle_over_plain(name, "delta-stn") <= 3.0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cycle_costs_at_most_1_7_times_plain_training_at_a_quarter(name):
+    assert 1.2 < cycle_over_plain(name, "delta-stn", fraction=0.25) <= 1.7
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
+def test_weights_pass_evaluates_no_response_branch(name, method):
+    def weights_pass(stepper, x, y):
+        return count(lambda: torch.autograd.grad(stepper.objective.train_loss(x, y), stepper.weights))
+
+    assert weights_pass(*make(name, method)) == train_flops(name, "fixed")
+    assert weights_pass(*make(name, "fixed")) == train_flops(name, "fixed")
+
+
+def test_steps_of_a_kind_cost_the_same():
+    stepper, x, y = make("mlp", "delta-stn")
+    costs = {count(lambda: stepper.train_step(x, y)) for _ in range(3)}
+    assert costs == {train_flops("mlp", "delta-stn")}
+    assert count(lambda: nn.Linear(3, 2)(torch.randn(4, 3))) == 2 * 4 * 3 * 2  # what the counter counts

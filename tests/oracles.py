@@ -1,0 +1,172 @@
+"""Dense float64 oracles: every change of weight is formed, every Jacobian too, one row and one example at a time.
+
+| symbol            | code       | shape        | meaning                                             |
+|-------------------|------------|--------------|-----------------------------------------------------|
+| δ_b               | `delta[b]` | (h,)         | displacement of one example                         |
+| ΔW = (Uδ) ⊙_row W | `change`   | parameter's  | change of one parameter for one example (3.14, E.1) |
+| J_yw              | `jacobian` | (n, …)       | Jacobian of one example's output, by reverse mode   |
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+RTOL = 1e-9
+
+
+def assert_close(value, oracle, rtol=RTOL, scale=None):
+    """‖value − oracle‖ ≤ rtol·‖oracle‖ (or rtol·scale)."""
+    assert value.shape == oracle.shape, f"shapes {tuple(value.shape)} and {tuple(oracle.shape)} differ"
+    error = (value - oracle).norm().item()
+    size = oracle.norm().item() if scale is None else scale
+    assert error <= rtol * size, f"error {error:.3e} > {rtol:g} × {size:.3e}"
+
+
+def assert_all_close(values, oracles, rtol=RTOL):
+    """Each tensor close on the scale of the oracle's own norm, or of the largest one where it vanishes by symmetry."""
+    values, oracles = list(values), list(oracles)
+    assert len(values) == len(oracles)
+    largest = max(o.norm().item() for o in oracles)
+    for value, oracle in zip(values, oracles, strict=True):
+        norm = oracle.norm().item()
+        assert_close(value, oracle, rtol, scale=norm if norm > 1e-9 * largest else largest)
+
+
+def randomise(response, seed=0):
+    """Fill U (which starts at zero) and all directions with random numbers; padding rows keep their zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        response.U.normal_(generator=generator).mul_(0.5)
+        for slot in response.slots:
+            direction = response.direction(slot)
+            padding = (direction == 0).flatten(1).all(1) if slot.rows == "feature" else None
+            direction.normal_(generator=generator)
+            if padding is not None:
+                direction[padding] = 0.0
+    return response
+
+
+def grad(output, inputs):
+    """Gradients, with zeros where there is no dependence."""
+    return torch.autograd.grad(output, inputs, allow_unused=True, materialize_grads=True)
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+def structure(model, parameter):
+    """What moves together in a parameter: its rows, its columns (a table used by an embedding), or single elements."""
+    users = [m for m in model.modules() if any(p is parameter for p in m._parameters.values())]
+    if parameter.dim() == 1 or any(isinstance(m, nn.LayerNorm | nn.RMSNorm) for m in users):
+        return "elements"
+    return "columns" if any(isinstance(m, nn.Embedding) for m in users) else "rows"
+
+
+def dense_change(model, response, name, delta_row):
+    """ΔW = (Uδ) ⊙_row W_resp of one parameter for one displacement (h,), from the definition (3.14)."""
+    slot = next(s for s in response.slots if s.name == name)
+    direction = response.direction(slot)
+    factor = [(row * delta_row).sum() for row in response.U[slot.start : slot.stop]]
+    how = structure(model, slot.parameter)
+    if how == "rows":
+        return torch.stack([factor[r] * direction[r] for r in range(direction.shape[0])])
+    if how == "columns":
+        return torch.stack([factor[c] * direction[:, c] for c in range(direction.shape[1])], dim=1)
+    elements = direction.reshape(-1)
+    return torch.stack([factor[i] * elements[i] for i in range(len(elements))]).reshape(direction.shape)
+
+
+def dense_changes(model, response, delta_row):
+    """ΔW of every responding parameter, by name."""
+    return {slot.name: dense_change(model, response, slot.name, delta_row) for slot in response.slots}
+
+
+def dense_weights(model, response, delta_row):
+    """w₀ + ΔW of every parameter, by name; those without response are w₀."""
+    changes = dense_changes(model, response, delta_row)
+    return {name: p + changes[name] if name in changes else p for name, p in model.named_parameters()}
+
+
+def dense_squared_norm(model, response, delta, biases=True):
+    """‖w₀ + Θδ_b‖² for each example, (B,)."""
+    norms = []
+    for row in delta:
+        weights = dense_weights(model, response, row)
+        norms.append(sum(w.square().sum() for w in weights.values() if biases or w.dim() > 1))
+    return torch.stack(norms)
+
+
+# --- predictions, one example alone --------------------------------------------------------------------------------
+
+
+def jacobian(model, x_row):
+    """Output (n,) and its Jacobian with respect to every parameter, for one example, by n backward passes."""
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    output = functional_call(model, parameters, (x_row[None],))[0].flatten()
+    rows = [
+        torch.autograd.grad(o, list(parameters.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+        for o in output
+    ]
+    return output.detach(), {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(parameters)}
+
+
+def dense_prediction(model, response, delta, x, linearised):
+    """f(x_b, w₀ + ΔW_b), or f(x_b, w₀) + J_yw ΔW_b, each example alone.
+
+    Differentiable in Θ and δ, and in w₀ too unless linearised.
+    """
+    outputs = []
+    for b in range(x.shape[0]):
+        row = delta[b if delta.shape[0] > 1 else 0]
+        if linearised:
+            with torch.no_grad():
+                shape = model(x[b : b + 1]).shape[1:]
+            output, J = jacobian(model, x[b])
+            for name, change in dense_changes(model, response, row).items():
+                output = output + J[name].flatten(1) @ change.flatten()
+            outputs.append(output.view(shape))
+        else:
+            outputs.append(functional_call(model, dense_weights(model, response, row), (x[b : b + 1],))[0])
+    return torch.stack(outputs)
+
+
+# --- predictions of a batch that is normalised together ------------------------------------------------------------
+
+
+def batch_forward(model, weights, x):
+    """Forward of a `Sequential` by hand: one set of weights per example, batch statistics over all of them."""
+    for name, layer in model.named_children():
+        mine = [{k.split(".")[1]: v for k, v in w.items() if k.split(".")[0] == name} for w in weights]
+        if isinstance(layer, nn.Linear):
+            x = torch.stack([w["weight"] @ row + w["bias"] for w, row in zip(mine, x, strict=True)])
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[layer.weight.dim() - 2]
+            x = torch.cat([convolve(row[None], w["weight"], w["bias"]) for w, row in zip(mine, x, strict=True)])
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            axes = (0, *range(2, x.dim()))
+            mean = x.mean(axes, keepdim=True)
+            x = (x - mean) / ((x - mean).square().mean(axes, keepdim=True) + layer.eps).sqrt()
+            shape = (-1, *(1,) * (x.dim() - 2))
+            x = torch.stack(
+                [row * w["weight"].view(shape) + w["bias"].view(shape) for w, row in zip(mine, x, strict=True)]
+            )
+        elif isinstance(layer, nn.Tanh | nn.Flatten):
+            x = layer(x)
+        else:
+            raise TypeError(f"the oracle has no rule for {layer}")
+    return x
+
+
+def batch_prediction(model, response, delta, x, linearised):
+    """As `dense_prediction`, but with batch statistics shared by the examples, each of which has its own weights."""
+    changes = [dense_changes(model, response, row) for row in delta.expand(x.shape[0], -1)]
+    base = dict(model.named_parameters())
+
+    def at(t):
+        return batch_forward(model, [{n: p + t * c.get(n, 0.0) for n, p in base.items()} for c in changes], x)
+
+    if not linearised:
+        return at(1.0)
+    primal, tangent = torch.func.jvp(at, (torch.zeros((), dtype=x.dtype),), (torch.ones((), dtype=x.dtype),))
+    return primal + tangent

@@ -1,0 +1,396 @@
+"""Domains, λ, σ, perturbations and their entropy."""
+
+import math
+
+import pytest
+import torch
+
+import ray_deltastn as rd
+from ray_deltastn.domains import Bounded, Integer, LowerBounded, Positive, Unbounded, UpperBounded
+from ray_deltastn.space import HyperSpace
+
+DOMAINS = {
+    "unbounded": Unbounded(0.5),
+    "positive": Positive(1e-4),
+    "lower": LowerBounded(1.0, low=-2.0),
+    "upper": UpperBounded(1.0, high=3.0),
+    "bounded": Bounded(0.05, low=0.0, high=0.95),
+    "bounded-shifted": Bounded(0.0, low=-5.0, high=20.0),
+    "integer": Integer(4, low=0, high=24),
+}
+CONTINUOUS = [name for name, domain in DOMAINS.items() if not domain.integer]
+ALL = pytest.mark.parametrize("name", DOMAINS)
+
+
+def one(name):
+    return HyperSpace(p=DOMAINS[name])
+
+
+def mixed():
+    """Kinds in an order that is not theirs in the table, two of one kind."""
+    return HyperSpace(
+        u=Unbounded(-0.3),
+        b=Bounded(0.3, scale=0.5, low=0.0, high=0.95),
+        i=Integer(2, low=0, high=4),
+        p=Positive(0.01, scale=2.0),
+        c=Bounded(7.0, low=5.0, high=10.0, per="batch"),
+        low=LowerBounded(1.5, low=1.0),
+        up=UpperBounded(-1.0, high=0.0, per="batch"),
+    )
+
+
+# --- s and its inverse ---------------------------------------------------------------------------------------------
+
+
+def by_hand(domain, lam):
+    """s(λ) in Python's own floats (Eqn. F.1)."""
+    if isinstance(domain, Bounded):
+        value = domain.low + (domain.high - domain.low) / (1 + math.exp(-lam))
+        return float(round(value)) if domain.integer else value
+    if isinstance(domain, Positive):
+        return math.exp(lam)
+    if isinstance(domain, LowerBounded):
+        return domain.low + math.log1p(math.exp(lam))
+    if isinstance(domain, UpperBounded):
+        return domain.high - math.log1p(math.exp(-lam))
+    return lam
+
+
+@ALL
+def test_values_equal_the_formula(name):
+    lam = torch.linspace(-20, 20, 83, dtype=torch.float64)
+    values = one(name).values(lam[:, None])[:, 0]
+    expected = torch.tensor([by_hand(DOMAINS[name], x) for x in lam.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(values, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_round_trip_through_values_keeps_float32_lambda(name):
+    lam = torch.linspace(-15, 15, 301)[:, None]
+    space = one(name)
+    back = space.inverse(space.values(lam))
+    torch.testing.assert_close(back, lam.double(), rtol=1e-4, atol=1e-9)
+
+
+@ALL
+def test_values_are_finite_and_inside_for_any_lambda(name):
+    low, high = DOMAINS[name].bounds
+    values = one(name).values(torch.linspace(-80, 80, 641)[:, None])
+    assert values.isfinite().all()
+    assert ((values >= low) & (values <= high)).all()
+
+
+@ALL
+def test_inverse_is_finite_on_and_at_the_bounds(name):
+    space = one(name)
+    for bound, sign in zip(DOMAINS[name].bounds, (-1, 1), strict=True):
+        if math.isfinite(bound):
+            lam = space.inverse(torch.tensor([bound], dtype=torch.float64))
+            assert lam.isfinite().all()
+            assert sign * lam.item() > 15
+            assert space.values(lam).isfinite().all()
+
+
+@ALL
+def test_values_increase_with_lambda(name):
+    steps = one(name).values(torch.linspace(-15, 15, 301)[:, None])[:, 0].diff()
+    assert (steps >= 0).all()
+    if name in CONTINUOUS:
+        assert (steps > 0).all()
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_derivatives_pass_gradcheck(name):
+    space = one(name)
+    lam = torch.linspace(-6, 6, 13, dtype=torch.float64)[:, None].requires_grad_()
+    assert torch.autograd.gradcheck(space.values, lam)
+    values = space.values(lam).detach().requires_grad_()
+    assert torch.autograd.gradcheck(space.inverse, values, eps=1e-8, atol=1e-4)
+
+
+@ALL
+def test_derivatives_are_finite_far_out(name):
+    lam = torch.linspace(-80, 80, 161)[:, None].requires_grad_()
+    (slope,) = torch.autograd.grad(one(name).values(lam).sum(), lam)
+    assert slope.isfinite().all()
+    assert (slope >= 0).all()
+
+
+def test_integer_is_whole_inside_and_reaches_both_bounds():
+    values = one("integer").values(torch.linspace(-15, 15, 4001)[:, None])
+    assert torch.equal(values, values.round())
+    assert sorted(set(values[:, 0].tolist())) == list(range(25))
+
+
+@ALL
+def test_a_space_starts_at_the_initial_values(name):
+    assert one(name).values().item() == pytest.approx(DOMAINS[name].initial, rel=1e-5)
+
+
+def test_columns_keep_their_order_among_mixed_kinds():
+    space = mixed()
+    assert space.names == ("u", "b", "i", "p", "c", "low", "up")
+    lam = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = space.values(lam)
+    assert values.shape == lam.shape
+    for column, domain in enumerate(space.hyperparameters.values()):
+        expected = [by_hand(domain, x) for x in lam[..., column].flatten().tolist()]
+        assert values[..., column].flatten().tolist() == pytest.approx(expected, rel=1e-13)
+    whole = space.names.index("i")
+    back = space.inverse(values)
+    rest = [c for c in range(7) if c != whole]
+    torch.testing.assert_close(back[..., rest], lam[..., rest], rtol=1e-9, atol=1e-9)
+
+
+def test_named_gives_each_hyperparameter_its_column():
+    space = mixed()
+    lam = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    values = space.values(lam)
+    named = space.named(values)
+    assert tuple(named) == space.names
+    assert all(torch.equal(named[name], values[:, i]) for i, name in enumerate(space.names))
+    assert all(value.shape == () for value in space.named(space.values()).values())
+
+
+# --- perturbations -------------------------------------------------------------------------------------------------
+
+
+def test_perturbations_are_independent_normals_of_the_given_scales():
+    space = mixed()
+    rows = 20_000
+    eps = space.sample(rows, torch.Generator().manual_seed(0)).detach()
+    own = [i for i, p in enumerate(space.hyperparameters.values()) if p.per == "example"]
+    z = (eps / space.scale.detach())[:, own]
+    assert z.mean(0).abs().max() < 4 / rows**0.5
+    assert (z.std(0) - 1).abs().max() < 4 / (2 * rows) ** 0.5
+    correlation = torch.corrcoef(z.T) - torch.eye(len(own))
+    assert correlation.abs().max() < 4 / rows**0.5
+    neighbours = (z[1:] * z[:-1]).mean(0)  # rows are independent too
+    assert neighbours.abs().max() < 4 / rows**0.5
+    tails = (z.abs() > 1.96).float().mean(0)
+    assert (tails - 0.05).abs().max() < 4 * (0.05 * 0.95 / rows) ** 0.5
+
+
+def test_scale_starts_at_the_given_one():
+    scales = [p.scale for p in mixed().hyperparameters.values()]
+    assert mixed().scale.tolist() == pytest.approx(scales, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 30.0, 1e3])
+def test_extreme_scales_are_kept(scale):
+    assert HyperSpace(a=Unbounded(0.0, scale=scale)).scale.item() == pytest.approx(scale, rel=1e-5)
+
+
+def test_perturbations_repeat_with_the_generator():
+    space = mixed()
+    one, same, other = (space.sample(5, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.shape == (5, 7)
+
+
+def test_per_batch_hyperparameters_share_their_row():
+    space = mixed()
+    generator = torch.Generator().manual_seed(0)
+    eps = space.sample(6, generator)
+    for column, domain in enumerate(space.hyperparameters.values()):
+        distinct = len(set(eps[:, column].tolist()))
+        assert distinct == (1 if domain.per == "batch" else 6)
+    shared = [i for i, p in enumerate(space.hyperparameters.values()) if p.per == "batch"]
+    assert len(set(eps[0, shared].tolist())) == len(shared)
+    draws = torch.stack([space.sample(3, generator)[0, shared] for _ in range(2000)]).detach()
+    assert (draws.std(0) - 1).abs().max() < 4 / 4000**0.5
+
+
+def test_perturbation_is_differentiable_in_the_scale():
+    space = mixed().double()
+    probe = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def sampled(raw):  # gradcheck moves the parameter itself, in place
+        return (space.sample(5, torch.Generator().manual_seed(0)) * probe).sum()
+
+    assert torch.autograd.gradcheck(sampled, space.raw_scale)
+    eps = space.sample(5, torch.Generator().manual_seed(0))
+    (slope,) = torch.autograd.grad((eps * probe).sum(), space.raw_scale)
+    z = eps / space.scale
+    torch.testing.assert_close(slope, (z * probe).sum(0) * torch.sigmoid(space.raw_scale))  # softplus' = sigmoid
+
+
+def test_entropy_is_that_of_independent_normals():
+    space = mixed().double()
+    oracle = torch.distributions.Normal(0.0, space.scale).entropy().sum()
+    torch.testing.assert_close(space.entropy(), oracle, rtol=1e-12, atol=0)
+    slopes = [torch.autograd.grad(value, space.raw_scale)[0] for value in (space.entropy(), oracle)]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+
+
+# --- fixed values and searches -------------------------------------------------------------------------------------
+
+
+def test_constants_and_schedules_make_a_table():
+    space = mixed()
+    table = space.fixed_values({"b": 0.5, "u": [1.0, 2.0, 3.0], "i": 4})
+    assert table.shape == (3, 7)
+    assert table.dtype == torch.float64
+    assert table[:, 0].tolist() == [1.0, 2.0, 3.0]
+    assert table[:, 1].tolist() == [0.5] * 3
+    assert table[:, 2].tolist() == [4.0] * 3
+    assert table[0, 3:].tolist() == [0.01, 7.0, 1.5, -1.0]  # not named: the initial values
+
+
+def test_schedules_are_prolonged_by_their_last_value_and_cut():
+    space = mixed()
+    assert space.fixed_values({"u": [1.0, 2.0]}, epochs=4)[:, 0].tolist() == [1.0, 2.0, 2.0, 2.0]
+    assert space.fixed_values({}, epochs=2).shape == (2, 7)
+    assert space.fixed_values({}).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"nobody": 1.0}, "unknown hyperparameter 'nobody'"),
+        ({"b": 0.96}, "high=0.95 for 'b'"),
+        ({"b": [0.1, -0.1]}, "low=0.0, value=-0.1"),
+        ({"b": []}, "'b'"),
+        ({"b": float("nan")}, "'b'"),
+        ({"b": "0.1"}, "'b'"),
+    ],
+)
+def test_unsound_constants_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        mixed().fixed_values(given)
+
+
+def test_bounds_are_allowed_as_constants():
+    assert mixed().fixed_values({"b": 0.0, "i": 4})[0, 1:3].tolist() == [0.0, 4.0]
+
+
+def test_tune_domains():
+    tune = pytest.importorskip("ray.tune")
+    space = HyperSpace(
+        a=Bounded(0.1, low=0.0, high=0.95),
+        n=Integer(1, low=0, high=4),
+        d=Positive(1e-4),
+        e=Positive(1e-4, search=(1e-6, 1e-1)),
+        u=Unbounded(0.0, search=(-2.0, 2.0)),
+    )
+    domains = space.to_tune()
+    expected = {
+        "a": tune.uniform(0.0, 0.95),
+        "n": tune.randint(0, 5),  # the upper end is not drawn
+        "d": tune.loguniform(1e-7, 1e-1),
+        "e": tune.loguniform(1e-6, 1e-1),
+        "u": tune.uniform(-2.0, 2.0),
+    }
+    assert list(domains) == list(space.names)
+    for name, domain in domains.items():
+        assert type(domain) is type(expected[name])
+        assert type(domain.sampler) is type(expected[name].sampler)
+        assert (domain.lower, domain.upper) == pytest.approx((expected[name].lower, expected[name].upper))
+        for _ in range(50):
+            space.fixed_values({name: domain.sample()})  # every draw is a legal constant
+
+
+def test_an_open_domain_without_range_cannot_be_searched():
+    with pytest.raises(ValueError, match=r"search=\(low, high\).*'u'"):
+        HyperSpace(u=Unbounded(0.0)).to_tune()
+    with pytest.raises(ValueError, match="'low'"):
+        HyperSpace(low=LowerBounded(1.0)).to_tune()
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        (Bounded(0.0, low=0.0, high=0.95), r"`low < initial < high` must hold, got low=0.0, initial=0.0, high=0.95"),
+        (Bounded(0.95, low=0.0, high=0.95), "initial=0.95"),
+        (Bounded(2.0, low=0.0, high=1.0), "initial=2.0"),
+        (Bounded(0.5, low=1.0, high=0.0), "low=1.0"),
+        (Positive(0.0), "initial=0.0"),
+        (LowerBounded(1.0, low=1.0), "low=1.0"),
+        (UpperBounded(1.0, high=1.0), "high=1.0"),
+        (Unbounded(float("nan")), "initial"),
+        (Unbounded(float("inf")), "initial"),
+        (Unbounded("0"), "initial"),
+        (Unbounded(True), "initial"),
+        (Unbounded(0.0, scale=0.0), "scale > 0"),
+        (Unbounded(0.0, scale=-1.0), "scale > 0"),
+        (Unbounded(0.0, per="epoch"), "epoch"),
+        (Integer(1, low=0, high=2.5), "high=2.5"),
+        (Bounded(0.5, search=(0.5, 1.5)), "search"),
+        (Bounded(0.5, search=(0.7, 0.2)), "search"),
+    ],
+)
+def test_unsound_hyperparameters_are_refused_by_name(domain, message):
+    with pytest.raises(ValueError, match=message) as error:
+        HyperSpace(culprit=domain)
+    assert "'culprit'" in str(error.value)
+
+
+def test_a_space_needs_hyperparameters():
+    with pytest.raises(ValueError, match="at least one"):
+        HyperSpace()
+    with pytest.raises(TypeError, match="`a`"):
+        HyperSpace(a=0.5)
+
+
+# --- state ---------------------------------------------------------------------------------------------------------
+
+
+def test_state_round_trip(tmp_path):
+    space, other = mixed(), mixed()
+    with torch.no_grad():
+        space.lam += 1.0
+        space.raw_scale -= 0.5
+    torch.save(space.state_dict(), tmp_path / "space.pt")
+    other.load_state_dict(torch.load(tmp_path / "space.pt", weights_only=True))
+    assert torch.equal(other.lam, space.lam)
+    assert torch.equal(other.raw_scale, space.raw_scale)
+    assert torch.equal(other.values(), space.values())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HyperSpace(b=Bounded(0.1)),  # another name
+        HyperSpace(a=Bounded(0.1, high=0.5)),  # other bounds
+        HyperSpace(a=LowerBounded(0.1)),  # another kind
+        HyperSpace(a=Bounded(0.1, per="batch")),  # shared otherwise
+    ],
+    ids=["name", "bounds", "kind", "sharing"],
+)
+def test_state_of_another_space_is_refused(other):
+    with pytest.raises((ValueError, RuntimeError), match="same space"):
+        HyperSpace(a=Bounded(0.1)).load_state_dict(other.state_dict())
+
+
+def test_state_with_the_same_hyperparameters_in_another_order_is_refused():
+    one, other = HyperSpace(a=Bounded(0.1), b=Bounded(0.7)), HyperSpace(b=Bounded(0.7), a=Bounded(0.1))
+    with pytest.raises((ValueError, RuntimeError), match="same space"):
+        other.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_are_computed_in_float64_whatever_the_dtype_of_lambda(dtype):
+    space = mixed().to(dtype)
+    assert space.lam.dtype == space.raw_scale.dtype == dtype
+    lam = torch.full((7,), 15.0, dtype=dtype)
+    values = space.values(lam)
+    assert values.dtype == torch.float64
+    assert torch.equal(values, mixed().values(lam.double()))
+    assert space.sample(2).dtype == dtype
+
+
+def test_double_then_float_is_the_same_space():
+    space, plain = mixed().double().float(), mixed()
+    assert torch.equal(space.values(), plain.values())
+    assert torch.equal(space.inverse(space.values()), plain.inverse(plain.values()))
+    assert space.double().fingerprint() == plain.fingerprint()
+
+
+def test_public_names_are_the_domains():
+    assert {rd.Unbounded, rd.Positive, rd.LowerBounded, rd.UpperBounded, rd.Bounded, rd.Integer} == {
+        type(domain) for domain in DOMAINS.values()
+    }
