@@ -196,8 +196,11 @@ class HyperSpace(nn.Module):
         return domains
 
     def fingerprint(self) -> dict[str, str]:
-        """What a state must agree on: name → kind, bounds and sharing."""
-        return {n: f"{type(p).__name__}{p.bounds} per {p.per}" for n, p in self.hyperparameters.items()}
+        """What a state must agree on: name → place, kind, bounds and sharing."""
+        return {
+            name: f"{place}: {type(p).__name__}{p.bounds} per {p.per}"
+            for place, (name, p) in enumerate(self.hyperparameters.items())
+        }
 
     def get_extra_state(self) -> dict[str, str]:
         """Fingerprint, stored with the state (called by `state_dict`)."""

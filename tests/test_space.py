@@ -124,7 +124,7 @@ def test_integer_is_whole_inside_and_reaches_both_bounds():
 
 @ALL
 def test_a_space_starts_at_the_initial_values(name):
-    assert one(name).values().item() == pytest.approx(DOMAINS[name].initial, rel=1e-5)
+    assert one(name).values().item() == pytest.approx(DOMAINS[name].initial, rel=1e-5, abs=1e-6)
 
 
 def test_columns_keep_their_order_among_mixed_kinds():

@@ -33,15 +33,16 @@ class RunningStatistics:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Normalise by batch statistics in training mode, without updating the running ones."""
-        momenta = [m.momentum for m in self.instance]
+        kept = [(layer.running_mean, layer.running_var) for layer in self.instance]
         for m in self.batch:
             m.track_running_stats = False
         for layer in self.instance:
-            layer.momentum = 0.0
+            # It has no such switch: with a momentum of zero it would still round its statistics anew.
+            layer.running_mean = layer.running_var = None
         try:
             yield
         finally:
             for m in self.batch:
                 m.track_running_stats = True
-            for layer, momentum in zip(self.instance, momenta, strict=True):
-                layer.momentum = momentum
+            for layer, (mean, variance) in zip(self.instance, kept, strict=True):
+                layer.running_mean, layer.running_var = mean, variance

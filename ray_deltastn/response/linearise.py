@@ -10,11 +10,27 @@ Leaf layers add their part of the tangent (see `Response`); all else follows PyT
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_deltastn.response.response import Response
+
+
+@contextmanager
+def _rules_for_attention() -> Iterator[None]:
+    # The fused attention kernels and the inference path of nn.MultiheadAttention have no forward-mode rule.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: Tensor) -> Tensor:
@@ -36,8 +52,7 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
         TypeError: if the model's output is not a tensor.
         NotImplementedError: if a layer has no forward-mode rule (fused LSTM or GRU kernels, say).
     """
-    # The fused attention kernels have no forward-mode rule; the math backend has.
-    with fwAD.dual_level(), response.displaced(delta, linearised=True), sdpa_kernel(SDPBackend.MATH):
+    with fwAD.dual_level(), response.displaced(delta, linearised=True), _rules_for_attention():
         output = model(x)
         if not isinstance(output, Tensor):
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")

@@ -146,7 +146,7 @@ class Response(nn.Module):
         try:
             yield
         finally:
-            self._by_slot = {}
+            self._by_slot, self._input_tangent = {}, None
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # PyTorch's rule would also multiply x by the weight's tangent, which is zero: one product too many.

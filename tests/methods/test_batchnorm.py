@@ -107,7 +107,7 @@ def test_flags_are_restored_after_a_failed_pass(name):
     stepper = Steps(
         objective, torch.optim.SGD(model.parameters(), lr=0.0), torch.optim.SGD(response.parameters(), lr=0.0)
     )
-    flags = layer_flags(model)
+    flags, keys = layer_flags(model), list(model.state_dict())
     calls = []
 
     def failing(output, target):
@@ -120,4 +120,5 @@ def test_flags_are_restored_after_a_failed_pass(name):
     with pytest.raises(FloatingPointError):
         stepper.train_step(torch.randn(4, *shape), torch.zeros(4, dtype=torch.long))
     assert layer_flags(model) == flags
+    assert list(model.state_dict()) == keys
     assert all(p.requires_grad for p in model.parameters())

@@ -132,7 +132,7 @@ def test_theta_at_the_ridge_solution_is_its_jacobian(method):
 def test_split_training_recovers_the_ridge_solution_and_its_jacobian(method):
     X, target, M, optimum, space, penalty = ridge()
     start = torch.zeros(1, FEATURES, dtype=torch.float64)
-    model, response = train(method, space, X, target, penalty, start, weights_lr=1.0)
+    model, response = train(method, space, X, target, penalty, start, weights_lr=2.0)
     assert relative(model.weight.detach()[0], optimum) <= 1e-6  # (G.9): no noise of ε reaches w₀
     assert relative(slope(model, response)[0, 0], -torch.linalg.solve(M, optimum)) <= 0.02
 

@@ -12,7 +12,8 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.search_generator import SearchGenerator
 from skopt.learning import GaussianProcessRegressor
 
-from ray_deltastn.tune.skopt_search import SkOptSearch, ceiling
+from ray_deltastn.tune.skopt_model import ceiling
+from ray_deltastn.tune.skopt_search import SkOptSearch
 from ray_deltastn.tune.skopt_space import SearchSpace
 
 PLANE = {"x": tune.uniform(-5, 10), "y": tune.uniform(0, 15)}
