@@ -116,6 +116,18 @@ def test_derivatives_are_finite_far_out(name):
     assert (slope >= 0).all()
 
 
+@pytest.mark.parametrize("domain", [LowerBounded(1.0), UpperBounded(-1.0), Bounded(0.5), Positive(1.0)])
+def test_tails_towards_zero_keep_their_relative_precision(domain):
+    sign = -1.0 if isinstance(domain, UpperBounded) else 1.0  # each tail falls off like exp(−|λ|)
+    value = HyperSpace(p=domain).values(torch.tensor([-60.0 * sign], dtype=torch.float64))
+    assert value.item() == pytest.approx(sign * math.exp(-60), rel=1e-12)
+
+
+def test_softplus_domains_are_finite_past_where_exp_overflows():
+    space = HyperSpace(a=LowerBounded(1.0), b=UpperBounded(-1.0))
+    assert space.values(torch.tensor([1000.0, -1000.0])).tolist() == [1000.0, -1000.0]
+
+
 def test_integer_is_whole_inside_and_reaches_both_bounds():
     values = one("integer").values(torch.linspace(-15, 15, 4001)[:, None])
     assert torch.equal(values, values.round())

@@ -46,13 +46,11 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
     """
     owners: dict[nn.Parameter, list[Owner]] = {}
     reasons: dict[nn.Parameter, str] = {}
-    layers = 0
     inside_attention = {
         id(child) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
     }
     for layer_name, layer in model.named_modules():
         kind = kind_of(layer)
-        found = False
         for role, parameter in layer.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 reasons[parameter] = "frozen (requires_grad=False)"
@@ -66,12 +64,10 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
                 reasons[parameter] = f"no rule for the role {role!r} in {type(layer).__name__}"
             else:
                 owners.setdefault(parameter, []).append(Owner(layer_name, layer, kind, role))
-                found = True
-        layers += found
     # One use outside the table would see the old weight: then the parameter cannot respond anywhere.
     for parameter in reasons.keys() & owners.keys():
         owners.pop(parameter)
-    report = Coverage(layers=layers)
+    report = Coverage(layers=len({owner.layer_name for users in owners.values() for owner in users}))
     for name, parameter in model.named_parameters():
         if parameter in owners:
             report.covered[name] = "×".join(map(str, parameter.shape))

@@ -10,6 +10,7 @@ Leaf layers add their part of the tangent (see `Response`); all else follows PyT
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_deltastn.response.response import Response
+
+# PyTorch compiles some forward-mode rules for the first dual number, and warns of its own use of TorchScript.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    with fwAD.dual_level():
+        fwAD.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @contextmanager

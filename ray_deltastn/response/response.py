@@ -100,7 +100,7 @@ class Response(nn.Module):
         self._handles += [
             layer.register_forward_pre_hook(self._before, with_kwargs=True)
             for layer, parts in self._layers.items()
-            if any(kind.linear for _, kind in parts.values())
+            if any(kind.tangent is not None for _, kind in parts.values())
         ]
 
     def release(self) -> None:
@@ -112,6 +112,7 @@ class Response(nn.Module):
         """After a trial pass, list parameters of layers that were never called as without response."""
         for layer, parts in self._layers.items():
             if self._names[layer] not in self.called:
+                self.coverage.layers -= 1
                 for slot, _ in parts.values():
                     if self.coverage.covered.pop(slot.name, None) is not None:
                         self.coverage.uncovered[slot.name] = f"layer '{self._names[layer]}' is never called"
@@ -149,7 +150,7 @@ class Response(nn.Module):
             self._by_slot, self._input_tangent = {}, None
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # PyTorch's rule would also multiply x by the weight's tangent, which is zero: one product too many.
+        # The layer itself sees the primal only; its kind knows the tangent.
         if not (self._by_slot and self._linearised):
             return None
         primal, self._input_tangent = fwAD.unpack_dual(_input(args, kwargs))
@@ -160,18 +161,20 @@ class Response(nn.Module):
             return None
         x = _input(args, kwargs)
         self.called.add(self._names[layer])
-        if not self._linearised:
-            return output + self._branch(layer, x, output)
+        kind = next(iter(self._layers[layer].values()))[1]
         # The factor Uδ of the change has no primal part, so W_resp ẋ is never needed: only the primal x is.
-        x = fwAD.unpack_dual(x).primal
+        x = fwAD.unpack_dual(x).primal if self._linearised else x
+        applied = kind.apply(layer, x, None) if kind.rows == "element" else None
+        if not self._linearised:
+            return output + self._branch(layer, x, output, applied)
         primal, tangent = fwAD.unpack_dual(output)
-        change = self._branch(layer, x, primal).to(primal.dtype)
-        if self._input_tangent is not None:
-            kind = next(iter(self._layers[layer].values()))[1]
-            tangent, self._input_tangent = kind.apply(layer, self._input_tangent, layer.weight), None  # type: ignore[arg-type]
+        change = self._branch(layer, x, primal, applied).to(primal.dtype)
+        if self._input_tangent is not None and kind.tangent is not None:
+            tangent = kind.tangent(layer, x, self._input_tangent, applied)
+            self._input_tangent = None
         return fwAD.make_dual(primal, change if tangent is None else tangent + change)
 
-    def _branch(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    def _branch(self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
         for role, (slot, kind) in self._layers[layer].items():
@@ -186,6 +189,8 @@ class Response(nn.Module):
             elif slot.rows == "feature" and kind.rows == "output":
                 # A linear layer tied to an embedding: the rows of the table's response are this layer's inputs.
                 terms.append(kind.apply(layer, x * on_features(layer, rows, x), direction))
+            elif applied is not None:
+                terms.append(applied * kind.place(layer, rows * direction.flatten(), output))
             else:
                 out = kind.apply(layer, x, direction)
                 terms.append(out * kind.place(layer, rows.to(out.dtype), out))

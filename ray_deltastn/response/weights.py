@@ -40,17 +40,13 @@ class Weights:
         base = torch.stack([p.square().sum() for p in parameters]).sum()
         if self.response is None or self.delta is None:
             return base
-        inner, norm, keep = [], [], []
-        for slot in self.response.slots:
-            chosen = biases or slot.parameter.dim() > 1
-            keep.append((slot, chosen))
-            if chosen:
-                along = slot.by_row(self.response.direction(slot))
-                inner.append((slot.by_row(slot.parameter) * along).sum(-1))
-                norm.append(along.square().sum(-1))
-        if not inner:
+        slots = [slot for slot in self.response.slots if biases or slot.parameter.dim() > 1]
+        if not slots:
             return base.expand(self.delta.shape[0])
-        rows = self.response.row_change(self.delta)  # (B, K)
-        if not all(chosen for _, chosen in keep):
-            rows = torch.cat([rows[:, s.start : s.stop] for s, chosen in keep if chosen], -1)
-        return base + 2 * rows @ torch.cat(inner) + rows.square() @ torch.cat(norm)
+        along = [slot.by_row(self.response.direction(slot)) for slot in slots]
+        inner = torch.cat([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
+        norm = torch.cat([a.square().sum(-1) for a in along])
+        U = torch.cat([self.response.U[slot.start : slot.stop] for slot in slots])  # (rows, h)
+        # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
+        delta = self.delta.to(U.dtype)
+        return base + 2 * delta @ (U.T @ inner) + ((delta @ ((U.T * norm) @ U)) * delta).sum(-1)

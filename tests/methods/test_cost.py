@@ -1,6 +1,7 @@
-"""Matmul and convolution FLOPs of a cycle (5 train steps and 1 hyper step) over those of 5 plain steps."""
+"""What a cycle (5 train steps, 1 hyper step) costs over 5 plain steps: matmul and convolution FLOPs, saved memory."""
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -128,3 +129,74 @@ def test_steps_of_a_kind_cost_the_same():
     costs = {count(lambda: stepper.train_step(x, y)) for _ in range(3)}
     assert costs == {train_flops("mlp", "delta-stn")}
     assert count(lambda: nn.Linear(3, 2)(torch.randn(4, 3))) == 2 * 4 * 3 * 2  # what the counter counts
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """One tensor kept by the graph; it dies with the node that keeps it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def saved_bytes(stepper, forward):
+    """Bytes that autograd keeps for the backward pass, each storage once; parameters are there anyway."""
+    parameters = {p.untyped_storage().data_ptr() for p in [*stepper.weights, *stepper.response]}
+    references = []
+
+    def keep(tensor):
+        held = Held(tensor)
+        references.append(weakref.ref(held))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
+        loss = forward()
+    assert loss.requires_grad
+    held = [reference() for reference in references]
+    storages = [h.tensor.untyped_storage() for h in held if h is not None]
+    sizes = {s.data_ptr(): s.nbytes() for s in storages}
+    return sum(size for pointer, size in sizes.items() if pointer not in parameters)
+
+
+def response_pass(stepper, x, y):
+    """What the train step's second pass saves: the train step itself, counted up to the backward pass."""
+    found = []
+    train_loss = stepper.objective.train_loss
+
+    def watched(x, y, eps=None):
+        if eps is None:
+            return train_loss(x, y)
+        losses = []
+        found.append(saved_bytes(stepper, lambda: losses.append(train_loss(x, y, eps)) or losses[0]))
+        return losses[0]
+
+    stepper.objective.train_loss = watched
+    stepper.train_step(x, y)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_memory_is_at_most_two_and_a_half_times_plain(name):
+    plain, x, y = make(name, "fixed")
+    stepper, *_ = make(name, "delta-stn")
+    ratio = response_pass(stepper, x, y) / saved_bytes(plain, lambda: plain.objective.train_loss(x, y))
+    assert ratio <= 2.5
+
+
+@pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
+def test_weights_are_held_still_wherever_they_do_not_move(method):
+    stepper, x, y = make("mlp", method)
+    seen = []
+
+    def watching(output, target):
+        seen.append([any(p.requires_grad for p in group) for group in (stepper.weights, stepper.response)])
+        return F.cross_entropy(output, target)
+
+    stepper.objective.loss = stepper.objective.valid_loss = watching
+    stepper.train_step(x, y)
+    stepper.objective.model.eval()
+    stepper.hyper_step(x, y)
+    assert seen == [[True, True], [False, True], [False, False]]  # the w₀ pass, the Θ pass, the hyper step
+    assert all(p.requires_grad for p in [*stepper.weights, *stepper.response])

@@ -428,6 +428,14 @@ def test_a_parameter_also_used_outside_the_table_does_not_respond():
     assert coverage.uncovered["0.weight"] == "owned directly by Doubling"
 
 
+def test_layers_left_without_a_responding_parameter_are_not_counted():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), Doubling(3, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    coverage = Response(model, H).coverage
+    assert set(coverage.covered) == {"2.weight", "2.bias"}
+    assert coverage.layers == 1
+
+
 @pytest.mark.parametrize("name", ["tied-embedding-first", "tied-linear-first", "shared-parameter", "used-twice"])
 def test_a_tied_parameter_is_listed_once(name):
     model, _ = BY_NAME[name]()

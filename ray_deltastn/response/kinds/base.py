@@ -26,21 +26,23 @@ class LayerKind:
 
     Args:
         types: module classes of this kind; a subclass counts if it keeps `forward`.
-        apply: `apply(layer, x, weight)`, the layer's output for another weight and no bias; linear in `weight`.
+        apply: `apply(layer, x, weight)`, the layer's output for another weight and no bias; linear in `weight`. A layer
+            with elementwise weights takes None for all ones.
         place: `place(layer, rows, output)` views `rows` (B, k) so that it scales the output's channels or features.
         initialise: `initialise(layer, direction, generator)` fills W_resp as the layer fills its own weight.
         rows: what a row of the weight is: an index of its first axis (`"output"`), of its second axis
             (`"feature"`, as in an embedding), or every element (`"element"`, as in a normalisation layer).
-        linear: the layer is affine in x, so that the tangent W₀ẋ is `apply(layer, ẋ, W₀)`; others leave it to PyTorch.
+        tangent: `tangent(layer, x, ẋ, applied)`, directional derivative of the layer in x at W₀, where PyTorch's own
+            rule costs more; `applied` is `apply(layer, x, None)` for elementwise weights. None leaves it to PyTorch.
         refuse: gives the reason why this very layer cannot respond, or None.
     """
 
     types: tuple[type[nn.Module], ...]
-    apply: Callable[[Any, Tensor, Tensor], Tensor]
+    apply: Callable[[Any, Tensor, Any], Tensor]
     place: Callable[[Any, Tensor, Tensor], Tensor]
     initialise: Callable[[Any, Tensor, torch.Generator | None], None]
     rows: Literal["output", "feature", "element"] = "output"
-    linear: bool = False
+    tangent: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor] | None = None
     refuse: Callable[[Any], str | None] = lambda layer: None
 
 

@@ -5,12 +5,35 @@ from torch import Tensor, nn
 
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, ones
 
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-def apply(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor, weight: Tensor) -> Tensor:
+
+def by_batch(layer: _BatchNorm) -> bool:
+    """Whether the layer normalises by the batch's own statistics now."""
+    return layer.training or layer.running_mean is None
+
+
+def apply(layer: _BatchNorm, x: Tensor, weight: Tensor | None) -> Tensor:
     """γ x̂, x̂ normalised as the layer does it in its present mode; running statistics stay untouched."""
-    batch = layer.training or layer.running_mean is None
+    batch = by_batch(layer)
     mean, variance = (None, None) if batch else (layer.running_mean, layer.running_var)
     return F.batch_norm(x, mean, variance, weight, None, batch, 0.0, layer.eps)
+
+
+def tangent(layer: _BatchNorm, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
+    """γ/s · (ẋ − ⟨ẋ⟩ − x̂ ⟨x̂ ẋ⟩) by batch statistics, γ/s · ẋ by running ones; s² = variance + eps.
+
+    PyTorch's rule gives the same and keeps several more tensors of the size of x for the backward pass.
+    """
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    if not by_batch(layer):
+        assert layer.running_var is not None
+        return x_tangent * (layer.weight * (layer.running_var + layer.eps).rsqrt()).view(shape)
+    assert applied is not None
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    factor = layer.weight * (x.var(axes, correction=0) + layer.eps).rsqrt()
+    along = (applied * x_tangent).mean(axes, keepdim=True)
+    return (x_tangent - x_tangent.mean(axes, keepdim=True) - applied * along) * factor.view(shape)
 
 
 BATCHNORM = LayerKind(
@@ -19,4 +42,5 @@ BATCHNORM = LayerKind(
     place=on_channels,
     initialise=ones,
     rows="element",
+    tangent=tangent,
 )

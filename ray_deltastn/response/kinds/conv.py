@@ -10,6 +10,11 @@ def apply(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -
     return layer._conv_forward(x, weight, None)
 
 
+def tangent(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
+    """W₀ẋ; PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
+    return apply(layer, x_tangent, layer.weight)
+
+
 CONV = LayerKind(
-    types=(nn.Conv1d, nn.Conv2d, nn.Conv3d), apply=apply, place=on_channels, initialise=uniform_fan_in, linear=True
+    types=(nn.Conv1d, nn.Conv2d, nn.Conv3d), apply=apply, place=on_channels, initialise=uniform_fan_in, tangent=tangent
 )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, ones
 
 
-def apply(layer: nn.GroupNorm, x: Tensor, weight: Tensor) -> Tensor:
+def apply(layer: nn.GroupNorm, x: Tensor, weight: Tensor | None) -> Tensor:
     """γ x̂, x̂ normalised over groups."""
     return F.group_norm(x, layer.num_groups, weight, None, layer.eps)
 

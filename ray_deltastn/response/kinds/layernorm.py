@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ray_deltastn.response.kinds.base import LayerKind, on_normalized_shape, ones
 
 
-def apply(layer: nn.LayerNorm, x: Tensor, weight: Tensor) -> Tensor:
+def apply(layer: nn.LayerNorm, x: Tensor, weight: Tensor | None) -> Tensor:
     """γ x̂, x̂ normalised over the last axes."""
     return F.layer_norm(x, layer.normalized_shape, weight, None, layer.eps)
 

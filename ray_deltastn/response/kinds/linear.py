@@ -11,4 +11,9 @@ def apply(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-LINEAR = LayerKind(types=(nn.Linear,), apply=apply, place=on_features, initialise=uniform_fan_in, linear=True)
+def tangent(layer: nn.Linear, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
+    """W₀ẋ; PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
+    return apply(layer, x_tangent, layer.weight)
+
+
+LINEAR = LayerKind(types=(nn.Linear,), apply=apply, place=on_features, initialise=uniform_fan_in, tangent=tangent)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ray_deltastn.response.kinds.base import LayerKind, on_normalized_shape, ones
 
 
-def apply(layer: nn.RMSNorm, x: Tensor, weight: Tensor) -> Tensor:
+def apply(layer: nn.RMSNorm, x: Tensor, weight: Tensor | None) -> Tensor:
     """γ x / rms(x)."""
     return F.rms_norm(x, list(layer.normalized_shape), weight, layer.eps)
 

@@ -1,0 +1,132 @@
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from ray.tune.utils import validate_save_restore
+
+from ray_deltastn import DeltaSTNTrainable
+from tests.tune.tiny import CONFIG, without_times
+
+
+def finish(trial):
+    reports = [trial.train()]
+    while not reports[-1]["done"]:
+        reports.append(trial.train())
+    return [without_times(report) for report in reports]
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "delta-stn"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_saved_and_restored_trial_ends_bit_identically(method, stop, tmp_path):
+    config = {**CONFIG, "method": method, "lr": 0.01}
+    unbroken = finish(DeltaSTNTrainable(config))
+    broken = DeltaSTNTrainable(config)
+    for _ in range(stop):
+        broken.train()
+    broken.save(str(tmp_path))
+    torch.manual_seed(99)
+    resumed = DeltaSTNTrainable(config)
+    resumed.restore(str(tmp_path))
+    assert finish(resumed) == unbroken[stop:]
+
+
+def test_tunes_own_check_of_save_and_restore_passes(ray_cluster):
+    assert validate_save_restore(DeltaSTNTrainable, config=CONFIG)
+
+
+def test_every_report_has_the_keys_of_the_first_and_the_metric():
+    trial = DeltaSTNTrainable(CONFIG)
+    reports = [trial.train() for _ in range(5)]
+    assert all(report.keys() == reports[0].keys() for report in reports)
+    assert {"valid_loss", "best_valid_loss", "test_loss", "valid_accuracy"} <= reports[0].keys()
+    assert [report["done"] for report in reports] == [False] * 4 + [True]
+
+
+def test_config_of_the_trial_wins_over_the_checkpoint(tmp_path):
+    donor = DeltaSTNTrainable({**CONFIG, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
+    donor.train()
+    donor.train()
+    donor.save(str(tmp_path))
+    mutated = {**CONFIG, "lr": 0.03, "momentum": 0.5, "hyper_lr": 0.2, "scale_lr": 0.4, "entropy_weight": 0.1}
+    mutated["schedule"] = {"name": "step", "step_size": 1, "gamma": 0.5}
+    trial = DeltaSTNTrainable(mutated)
+    trial.restore(str(tmp_path))
+    algorithm = trial.tuner.algorithm
+    for optimizer in (algorithm.weights_optimizer, algorithm.response_optimizer):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.03 * 0.25, rel=1e-12)
+        assert optimizer.param_groups[0]["momentum"] == 0.5
+    assert [group["lr"] for group in algorithm.hyper_optimizer.param_groups] == [0.2, 0.4]
+    assert algorithm.entropy_weight == 0.1
+    trial.train()
+    assert algorithm.weights_optimizer.param_groups[0]["lr"] == pytest.approx(0.03 * 0.125, rel=1e-12)
+
+
+def test_a_reused_trial_gives_the_numbers_of_a_fresh_one(tmp_path):
+    other = {**CONFIG, "lr": 0.03, "seed": 5, "width": 12, "method": "centered-stn"}
+    fresh = DeltaSTNTrainable(other)
+    expected = finish(fresh)
+    reused = DeltaSTNTrainable(CONFIG)
+    reused.train()
+    assert reused.reset_config(other)
+    assert finish(reused) == expected
+
+
+def test_reset_then_load_continues_bit_identically(tmp_path):
+    donor = DeltaSTNTrainable(CONFIG)
+    donor.train()
+    donor.train()
+    donor.save(str(tmp_path))
+    rest = finish(donor)
+    reused = DeltaSTNTrainable({**CONFIG, "lr": 0.5, "seed": 9})
+    reused.train()
+    reused.reset_config(CONFIG)
+    reused.restore(str(tmp_path))
+    assert finish(reused) == rest
+
+
+def test_reset_frees_the_old_model():
+    trial = DeltaSTNTrainable(CONFIG)
+    trial.train()
+    old = weakref.ref(trial.tuner.model)
+    trial.reset_config({**CONFIG, "lr": 0.2})
+    gc.collect()
+    assert old() is None
+
+
+def test_a_state_of_a_finished_trial_repeats_its_last_report(tmp_path):
+    donor = DeltaSTNTrainable(CONFIG)
+    last = finish(donor)[-1]
+    donor.save(str(tmp_path))
+    copy = DeltaSTNTrainable(CONFIG)
+    copy.restore(str(tmp_path))
+    report = copy.train()
+    assert report["done"]
+    assert without_times(report) == last
+
+
+def test_a_diverged_trial_ends_finished_and_bad_with_its_reason():
+    trial = DeltaSTNTrainable({**CONFIG, "fault": "nan"})
+    reports = finish(trial)
+    assert len(reports) < CONFIG["epochs"]
+    assert reports[-1]["diverged"] is True
+    assert reports[-1]["valid_loss"] == math.inf
+    assert reports[-1]["stop_reason"].startswith("diverged: train_loss=nan")
+
+
+@pytest.mark.parametrize(
+    ("resources", "bundle"),
+    [(None, {"CPU": 1.0}), ({"cpu": 3}, {"CPU": 3.0}), ({"cpu": 2, "gpu": 0.25}, {"CPU": 2.0, "GPU": 0.25})],
+)
+def test_resources_come_from_the_config(resources, bundle):
+    config = CONFIG if resources is None else {**CONFIG, "resources": resources}
+    assert DeltaSTNTrainable.default_resource_request(config).bundles == [bundle]
+
+
+def test_a_misspelt_option_is_warned_about_with_the_right_name(caplog):
+    DeltaSTNTrainable({**CONFIG, "hyper_lrr": 0.3})
+    assert "did you mean 'hyper_lr'" not in caplog.text  # hyper_lr is given too: then it is the user's own key
+    config = {key: value for key, value in CONFIG.items() if key != "hyper_lr"}
+    DeltaSTNTrainable({**config, "hyper_lrr": 0.3})
+    assert "'hyper_lrr' is not an option of a trial; did you mean 'hyper_lr'?" in caplog.text
