@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ray_deltastn.data import Stream
 from ray_deltastn.methods import Objective
@@ -20,11 +19,19 @@ def try_out(objective: Objective, valid: Stream) -> None:
     model = objective.model
     was_training = model.training
     model.eval()
+    try:
+        _try_out(objective, valid)
+    finally:
+        model.train(was_training)
+
+
+def _try_out(objective: Objective, valid: Stream) -> None:
+    model = objective.model
     x, y = next(iter(valid.in_order()))
     x, y = x[:4], y[:4]
     with torch.no_grad():
         output = objective.predict(x, None)
-        if output.shape[0] != x.shape[0]:
+        if not output.dim() or output.shape[0] != x.shape[0]:
             raise ValueError(
                 f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
                 "examples"
@@ -36,26 +43,40 @@ def try_out(objective: Objective, valid: Stream) -> None:
                 raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
         if objective.response is not None:
             delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
+            entered: list[tuple[str, str]] = []
+            handles = [
+                m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
+                for name, m in model.named_modules()
+            ]
             try:
                 objective.predict(x, delta)
             except (NotImplementedError, RuntimeError) as error:
                 if "forward" not in str(error).lower():
                     raise
+                name, kind = entered[-1]
                 raise TypeError(
-                    f"every layer must have a forward-mode rule for '{objective.method.name}', got: "
-                    f"{str(error).splitlines()[0]}"
+                    f"every layer must have a forward-mode rule for '{objective.method.name}', got none in layer "
+                    f"'{name}' ({kind}): {str(error).splitlines()[0]}"
                 ) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
             objective.response.drop_uncalled()
-    model.train(was_training)
 
 
-def check_small_batches(objective: Objective, train: Stream) -> None:
-    """Raise ValueError if the smallest minibatch holds one example that batch normalisation cannot normalise."""
-    normalises = [m for m in objective.model.modules() if isinstance(m, _BatchNorm)]
-    if train.smallest_batch != 1 or not normalises:
-        return
-    if any(isinstance(m, nn.BatchNorm1d) for m in normalises):
+def check_small_batches(model: nn.Module, smallest: int, response_fraction: float) -> None:
+    """Raise ValueError if some pass has one example only, which BatchNorm1d cannot normalise.
+
+    Args:
+        model: the network.
+        smallest: examples in the smallest minibatch; 0 if that is not known.
+        response_fraction: share of a minibatch that trains Θ.
+    """
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)]
+    rows = max(1, round(response_fraction * smallest))
+    if layers and smallest and rows == 1:
         raise ValueError(
-            "a minibatch must hold at least two examples under BatchNorm1d, got one at the end of each pass over "
-            "`train`; change `batch_size` or drop an example"
+            f"every pass over a minibatch of `train` must have at least two examples under BatchNorm1d '{layers[0]}', got "
+            f"one from the smallest minibatch of {smallest} with `response_fraction` {response_fraction:g}; change "
+            "`batch_size`"
         )

@@ -5,6 +5,7 @@ Each pass over the data is a function of (seed, pass number) alone; tensors live
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,10 +120,12 @@ class LoaderStream(Stream):
         super().__init__(name, device, seed)
         self.loader = loader
         self._iterator: Iterator[Any] | None = None
+        self._evaluation_loader = copy.copy(loader)
+        self._evaluation_loader._iterator = None
         try:
             self._length = len(loader)
-        except TypeError as error:
-            raise ValueError(f"`{name}` must have a length, got a loader of {type(loader.dataset).__name__}") from error
+        except TypeError:
+            raise ValueError(f"`{name}` must have a length, got a loader of {type(loader.dataset).__name__}") from None
         if self._length == 0:
             raise ValueError(f"`{name}` must hold at least one minibatch, got none")
 
@@ -143,41 +146,49 @@ class LoaderStream(Stream):
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
 
-    def _start(self) -> None:
-        self._reseed(seed_of(self.seed, self.pass_number))
-        with isolated(seed_of(self.seed, self.pass_number)):
-            self._iterator = iter(self.loader)
-
-    def _fetch(self, position: int) -> Any:
-        # Samplers and transforms may draw from the global generators: give each minibatch its own seed.
-        assert self._iterator is not None
-        with isolated(seed_of(self.seed, self.pass_number, position)):
-            return next(self._iterator)
+    def _draws(self, loader: DataLoader[Any], *parts: int) -> Iterator[Any]:
+        # Samplers and transforms may draw from the global generators, or from the loader's: each minibatch has its
+        # own seed, so that nothing done between two minibatches is felt. The first is drawn with the iterator.
+        position, batches = 0, None
+        while True:
+            seed = seed_of(self.seed, *parts, position)
+            self._reseed(seed)
+            with isolated(seed):
+                if batches is None:
+                    batches = iter(loader)
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+            position += 1
 
     def next(self) -> Batch:
         """The next minibatch of the loader."""
         if self.position >= self._length:
             self.pass_number, self.position, self._iterator = self.pass_number + 1, 0, None
         if self._iterator is None:
-            self._start()
-            for skipped in range(self.position):
-                self._fetch(skipped)
-        batch = self._fetch(self.position)
+            self._iterator = self._draws(self.loader, 0, self.pass_number)
+            for _ in range(self.position):
+                next(self._iterator)
+        batch = next(self._iterator)
         self.position += 1
         return self._on_device(batch)
 
     def _on_device(self, batch: Any) -> Batch:
-        try:
-            x, y = batch
-        except (TypeError, ValueError):
-            raise ValueError(f"`{self.name}` must give pairs (x, y), got {type(batch).__name__}") from None
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
+            raise ValueError(f"`{self.name}` must give pairs (x, y), got {got}")
+        x, y = batch
+        for part in (x, y):
+            if not isinstance(part, Tensor):
+                raise ValueError(f"`{self.name}` must give pairs (x, y) of tensors, got {type(part).__name__}")
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def in_order(self) -> Iterator[Batch]:
-        """One pass over the loader."""
-        with isolated(seed_of(self.seed, 0)):
-            batches = iter(self.loader)
-        for batch in batches:
+        """One pass over the loader, the same each time."""
+        # Persistent workers serve one iterator at a time: a copy of the loader has its own.
+        for batch in self._draws(self._evaluation_loader, 1):
             yield self._on_device(batch)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -208,7 +219,9 @@ def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: 
             raise ValueError(f"`{name}` must hold two tensors (x, y), got {len(tensors)}")
         return TensorStream(tensors[0], tensors[1], batch_size, name, device, seed)
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        if len(source) == 0:  # type: ignore[arg-type]
+        if not hasattr(source, "__len__"):
+            raise ValueError(f"`{name}` must have a length, got {type(source).__name__}")
+        if len(source) == 0:
             raise ValueError(f"`{name}` must hold at least one example, got none")
         return LoaderStream(DataLoader(source, batch_size, shuffle=True), name, device, seed)
     raise TypeError(
@@ -221,7 +234,7 @@ def _tensors(source: Any) -> tuple[Tensor, ...] | None:
         return source.tensors
     if isinstance(source, Subset):
         whole = _tensors(source.dataset)
-        return None if whole is None else tuple(t[torch.as_tensor(source.indices)] for t in whole)
+        return None if whole is None else tuple(t[torch.as_tensor(source.indices, dtype=torch.long)] for t in whole)
     if isinstance(source, (tuple, list)) and all(isinstance(t, Tensor) for t in source):
         return tuple(source)
     return None

@@ -71,8 +71,9 @@ class Hyperparameter:
     def check(self, name: str) -> None:
         """Raise ValueError, naming `name`, unless the initial value, bounds, scale and options are sound."""
         low, high = self.bounds
-        numbers = {"initial": self.initial, "scale": self.scale}
-        for what, number in numbers.items():
+        # The fields of a domain are its finite bounds; an open side has none.
+        bounds = {what: getattr(self, what) for what in ("low", "high") if hasattr(self, what)}
+        for what, number in {"initial": self.initial, "scale": self.scale, **bounds}.items():
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise ValueError(f"`{what}` must be a finite number, got {number!r} for '{name}'")
         if not low < self.initial < high:
@@ -84,6 +85,8 @@ class Hyperparameter:
         if self.per not in ("example", "batch"):
             raise ValueError(f"`per` must be 'example' or 'batch', got {self.per!r} for '{name}'")
         if self.search is not None:
+            if not isinstance(self.search, (tuple, list)) or len(self.search) != 2:
+                raise ValueError(f"`search` must be a pair (low, high), got {self.search!r} for '{name}'")
             lo, hi = self.search
             if not low <= lo < hi <= high:
                 raise ValueError(
@@ -94,7 +97,7 @@ class Hyperparameter:
     def check_value(self, name: str, value: float | Sequence[float]) -> None:
         """Raise ValueError, naming `name`, if a constant value lies outside the domain (bounds included)."""
         low, high = self.bounds
-        for v in value if isinstance(value, Sequence) else (value,):
+        for v in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high:
                 raise ValueError(
                     f"`low <= value <= high` must hold, got low={low}, value={v!r}, high={high} for '{name}'"

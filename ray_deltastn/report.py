@@ -16,6 +16,7 @@ import torch
 
 from ray_deltastn import domains
 from ray_deltastn._version import __version__
+from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE
 
 matplotlib.use("Agg")
@@ -59,7 +60,7 @@ class Results:
     @property
     def searched(self) -> list[str]:
         """Names of the searched options."""
-        return list(self.config["search"])
+        return [option_of(name) for name in self.config["search"]]
 
     def best_table(self) -> list[tuple[str, str]]:
         """Name and value of what matters about the best trial."""

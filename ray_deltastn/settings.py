@@ -116,6 +116,12 @@ class Settings:
                 f"`hyperparameters` are constants for method 'fixed', got them with '{method.name}'; set initial "
                 "values in the HyperSpace"
             )
+        if not isinstance(self.hyperparameters, Mapping):
+            raise ValueError(f"`hyperparameters` must be a mapping from names, got {self.hyperparameters!r}")
+        try:
+            self.torch_device()
+        except (RuntimeError, TypeError):
+            raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:0', …, got {self.device!r}") from None
         self._schedule_arguments()
 
     @classmethod
@@ -132,6 +138,8 @@ class Settings:
     def _schedule_arguments(self) -> tuple[str, dict[str, Any]] | None:
         if self.schedule is None:
             return None
+        if not isinstance(self.schedule, str | Mapping):
+            raise ValueError(f"`schedule` must be a name or a mapping with `name`, got {self.schedule!r}")
         given: dict[str, Any] = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
         name = given.pop("name", None)
         if name not in SCHEDULES:
@@ -141,11 +149,17 @@ class Settings:
         dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], self.lr)
         try:
             SCHEDULES[name](dummy, **given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`schedule` must hold the arguments of {SCHEDULES[name].__name__}, got {given}: {error}"
             ) from None
         return name, given
+
+    def torch_device(self) -> torch.device:
+        """The training device; `auto` is CUDA where there is one."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
 
     def make_optimizer(self, parameters: Any) -> Optimizer:
         """Optimiser for w₀ or Θ."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -39,6 +39,13 @@ def require_same(state: Any, own: Mapping[str, Any]) -> None:
                 f"here {mine.get(name)!r}"
             )
         raise ValueError(f"`state` must come from a run with the same {what}, got {theirs!r}, here {mine!r}")
+
+
+def require_parts(state: Mapping[str, Any], parts: Iterable[str]) -> None:
+    """Raise ValueError, naming the first, if parts of a state are missing."""
+    for part in parts:
+        if part not in state:
+            raise ValueError(f"`state` must hold '{part}', got {', '.join(sorted(state))}")
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], saved_lr: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,11 @@ from ray_deltastn.methods import Method, Objective, Steps, get_method
 from ray_deltastn.regularizers import Setting
 from ray_deltastn.response import Coverage, Response
 from ray_deltastn.settings import Settings
-from ray_deltastn.state import identity, load_optimizer, load_schedule, require_same
+from ray_deltastn.state import identity, load_optimizer, load_schedule, require_parts, require_same
 from ray_deltastn.task import Task
+
+#: Reason of a run that ended as planned.
+ALL_DONE = "all epochs done"
 
 
 class SelfTuner:
@@ -63,7 +67,7 @@ class SelfTuner:
         self.settings = Settings(method=method, **settings)
         self.method = get_method(method)
         s = self.settings
-        self.device = torch.device(s.device if s.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.device = s.torch_device()
         self.model: nn.Module = task.model.to(self.device)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not self._trainable:
@@ -85,7 +89,8 @@ class SelfTuner:
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         self._make_steps()
-        planned = max(0, s.epochs * len(self.train) - self.warmup_steps) // s.train_interval * s.valid_interval
+        cycles = max(0, self.total_steps // s.train_interval - self.warmup_steps // s.train_interval)
+        planned = cycles * s.valid_interval
         self.health = Health(self.space, s.hyper_lr, planned, self.method.responds)
         self.steps = 0
         self.best_valid_loss = math.inf
@@ -96,11 +101,14 @@ class SelfTuner:
         self._train_count = 0
         self.last_report: dict[str, Any] = {}
         self._valid_scores: tuple[int, dict[str, float]] | None = None
-        if not self.method.responds:
-            self.objective.constant = self._fixed_table[0]
+        self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
-            try_out(self.objective, self.valid)
-            check_small_batches(self.objective, self.train)
+            try:
+                try_out(self.objective, self.valid)
+                check_small_batches(self.model, self.train.smallest_batch, s.response_fraction)
+            except BaseException:
+                self.release()
+                raise
             self._global_random = random_state.capture(self.device)
 
     def _make_streams(self) -> None:
@@ -181,8 +189,7 @@ class SelfTuner:
 
     def _train_step(self) -> None:
         started = time.perf_counter()
-        if not self.method.responds:
-            self.objective.constant = self._fixed_table[min(self.epoch, len(self._fixed_table) - 1)]
+        self._set_constant(self.steps)
         x, y = self.train.next()
         self._train_loss += self.algorithm.train_step(x, y)
         self._train_count += 1
@@ -192,6 +199,12 @@ class SelfTuner:
         if self.method.responds and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
             self._hyper_steps()
             self._seconds["hyper"] += time.perf_counter() - ended
+
+    def _set_constant(self, step: int) -> None:
+        """Values of `fixed` in a step: the row of its epoch, or the last one."""
+        if not self.method.responds:
+            row = min(step // len(self.train), len(self._fixed_table) - 1)
+            self.objective.constant = self._fixed_table[row]
 
     def _hyper_steps(self) -> None:
         self.model.eval()
@@ -217,8 +230,6 @@ class SelfTuner:
 
     def _report(self) -> dict[str, Any]:
         started = time.perf_counter()
-        if not self.method.responds:
-            self.objective.constant = self._fixed_table[min(max(self.epoch - 1, 0), len(self._fixed_table) - 1)]
         train_loss = self._train_loss.item() / max(1, self._train_count)
         self._train_loss.zero_()
         self._train_count = 0
@@ -227,18 +238,23 @@ class SelfTuner:
             split["test"] = evaluate(self.objective, self.test, self.objective.valid_loss, self.task.metrics)
         scores = {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
         self._seconds["evaluate"] += time.perf_counter() - started
-        finite = bool(torch.isfinite(self.space.lam).all() & torch.isfinite(self.space.raw_scale).all())
-        diverged = not (math.isfinite(train_loss) and math.isfinite(scores["valid_loss"]) and finite)
+        watched = {"λ": self.space.lam.tolist(), "σ": self.space.scale.tolist()}
+        bad = [
+            f"{symbol} of '{name}'={value:g}"
+            for symbol, values in watched.items()
+            for name, value in zip(self.space.names, values, strict=True)
+            if not math.isfinite(value)
+        ]
+        diverged = bool(bad) or not (math.isfinite(train_loss) and math.isfinite(scores["valid_loss"]))
         if diverged:
-            self.stop_reason = (
-                f"diverged: train_loss={train_loss:g}, valid_loss={scores['valid_loss']:g} at step {self.steps}"
-            )
+            losses = f"train_loss={train_loss:g}, valid_loss={scores['valid_loss']:g}"
+            self.stop_reason = "; ".join([f"diverged: {losses} at step {self.steps}", *bad])
             # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
             scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
             train_loss = math.inf
         self._note_best(scores["valid_loss"])
         if not self.done and self.steps >= self.total_steps:
-            self.stop_reason = "all epochs done"
+            self.stop_reason = ALL_DONE
         values, scale = self.objective.current_values(), self.space.scale.detach()
         report: dict[str, Any] = {
             "epoch": self.epoch,
@@ -343,6 +359,9 @@ class SelfTuner:
             ValueError: if the state is not one of a run with this space, method, optimisers and model.
         """
         require_same(state, self._identity())
+        require_parts(state, self.state_dict())
+        # A state handed over in memory stays its owner's: optimisers would share its buffers.
+        state = copy.deepcopy(dict(state))
         self.space.load_state_dict(state["space"])
         self.model.load_state_dict(state["model"])
         if self.response is not None:
@@ -363,9 +382,12 @@ class SelfTuner:
         self.generator.set_state(state["generator"].cpu())
         self._global_random = state["global_random"]
         self.steps = state["steps"]
+        self._set_constant(max(0, self.steps - 1))
         self.best_valid_loss = state["best_valid_loss"]
         self._reports_since_best = state["reports_since_best"]
-        self.stop_reason = state["stop_reason"]
+        # A run that had done all its epochs goes on if this one has more of them.
+        ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
+        self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])
         self._seconds = dict(state["seconds"])
         self.health.reset()

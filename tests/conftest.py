@@ -1,8 +1,12 @@
 """Shared fixtures: one small local Ray cluster for all tests that need one."""
 
 import os
+import tempfile
 
 import pytest
+
+# Tune writes to ~/ray_results unless told otherwise, and looks up the home when it is imported.
+os.environ["HOME"] = tempfile.mkdtemp(prefix="deltastn-tests-")
 
 
 @pytest.fixture(scope="session")

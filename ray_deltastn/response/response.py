@@ -73,7 +73,7 @@ class Response(nn.Module):
         if not owners:
             raise ValueError(
                 f"`model` needs at least one trainable layer that can respond, got {type(model).__name__} with none: "
-                + str(self.coverage)
+                + "; ".join(f"{name} is {why}" for name, why in self.coverage.uncovered.items())
             )
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.slots: list[Slot] = []

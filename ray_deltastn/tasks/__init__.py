@@ -38,7 +38,7 @@ def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
     module, _, name = task.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"`task` must be importable as 'module:function', got {task!r}: {error}") from error
     if not callable(found):
         raise TypeError(f"`task` must name a callable, got {task!r}, a {type(found).__name__}")

@@ -49,6 +49,8 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
         config: reads `width` (hidden units, 256) and `split_seed` (0).
     """
     width = int(config.get("width", 256))
+    if width < 1:
+        raise ValueError(f"`width >= 1` must hold, got width={width}")
     train, valid, test = digits(int(config.get("split_seed", 0)))
     space = HyperSpace(
         input_dropout=Bounded(0.05, low=0.0, high=0.95),

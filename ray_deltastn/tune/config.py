@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -70,7 +71,8 @@ class ExperimentConfig(_Section):
         task: name of a ready task, or an import string `module:function`.
         options: what the task's function reads.
         train: options of `Settings`, the same for all trials.
-        search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`; a dot reaches into a mapping.
+        search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`; a dot reaches into a mapping, as in
+            `hyperparameters.dropout`, or into the task's own options, as in `options.width`.
         tune: how trials are searched and run.
     """
 
@@ -91,30 +93,44 @@ class ExperimentConfig(_Section):
 
     def model_post_init(self, context: Any) -> None:
         """Check what concerns several sections."""
-        known = {*Settings.names(), *self.options}
         for name, text in self.search.items():
             head = name.split(".")[0]
-            if head not in known:
-                raise ValueError(unknown_key(f"search.{name}", [f"search.{n}" for n in sorted(known)]))
-            if name in self.train:
+            if head not in (*Settings.names(), "options"):
+                raise ValueError(unknown_key(f"search.{name}", [f"search.{n}" for n in (*Settings.names(), "options")]))
+            if _holds(self.train, name):
                 raise ValueError(f"`{name}` must be either in `train` or in `search`, got both")
+            if _holds({"options": self.options}, name):
+                raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
             parse_domain(name, text)
 
     def param_space(self) -> dict[str, Any]:
         """Config of a trial, with Tune domains where it is searched."""
         space: dict[str, Any] = {
             "task": self.task,
-            **self.options,
-            **self.train,
+            **copy.deepcopy(self.options),
+            **copy.deepcopy(self.train),
             "resources": {"cpu": self.tune.cpu, "gpu": self.tune.gpu},
         }
         for name, text in self.search.items():
-            *path, last = name.split(".")
+            *path, last = option_of(name).split(".")
             inner = space
             for part in path:
                 inner = inner.setdefault(part, {})
             inner[last] = parse_domain(name, text)
         return space
+
+
+def option_of(searched: str) -> str:
+    """Name in a trial's config of a key of `search`: `options.width` is the task's `width`."""
+    return searched.removeprefix("options.")
+
+
+def _holds(section: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -151,7 +167,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"`{path}` must be UTF-8 text, got {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"`{path}` must be a readable file: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -171,7 +189,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
                 raise ConfigError(f"`--set {key}` must reach into a mapping, got {type(inner).__name__} at '{part}'")
-        inner[last] = yaml.safe_load(value)
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"`--set {key}` must be YAML, got {value!r}") from None
     try:
         return ExperimentConfig.model_validate(data)
     except ValidationError as error:

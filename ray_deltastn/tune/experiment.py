@@ -17,7 +17,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from ray_deltastn import random_state
 from ray_deltastn.tasks import build_task
-from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.config import ExperimentConfig, option_of
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.skopt_search import SkOptSearch
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
@@ -69,7 +69,7 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    progress = Progress(list(config.search), config.tune.num_samples)
+    progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
         tune.run(
             DeltaSTNTrainable,
@@ -158,12 +158,17 @@ def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
         raise ResumeError(
             f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
         )
-    if not list((out / TRIALS_FOLDER).glob("search*state*")):
-        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
     try:
-        return list(_trial_states(states[-1]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResumeError(f"`{states[-1]}` must be readable, got: {error}") from error
+        known = list(_trial_states(states[-1]))
+        searchers = sorted((out / TRIALS_FOLDER).glob("search*state*"))
+        if not searchers:
+            raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
+        for path in searchers:
+            if path.name.startswith("searcher-state-") and config.tune.searcher == "skopt":
+                json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold readable states, got: {error}") from error
+    return known
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ class DeltaSTNTrainable(Trainable):
             options["device"] = "cpu"
         # Ray sets OMP_NUM_THREADS in its workers, but an actor reused for another trial may be granted more.
         torch.set_num_threads(max(1, int(cpus)))
-        seed = int(config.get("seed", 0))
-        with random_state.isolated(seed):
+        with random_state.isolated(Settings(**options).seed):
             task = build_task(config)
         self.tuner = SelfTuner(task, **options)
 
@@ -95,7 +94,7 @@ class DeltaSTNTrainable(Trainable):
         path = Path(checkpoint, STATE_FILE)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged file makes torch.load fail in any way
             raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
         self.tuner.load_state_dict(state)
 
@@ -116,13 +115,16 @@ class DeltaSTNTrainable(Trainable):
 
 
 def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
-    resources = dict(config.get("resources") or {})
+    given = config.get("resources") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`resources` must be a mapping with 'cpu' and 'gpu', got {given!r}")
+    resources = dict(given)
     unknown = set(resources) - {"cpu", "gpu"}
     if unknown:
         raise ValueError(f"`resources` must hold 'cpu' and 'gpu' only, got {sorted(unknown)[0]!r}")
     cpu, gpu = resources.get("cpu", 1), resources.get("gpu", 0)
     for name, amount in (("cpu", cpu), ("gpu", gpu)):
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0:
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise ValueError(f"`resources.{name} >= 0` must hold, got {amount!r}")
     return {"CPU": float(cpu), **({"GPU": float(gpu)} if gpu else {})}
 

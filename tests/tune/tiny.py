@@ -51,7 +51,18 @@ CONFIG = {"task": build, "epochs": 5, "batch_size": 16, "lr": 0.1, "warmup": 1, 
 
 def without_times(report):
     """What a report says about learning, without clocks and Tune's own entries."""
-    keep = ("loss", "accuracy", "hyperparameters", "scale", "epoch", "steps", "lr", "warning", "diverged", "stop_reason")
+    keep = (
+        "loss",
+        "accuracy",
+        "hyperparameters",
+        "scale",
+        "epoch",
+        "steps",
+        "lr",
+        "warning",
+        "diverged",
+        "stop_reason",
+    )
     flat = {}
     for key, value in report.items():
         if isinstance(value, dict):

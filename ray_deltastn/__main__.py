@@ -1,0 +1,8 @@
+"""`python -m ray_deltastn` is the command `ray-deltastn`."""
+
+import sys
+
+from ray_deltastn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

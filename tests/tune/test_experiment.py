@@ -1,0 +1,149 @@
+"""The command line: run, kill, resume, refuse."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ray_deltastn import DeltaSTNTrainable
+from ray_deltastn.cli import main
+from tests.tune.test_trainable import finish
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+task: tests.tune.tiny:build
+train: {epochs: 40, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
+search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
+tune: {searcher: skopt, num_samples: 5, checkpoint_every: 2, max_concurrent: 2}
+"""
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "ray_deltastn", *map(str, arguments)]
+    return subprocess.Popen(
+        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for(holds, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run did not get that far"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Results folder of an experiment whose driver was killed in the middle and resumed, and its config."""
+    folder = tmp_path_factory.mktemp("experiment")
+    config, out = folder / "tiny.yaml", folder / "out"
+    config.write_text(CONFIG)
+    process = command("run", config, "--out", out, start_new_session=True)
+    trials = out / "trials"
+    # In the middle: one trial has ended, another has a checkpoint and goes on.
+    wait_for(
+        lambda: len(list(trials.glob("*/checkpoint_*"))) > 3 and len(list(trials.glob("*/progress.csv"))) > 2, process
+    )
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "results.csv").exists()
+    refused = command("run", config, "--out", out)
+    _, error = refused.communicate()
+    assert refused.returncode == 1
+    assert "must not hold an unfinished experiment" in error
+    shutil.copytree(out, folder / "killed")
+    process = command("run", config, "--out", out, "--resume")
+    printed, error = process.communicate()
+    assert process.returncode == 0, error
+    return folder, config, out, printed
+
+
+def test_a_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
+    _, _, out, _ = resumed
+    results = pd.read_csv(out / "results.csv")
+    assert results["trial_id"].nunique() == 5
+    for _, trial in results.groupby("trial_id"):
+        assert trial["training_iteration"].tolist() == list(range(1, 41))
+        parameters = json.loads((out / "trials" / trial["trial_id"].iloc[0] / "params.json").read_text())
+        alone = DeltaSTNTrainable(parameters)
+        last = finish(alone)[-1]
+        for key, value in last.items():
+            found = trial[key].iloc[-1]
+            assert found == value or pd.isna(found), (key, found, value)
+
+
+def test_the_report_holds_both_pictures_and_all_tables(resumed):
+    _, _, out, printed = resumed
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert 'src="http' not in page
+    for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
+        assert text in page
+    assert all((out / name).stat().st_size > 5000 for name in ("schedules.png", "loss_over_time.png"))
+    assert "Best trial" in printed
+    assert "validation loss" in printed
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "reason"),
+    [
+        (lambda out: shutil.rmtree(out), [], "must hold an experiment to resume, got none"),
+        (lambda out: [p.unlink() for p in out.glob("trials/experiment_state-*")], [], "Tune's experiment state"),
+        (lambda out: [p.unlink() for p in out.glob("trials/search*state*")], [], "the searcher's state"),
+        (
+            lambda out: [p.write_text("{") for p in out.glob("trials/experiment_state-*")],
+            [],
+            "must hold readable states",
+        ),
+        (lambda out: [p.write_text("{") for p in out.glob("trials/searcher-state-*")], [], "must hold readable states"),
+        (lambda out: None, ["train.epochs=9"], "`train` must be that of the experiment to resume"),
+    ],
+    ids=["nothing", "no-state", "no-searcher", "broken-state", "broken-searcher", "other-config"],
+)
+def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damage, overrides, reason):
+    folder, config, _, _ = resumed
+    out = tmp_path / "out"
+    shutil.copytree(folder / "killed", out)
+    damage(out)
+    sets = [part for override in overrides for part in ("--set", override)]
+    assert main(["run", str(config), "--out", str(out), "--resume", *sets]) == 1
+    error = capsys.readouterr().err.strip()
+    assert reason in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
+    from ray_deltastn.tune.experiment import _check_free
+
+    _, _, out, _ = resumed
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    _check_free(copy)
+    assert not copy.exists()
+    assert (tmp_path / "out.1" / "results.csv").exists()
+
+
+def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path, capsys):
+    _, _, out, _ = resumed
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").exists()
+    assert main(["report", str(tmp_path)]) == 1
+    assert "must hold a finished experiment" in capsys.readouterr().err
