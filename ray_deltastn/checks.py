@@ -76,7 +76,7 @@ def check_small_batches(model: nn.Module, smallest: int, response_fraction: floa
     rows = max(1, round(response_fraction * smallest))
     if layers and smallest and rows == 1:
         raise ValueError(
-            f"every pass over a minibatch of `train` must have at least two examples under BatchNorm1d '{layers[0]}', got "
-            f"one from the smallest minibatch of {smallest} with `response_fraction` {response_fraction:g}; change "
+            "every pass over a minibatch of `train` must have at least two examples under BatchNorm1d "
+            f"'{layers[0]}', got one from the smallest minibatch of {smallest} with `response_fraction` {response_fraction:g}; change "
             "`batch_size`"
         )
