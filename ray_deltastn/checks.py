@@ -77,6 +77,6 @@ def check_small_batches(model: nn.Module, smallest: int, response_fraction: floa
     if layers and smallest and rows == 1:
         raise ValueError(
             "every pass over a minibatch of `train` must have at least two examples under BatchNorm1d "
-            f"'{layers[0]}', got one from the smallest minibatch of {smallest} with `response_fraction` {response_fraction:g}; change "
-            "`batch_size`"
+            f"'{layers[0]}', got one from the smallest minibatch of {smallest} with `response_fraction` "
+            f"{response_fraction:g}; change `batch_size`"
         )

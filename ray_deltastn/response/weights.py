@@ -22,6 +22,21 @@ class Weights:
         self.response = response if delta is not None else None
         self.delta = delta
 
+    def parameter(self, name: str) -> Tensor:
+        """One parameter w₀ + Θδ by name, formed: (B, *shape) under a displacement, else its own shape.
+
+        For penalties that are no function of the norm; it makes B copies, so it is for small parameters.
+        """
+        base = self.model.get_parameter(name)
+        if self.response is None or self.delta is None:
+            return base
+        slot = next((slot for slot in self.response.slots if slot.parameter is base), None)
+        if slot is None:
+            return base.expand(self.delta.shape[0], *base.shape)
+        rows = self.response.row_change(self.delta)
+        direction = self.response.direction(slot)
+        return base + torch.stack([slot.change(row, direction) for row in rows])
+
     def squared_norm(self, biases: bool = True) -> Tensor:
         """‖w₀ + Θδ‖², in closed form.
 
@@ -37,16 +52,26 @@ class Weights:
         parameters = [p for p in self.model.parameters() if biases or p.dim() > 1]
         if not parameters:
             raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
-        base = torch.stack([p.square().sum() for p in parameters]).sum()
+        base = _total([p.square().sum() for p in parameters])
         if self.response is None or self.delta is None:
             return base
         slots = [slot for slot in self.response.slots if biases or slot.parameter.dim() > 1]
         if not slots:
             return base.expand(self.delta.shape[0])
         along = [slot.by_row(self.response.direction(slot)) for slot in slots]
-        inner = torch.cat([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
-        norm = torch.cat([a.square().sum(-1) for a in along])
-        U = torch.cat([self.response.U[slot.start : slot.stop] for slot in slots])  # (rows, h)
+        inner = _join([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
+        norm = _join([a.square().sum(-1) for a in along])
+        U = self.response.U  # (rows, h)
+        if len(slots) < len(self.response.slots):
+            U = _join([U[slot.start : slot.stop] for slot in slots])
         # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
         delta = self.delta.to(U.dtype)
         return base + 2 * delta @ (U.T @ inner) + ((delta @ ((U.T * norm) @ U)) * delta).sum(-1)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
