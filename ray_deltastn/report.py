@@ -98,9 +98,9 @@ class Results:
         if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
             notes.append(f"{diverged} of {len(last)} trials diverged and count as infinitely bad.")
         if (last["warning/short_run"] > 0).any():
-            notes.append("Runs were too short for λ to cross its range (`warning/short_run`).")
+            notes.append("Runs were too short for λ to cross its range.")
         if (last["warning/saturated"] > 0).any():
-            notes.append("In some trials a hyperparameter ended at its bound (`warning/saturated`).")
+            notes.append("In some trials a hyperparameter ended at its bound.")
         return notes
 
 

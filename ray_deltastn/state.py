@@ -1,4 +1,4 @@
-"""Putting a saved state into a run whose own settings win."""
+"""What a saved state and the run it is loaded into must have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 #: Version of the layout of `SelfTuner.state_dict`.
 VERSION = 1
@@ -46,32 +45,3 @@ def require_parts(state: Mapping[str, Any], parts: Iterable[str]) -> None:
     for part in parts:
         if part not in state:
             raise ValueError(f"`state` must hold '{part}', got {', '.join(sorted(state))}")
-
-
-def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], saved_lr: float | None) -> None:
-    """Load moments from a state, and keep the optimiser's own options.
-
-    Args:
-        optimizer: fresh optimiser of the run.
-        state: its saved state.
-        saved_lr: base learning rate of the saved run, if a schedule may have decayed it since; None for a constant one.
-    """
-    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    base = [group.get("initial_lr", group["lr"]) for group in own]
-    optimizer.load_state_dict(dict(state))
-    for group, options, lr in zip(optimizer.param_groups, own, base, strict=True):
-        decayed = group["lr"]
-        group.update(options)
-        if saved_lr is not None:
-            # Equal base rates give the saved rate itself, to the bit.
-            group["lr"] = decayed if lr == saved_lr else lr * (decayed / saved_lr)
-
-
-def load_schedule(schedule: Any, state: Mapping[str, Any], lr: float) -> None:
-    """Load a schedule's position, with the run's own base learning rate."""
-    own = {k: v for k, v in schedule.state_dict().items() if k in ("base_lrs",)}
-    decayed = [group["lr"] for group in schedule.optimizer.param_groups]
-    schedule.load_state_dict(dict(state))
-    schedule.__dict__.update(own)
-    if hasattr(schedule, "_last_lr"):
-        schedule._last_lr = decayed

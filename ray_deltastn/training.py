@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ray_deltastn import random_state
 from ray_deltastn.checks import check_small_batches, try_out
@@ -18,10 +17,11 @@ from ray_deltastn.data import stream
 from ray_deltastn.evaluation import evaluate
 from ray_deltastn.health import Health
 from ray_deltastn.methods import Method, Objective, Steps, get_method
+from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.regularizers import Setting
 from ray_deltastn.response import Coverage, Response
 from ray_deltastn.settings import Settings
-from ray_deltastn.state import identity, load_optimizer, load_schedule, require_parts, require_same
+from ray_deltastn.state import identity, require_parts, require_same
 from ray_deltastn.task import Task
 
 #: Reason of a run that ended as planned.
@@ -88,7 +88,12 @@ class SelfTuner:
             valid_penalty=task.valid_penalties,
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
-        self._make_steps()
+        self.optimizers = Optimizers(s, self._trainable, self.response, self.space)
+        self.algorithm = Steps(
+            self.objective, self.optimizers.weights, self.optimizers.response, self.optimizers.hyper,
+            entropy_weight=s.entropy_weight, response_fraction=s.response_fraction, tune_scale=s.tune_scale,
+            clip_grad=s.clip_grad,
+        )  # fmt: skip
         cycles = max(0, self.total_steps // s.train_interval - self.warmup_steps // s.train_interval)
         planned = cycles * s.valid_interval
         self.health = Health(self.space, s.hyper_lr, planned, self.method.responds)
@@ -117,28 +122,11 @@ class SelfTuner:
         self.valid = stream(
             task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, random_state.seed_of(s.seed, 1)
         )
-        self.test = (
-            None
-            if task.test is None
-            else stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
-        )
+        self.test = None
+        if task.test is not None:
+            self.test = stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
         self.warmup_steps = s.warmup_steps if s.warmup_steps is not None else round(s.warmup * len(self.train))
         self.total_steps = s.epochs * len(self.train)
-
-    def _make_steps(self) -> None:
-        s = self.settings
-        self._weights_optimizer = s.make_optimizer(self._trainable)
-        self._schedule = s.make_schedule(self._weights_optimizer)
-        self._response_optimizer = self._hyper_optimizer = None
-        if self.response is not None:
-            self._response_optimizer = s.make_optimizer(self.response.parameters())
-            self._hyper_optimizer = s.make_hyper_optimizer(self.space.lam, self.space.raw_scale)
-        self.algorithm = Steps(
-            self.objective, self._weights_optimizer, self._response_optimizer, self._hyper_optimizer,
-            entropy_weight=s.entropy_weight, response_fraction=s.response_fraction, tune_scale=s.tune_scale,
-            clip_grad=s.clip_grad,
-        )  # fmt: skip
-        self._follow_schedule()
 
     @property
     def coverage(self) -> Coverage | None:
@@ -181,7 +169,7 @@ class SelfTuner:
             while self.steps < target:
                 self._train_step()
                 if self.steps % len(self.train) == 0 and self.steps < self.total_steps:
-                    self._end_epoch()
+                    self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
             return self._report()
         finally:
             self._global_random = random_state.capture(self.device)
@@ -213,20 +201,6 @@ class SelfTuner:
             self.algorithm.hyper_step(*self.valid.next())
             self.health.watch(before)
         self.model.train()
-
-    def _end_epoch(self) -> None:
-        if self._schedule is None:
-            return
-        if isinstance(self._schedule, ReduceLROnPlateau):
-            self._schedule.step(self._evaluate_valid()["loss"])
-        else:
-            self._schedule.step()
-        self._follow_schedule()
-
-    def _follow_schedule(self) -> None:
-        if self._response_optimizer is not None:
-            for group in self._response_optimizer.param_groups:
-                group["lr"] = self._weights_optimizer.param_groups[0]["lr"]
 
     def _report(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -264,7 +238,7 @@ class SelfTuner:
             "best_valid_loss": self.best_valid_loss,
             **{f"hyperparameters/{n}": v for n, v in zip(self.space.names, values.tolist(), strict=True)},
             **{f"scale/{n}": v for n, v in zip(self.space.names, scale.tolist(), strict=True)},
-            "lr": self._weights_optimizer.param_groups[0]["lr"],
+            "lr": self.optimizers.lr,
             **{f"seconds/{k}": v for k, v in self._seconds.items()},
             "seconds/total": sum(self._seconds.values()),
             **self.health.report(),
@@ -321,19 +295,12 @@ class SelfTuner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue to the bit: tensors and plain values (`weights_only=True` loads them)."""
-        optimizers = {
-            "weights": self._weights_optimizer,
-            "response": self._response_optimizer,
-            "hyper": self._hyper_optimizer,
-        }
         return {
             "identity": self._identity(),
             "space": self.space.state_dict(),
             "model": self.model.state_dict(),
             "response": None if self.response is None else self.response.state_dict(),
-            "optimizers": {k: None if o is None else o.state_dict() for k, o in optimizers.items()},
-            "schedule": None if self._schedule is None else self._schedule.state_dict(),
-            "lr": self.settings.lr,
+            "optimizers": self.optimizers.state_dict(),
             "train": self.train.state_dict(),
             "valid": self.valid.state_dict(),
             "generator": self.generator.get_state(),
@@ -366,17 +333,7 @@ class SelfTuner:
         self.model.load_state_dict(state["model"])
         if self.response is not None:
             self.response.load_state_dict(state["response"])
-        saved_lr = state["lr"]
-        for name, optimizer in (
-            ("weights", self._weights_optimizer),
-            ("response", self._response_optimizer),
-            ("hyper", self._hyper_optimizer),
-        ):
-            if optimizer is not None:
-                load_optimizer(optimizer, state["optimizers"][name], saved_lr if name != "hyper" else None)
-        if self._schedule is not None and state["schedule"] is not None:
-            load_schedule(self._schedule, state["schedule"], self.settings.lr)
-        self._follow_schedule()
+        self.optimizers.load_state_dict(state["optimizers"])
         self.train.load_state_dict(state["train"])
         self.valid.load_state_dict(state["valid"])
         self.generator.set_state(state["generator"].cpu())

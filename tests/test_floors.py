@@ -31,6 +31,7 @@ FLOORS = {
     "data": 3,
     "evaluation": 3,
     "health": 3,
+    "optimizers": 3,
     "random_state": 3,
     "settings": 3,
     "state": 3,

@@ -27,7 +27,7 @@ class Weights:
 
         For penalties that are no function of the norm; it makes B copies, so it is for small parameters.
         """
-        base = self.model.get_parameter(name)
+        base: Tensor = self.model.get_parameter(name)
         if self.response is None or self.delta is None:
             return base
         slot = next((slot for slot in self.response.slots if slot.parameter is base), None)

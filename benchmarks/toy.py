@@ -1,0 +1,276 @@
+"""Self-tuning on problems with known answers (Appendix H.1; Figures 3, 4, 7 and 8 of the paper).
+
+    python -m benchmarks.toy --problem ridge --data bostonHousing --rows-per-dim 4 --json FILE --plot FILE.png
+
+Runs `SelfTuner` as the paper does: T_train = 10, T_valid = 1, 100 warm-up steps, σ = 1 held fixed, RMSProp for λ. The
+paper does not say which momentum its toy runs use; `--momentum` is 0.9 by default, as in all its other experiments.
+
+One row for each data set, method and seed. λ is unconstrained; the split, the initial weights and so the optimum
+belong to the seed.
+
+- `lambda_final`: mean of λ over the last 100 hyper steps; null if the run diverged.
+- `regret_initial`, `regret_final`: L_V(λ, w*(λ)) / min L_V − 1 with the exact inner solution w*(λ).
+- `max_early_excursion`: how far λ leaves the interval from its initial value to the optimum, on either side, in the
+  first tenth of the cycles: zero for a run that goes straight to the optimum.
+- `seconds`: process time of the training alone.
+- `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 300 points; the last is the last λ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ray_deltastn as rd
+from benchmarks.speed import versions
+from benchmarks.toy_problems import Problem, load, split
+from ray_deltastn.methods import get_method
+
+TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
+FINAL, POINTS = 100, 300
+
+
+def trajectory(
+    problem: Problem,
+    method: str,
+    seed: int = 0,
+    *,
+    cycles: int = 3000,
+    lr: float = 0.03,
+    hyper_lr: float = 0.03,
+    momentum: float = 0.9,
+) -> tuple[list[float], float]:
+    """λ at the start and after each hyper step of one run of `SelfTuner`, and the run's process time in seconds.
+
+    Args:
+        problem: the problem, with its data.
+        method: name of a method that tunes.
+        seed: seed of initial weights, order and perturbations.
+        cycles: hyper steps; each follows ten train steps.
+        lr: learning rate of w₀ and Θ.
+        hyper_lr: learning rate of λ.
+        momentum: momentum of w₀ and Θ.
+    """
+    steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
+    tuner = rd.SelfTuner(
+        problem.task(seed), method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size,
+        epochs=steps, steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS,
+        tune_scale=False, seed=seed, device="cpu",
+    )  # fmt: skip
+    lam = tuner.space.lam
+    visited = [lam.detach().clone()]
+    assert tuner.algorithm.hyper_optimizer is not None
+    tuner.algorithm.hyper_optimizer.register_step_post_hook(lambda *_: visited.append(lam.detach().clone()))
+    started = time.process_time()
+    tuner.step()  # one report, at the end: evaluations on the way would cost more than the training
+    seconds = time.process_time() - started
+    return torch.cat(visited).tolist(), seconds
+
+
+def excursion(path: Sequence[float], optimum: float) -> float:
+    """How far a path leaves the interval between its first point and the optimum; NaN if it is not finite."""
+    low, high = sorted((path[0], optimum))
+    if not all(map(math.isfinite, path)):
+        return math.nan
+    return max(0.0, low - min(path), max(path) - high)
+
+
+def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dict[str, Any]:
+    """One row: a run of one method on one problem, against the exact answer.
+
+    Args:
+        problem: the problem, with its data.
+        method: name of a method that tunes.
+        seed: seed of the run.
+        options: further arguments of `trajectory`.
+    """
+    path, seconds = trajectory(problem, method, seed, **options)
+    cycles = len(path) - 1
+    final = statistics.fmean(path[1:][-FINAL:])
+    optimum, _ = problem.optimum()
+    thin = [round(i * cycles / (POINTS - 1)) for i in range(POINTS)] if cycles >= POINTS else range(cycles + 1)
+    shown = [path[i] for i in thin]
+    regrets = problem.regret(torch.tensor([path[0], final, *shown], dtype=torch.float64)).tolist()
+    row = {
+        "problem": problem.kind if problem.divided or problem.kind != "ridge" else "ridge, undivided",
+        "data": problem.data.name,
+        "method": method,
+        "seed": seed,
+        "lambda_initial": path[0],
+        "lambda_final": final,
+        "lambda_optimal": optimum,
+        "regret_initial": regrets[0],
+        "regret_final": regrets[1],
+        "max_early_excursion": excursion(path[: max(1, cycles // 10) + 1], optimum),
+        "seconds": round(seconds, 3),
+        "trajectory": shown,
+        "regret_trajectory": regrets[2:],
+        "optimum_at_edge": problem.at_edge(),
+        "cycles": cycles,
+        "training_rows": len(problem.data.x),
+        "validation_rows": len(problem.data.x_valid),
+        "dimension": problem.dimension,
+        "batch_size": problem.batch_size,
+        **options,
+        **versions(),
+    }
+    return {key: _finite(value) for key, value in row.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw λ over hyper steps (above) and regret (below), a column per data set and a colour per method.
+
+    Thin lines are seeds; thick ones their mean, for the regret their median. The optimum is dashed, with a band for its
+    range over the seeds' splits; an optimum at the edge of the searched range (no regularisation is best) is left out.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    known = {"stn": "#d1495b", "centered-stn": "#edae49", "delta-stn": "#00798c"}
+    figure, axes = plt.subplots(
+        2, len(sets), figsize=(1.2 + 4.2 * len(sets), 6.2), sharex=True, squeeze=False, layout="constrained"
+    )
+    for column, name in enumerate(sets):
+        above, below = axes[0][column], axes[1][column]
+        for method in methods:
+            mine = [row for row in rows if row["data"] == name and row["method"] == method]
+            colour = known.get(method)
+            step = np.linspace(0, mine[0]["cycles"], len(mine[0]["trajectory"]))
+            lam = np.array([row["trajectory"] for row in mine], float)
+            regret = 100 * np.array([row["regret_trajectory"] for row in mine], float)
+            for axis, lines, middle in ((above, lam, lam.mean(0)), (below, regret, np.median(regret, 0))):
+                if len(mine) > 1:
+                    axis.plot(step, lines.T, color=colour, linewidth=0.6, alpha=0.35)
+                axis.plot(step, middle, color=colour, linewidth=2.2, label=method)
+        optima = [row["lambda_optimal"] for row in rows if row["data"] == name and not row["optimum_at_edge"]]
+        if optima:
+            above.axhline(statistics.fmean(optima), color="black", linestyle="--", linewidth=1.2, label="optimum")
+            above.axhspan(min(optima), max(optima), color="black", alpha=0.06, linewidth=0)
+        one = next(row for row in rows if row["data"] == name)
+        above.set_title(f"{name}\n{one['training_rows']} training rows, {one['dimension']} features", fontsize=10)
+        below.set_yscale("log")
+        below.set_ylim(bottom=1e-3)
+        below.axhline(1.0, color="black", linewidth=0.6, linestyle=":")
+        below.set_xlabel("hyper steps")
+        for axis in (above, below):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.2)
+    axes[0][0].set_ylabel("λ (unconstrained)")
+    axes[1][0].set_ylabel("regret, %")
+    figure.suptitle(f"{rows[0]['problem']}, {len({row['seed'] for row in rows})} seeds")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Per data set and method: medians over the seeds."""
+    lines = []
+    for name, method in dict.fromkeys((row["data"], row["method"]) for row in rows):
+        mine = [row for row in rows if (row["data"], row["method"]) == (name, method)]
+
+        def median(key: str, mine: list[dict[str, Any]] = mine) -> float:
+            return statistics.median(math.inf if row[key] is None else row[key] for row in mine)
+
+        lines.append(
+            f"{name:24} {method:14} median regret {100 * median('regret_initial'):7.3f} % -> "
+            f"{100 * median('regret_final'):7.3f} %   early excursion {median('max_early_excursion'):.2f}   "
+            f"{1000 * median('seconds') / mine[0]['cycles']:.1f} ms per cycle"
+        )
+    return lines
+
+
+def _rows_per_dim(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 'all' or a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line per run and medians, and write all rows and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--problem", choices=Problem.KINDS, default="ridge")
+    parser.add_argument("--data", default="diabetes", help="files .npz with X and y, sets in <data root>/uci, diabetes")
+    parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
+    parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
+    parser.add_argument(
+        "--rows-per-dim", type=_rows_per_dim, default="all", metavar="K|all",
+        help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cycles", type=int, default=3000)
+    parser.add_argument("--lr", type=float, default=0.03)
+    parser.add_argument("--hyper-lr", type=float, default=0.03)
+    parser.add_argument("--momentum", type=float, default=0.9, help="of w₀ and Θ; the paper gives none for its toys")
+    parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
+    parser.add_argument("--initial", type=float, help="initial penalty or dropout rate (default: Appendix H.1's)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--plot", type=Path, help="file for the picture")
+    options = parser.parse_args(arguments)
+    for name in ("seeds", "cycles"):
+        if getattr(options, name) < 1:
+            parser.error(f"`--{name} >= 1` must hold, got {getattr(options, name)}")
+    methods = options.methods.split(",")
+    problems = []
+    try:
+        for method in methods:
+            if not get_method(method).responds:
+                raise ValueError(f"`--methods` must tune hyperparameters, got {method!r}")
+        for name in options.data.split(","):
+            loaded = load(name, options.data_root)
+            for seed in range(options.seeds):
+                data = split(*loaded, seed, options.rows_per_dim)
+                problems.append((seed, Problem(options.problem, data, not options.no_divide, options.initial)))
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", rd.RunWarning)
+    settings = {name: getattr(options, name) for name in ("cycles", "lr", "hyper_lr", "momentum")}
+    rows = []
+    for seed, problem in problems:
+        for method in methods:
+            row = measure(problem, method, seed, **settings)
+            rows.append(row)
+            final, regret = (math.nan if row[key] is None else row[key] for key in ("lambda_final", "regret_final"))
+            print(
+                f"{row['problem']}  {row['data']}  {method:14} seed {seed}  "
+                f"λ {row['lambda_initial']:.2f} -> {final:.2f} (optimum {row['lambda_optimal']:.2f})  "
+                f"regret {100 * row['regret_initial']:.2f} % -> {100 * regret:.3f} %  {row['seconds']:.0f} s",
+                flush=True,
+            )
+    print("\n".join(summary(rows)))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The toy problems of Appendix H.1, as tasks and in closed form.
+
+All three have the inner objective of a ridge regression in the linear map v that the network computes,
+
+    L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·g(λ)·Σ_j D_j v_j²,      L_V(v) = 1/(2m)·‖X_valid v − t_valid‖²,
+
+so that v*(λ) = A(λ)⁻¹Xᵀt/n with A(λ) = XᵀX/n + g(λ)·diag(D), and dv*/dλ = −g'(λ)·A(λ)⁻¹(D ⊙ v*).
+
+| problem                | s(λ)         | g(λ)         | D            | v                          |
+|------------------------|--------------|--------------|--------------|----------------------------|
+| `ridge` (H.1)          | e^λ          | e^λ/n        | 1            | weights of the layer       |
+| `ridge`, undivided     | e^λ          | e^λ          | 1            | the same (Figure 8)        |
+| `dropout` (H.2)        | 0.95·sig(λ)  | s/(1 − s)    | diag(XᵀX)/n  | the same                   |
+| `jacobian` (H.4)       | e^λ          | e^λ          | 1            | product of all six layers  |
+
+| symbol         | code           | shape            |
+|----------------|----------------|------------------|
+| λ              | `lam`          | (…,)             |
+| X, t           | `x`, `t`       | (n, d), (n,)     |
+| X_valid, t_valid | `x_valid`, `t_valid` | (m, d), (m,) |
+| v*(λ), dv*/dλ  | `best_response`, `response_jacobian` | (…, d) |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ray_deltastn as rd
+from ray_deltastn.response import Weights
+
+#: Data sets of fewer points get minibatches of 10 and an initial penalty of 1, others 100 and 50 (H.1).
+SMALL = 1000
+#: Range of λ in which the optimum is looked for.
+SEARCH = (-16.0, 16.0)
+#: Largest dropout rate, as everywhere in the paper.
+MOST_DROPOUT = 0.95
+HIDDEN_LAYERS = 5
+
+
+@dataclass(frozen=True)
+class Data:
+    """One regression set, split and standardised on its training part; all in float64."""
+
+    name: str
+    x: Tensor
+    t: Tensor
+    x_valid: Tensor
+    t_valid: Tensor
+
+    @property
+    def points(self) -> int:
+        """Training and validation rows together: what H.1 counts."""
+        return len(self.x) + len(self.x_valid)
+
+
+def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[str, np.ndarray, np.ndarray]:
+    """A data set as (short name, X (n, d), y (n,)).
+
+    Args:
+        name: `diabetes` (ships with scikit-learn), a file `….npz` with `X` and `y`, or a set in `<data root>/uci/`.
+        data_root: the data root; by default the environment variable RAY_DELTASTN_DATA.
+
+    Raises:
+        FileNotFoundError: if there is no such set; the message says what was looked for and where.
+        ValueError: if the file does not hold `X (n, d)` and `y (n,)` of finite numbers.
+    """
+    if name == "diabetes":
+        from sklearn.datasets import load_diabetes
+
+        bunch = load_diabetes(scaled=False)
+        return name, np.asarray(bunch.data, np.float64), np.asarray(bunch.target, np.float64)
+    root = data_root or os.environ.get("RAY_DELTASTN_DATA")
+    if name.endswith(".npz"):
+        path = Path(name)
+        looked = str(path.absolute())
+    else:
+        path = Path(root or "", "uci", f"{name}.npz")
+        looked = str(path) if root else "nowhere: neither `--data-root` nor RAY_DELTASTN_DATA is set"
+    if not path.is_file() or not (root or name.endswith(".npz")):
+        raise FileNotFoundError(
+            f"`--data` must be 'diabetes', a file '….npz' with `X` and `y`, or a set in <data root>/uci, got {name!r}; "
+            f"looked for it at {looked}"
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = [key for key in ("X", "y") if key not in arrays]
+        if missing:
+            raise ValueError(f"`{path}` must hold `X (n, d)` and `y (n,)`, got {sorted(arrays)}")
+        x, y = np.asarray(arrays["X"], np.float64), np.asarray(arrays["y"], np.float64)
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if x.ndim != 2 or y.shape != (len(x),):
+        raise ValueError(f"`{path}` must hold `X (n, d)` and `y (n,)`, got shapes {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(f"`{path}` must hold finite numbers, got NaN or infinity")
+    return path.stem, x, y
+
+
+def split(name: str, x: np.ndarray, y: np.ndarray, seed: int, rows_per_dim: int | None = None) -> Data:
+    """Split at random and standardise on the training part; columns that are constant there are left out.
+
+    Args:
+        name: name of the set, for rows and errors.
+        x: features (n, d).
+        y: target (n,).
+        seed: seed of the split.
+        rows_per_dim: k for k·d training rows and up to 200 for validation; None for 80 % and 20 %.
+
+    Raises:
+        ValueError: if there are too few rows, or the target or all features are constant on the training part.
+    """
+    x = x[:, np.ptp(x, axis=0) > 0]
+    order = np.random.default_rng(seed).permutation(len(x))
+    training = round(0.8 * len(x)) if rows_per_dim is None else rows_per_dim * x.shape[1]
+    rest = len(x) - training if rows_per_dim is None else min(200, len(x) - training)
+    if training < 2 or rest < 1:
+        raise ValueError(f"`{name}` must have more than {training} rows for this split, got {len(x)}")
+    first, second = order[:training], order[training : training + rest]
+    used = np.ptp(x[first], axis=0) > 0
+    if not used.any() or np.ptp(y[first]) == 0:
+        raise ValueError(f"features and target of `{name}` must vary over the training part, got constants")
+    x = x[:, used]
+    x = (x - x[first].mean(0)) / x[first].std(0)
+    y = (y - y[first].mean()) / y[first].std()
+    return Data(name, *(torch.from_numpy(np.ascontiguousarray(a)) for a in (x[first], y[first], x[second], y[second])))
+
+
+def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """½(y − t)² per example, (B,)."""
+    return 0.5 * (output - target).square().flatten(1).sum(1)
+
+
+class JacobianNorm:
+    """Penalty e^λ/(2n)·‖∂y/∂X‖² of a linear network, at the weights w₀ + Θδ (Eqn. H.4).
+
+    How H.4 is read: y(X) has n entries and X has n rows, and ∂y/∂X holds the n Jacobians ∂y_i/∂x_i. In a linear network
+    each is the product v of all layers, so ‖∂y/∂X‖² = n·‖v‖² and the penalty is ½·e^λ·‖v‖².
+
+    Args:
+        name: the hyperparameter that holds e^λ.
+        layers: names of the weights, first layer first.
+    """
+
+    def __init__(self, name: str, layers: tuple[str, ...]) -> None:
+        self.names: tuple[str, ...] = (name,)
+        self.layers = layers
+
+    def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        """Penalty (B,) under a displacement, else a scalar."""
+        v = weights.parameter(self.layers[-1])  # (…, 1, d)
+        for layer in reversed(self.layers[:-1]):
+            v = v @ weights.parameter(layer)
+        norm = v.square().sum((-2, -1))
+        return 0.5 * values[self.names[0]].to(norm.dtype) * norm
+
+
+class Problem:
+    """One toy problem on one data set: its task and its exact solution.
+
+    Args:
+        kind: `ridge`, `dropout` or `jacobian`.
+        data: the data.
+        divide: divide the ridge penalty by n (H.1); False is the form of Figure 8.
+        initial: initial s(λ); by default H.1's: a dropout rate of 0.2, or a penalty e^λ/n of 1/n below 1,000 points
+            and 50/n above. Where the form does not divide by n, e^λ itself starts at 1/n or 50/n, so that all forms
+            start from the same objective.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+
+    KINDS = ("ridge", "dropout", "jacobian")
+
+    def __init__(self, kind: str, data: Data, divide: bool = True, initial: float | None = None) -> None:
+        if kind not in self.KINDS:
+            raise ValueError(f"`problem` must be one of {', '.join(self.KINDS)}, got {kind!r}")
+        self.kind = kind
+        self.data = data
+        self.divided = divide and kind == "ridge"
+        n, self.dimension = data.x.shape
+        self.batch_size = 10 if data.points < SMALL else 100
+        self.covariance = data.x.T @ data.x / n  # (d, d)
+        self.correlation = data.x.T @ data.t / n  # (d,)
+        self.diagonal = self.covariance.diagonal() if kind == "dropout" else torch.ones_like(self.correlation)
+        self.hyperparameter: rd.Bounded | rd.Positive
+        if kind == "dropout":
+            self.hyperparameter = rd.Bounded(0.2 if initial is None else initial, low=0.0, high=MOST_DROPOUT)
+        else:
+            penalty = 1.0 if data.points < SMALL else 50.0
+            default = penalty if self.divided else penalty / n
+            self.hyperparameter = rd.Positive(default if initial is None else initial)
+        self._optimum: tuple[float, float] | None = None
+
+    def task(self, seed: int) -> rd.Task:
+        """The problem as a user would state it; `seed` draws the initial weights."""
+        data, d = self.data, self.dimension
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: list[nn.Module] = []
+            if self.kind == "dropout":
+                layers.append(rd.Dropout("hyperparameter"))
+            if self.kind == "jacobian":
+                layers += [nn.Linear(d, d, bias=False) for _ in range(HIDDEN_LAYERS)]
+            model = nn.Sequential(*layers, nn.Linear(d, 1, bias=False))
+        penalties: list[rd.L2 | JacobianNorm] = []
+        if self.kind == "ridge":
+            penalties.append(rd.L2("hyperparameter", divide_by=len(data.x) if self.divided else 1.0))
+        elif self.kind == "jacobian":
+            penalties.append(JacobianNorm("hyperparameter", tuple(name for name, _ in model.named_parameters())))
+        return rd.Task(
+            space=rd.HyperSpace(hyperparameter=self.hyperparameter),
+            model=model,
+            loss=half_squared_error,
+            penalty=penalties,
+            train=(data.x.float(), data.t.float()[:, None]),
+            valid=(data.x_valid.float(), data.t_valid.float()[:, None]),
+        )
+
+    def strength(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """g(λ) and g'(λ), (…,) each."""
+        if self.kind == "dropout":
+            rate = MOST_DROPOUT * torch.sigmoid(lam)
+            slope = rate * torch.sigmoid(-lam)
+            return rate / (1 - rate), slope / (1 - rate).square()
+        g = lam.exp() / (len(self.data.x) if self.divided else 1)
+        return g, g
+
+    def _system(self, lam: Tensor) -> Tensor:
+        """A(λ), (…, d, d)."""
+        return self.covariance + torch.diag_embed(self.strength(lam)[0][..., None] * self.diagonal)
+
+    def best_response(self, lam: Tensor) -> Tensor:
+        """v*(λ), (…, d) for λ (…,) in float64."""
+        return torch.linalg.solve(self._system(lam), self.correlation.expand(*lam.shape, -1))
+
+    def response_jacobian(self, lam: Tensor) -> Tensor:
+        """dv*/dλ, (…, d) for λ (…,)."""
+        moved = -self.strength(lam)[1][..., None] * self.diagonal * self.best_response(lam)
+        return torch.linalg.solve(self._system(lam), moved)
+
+    def train_loss(self, lam: Tensor, v: Tensor) -> Tensor:
+        """L_T(λ, v) in expectation over dropout, (…,) for λ (…,) and v (…, d)."""
+        residual = v @ self.data.x.T - self.data.t
+        return 0.5 * residual.square().mean(-1) + 0.5 * self.strength(lam)[0] * (self.diagonal * v.square()).sum(-1)
+
+    def valid_loss(self, v: Tensor) -> Tensor:
+        """L_V(v), (…,) for v (…, d) (Eqn. H.3)."""
+        return 0.5 * (v @ self.data.x_valid.T - self.data.t_valid).square().mean(-1)
+
+    def outer(self, lam: Tensor) -> Tensor:
+        """L_V(v*(λ)), (…,)."""
+        return self.valid_loss(self.best_response(lam))
+
+    def hypergradient(self, lam: Tensor) -> Tensor:
+        """d/dλ L_V(v*(λ)), (…,), by implicit differentiation."""
+        v = self.best_response(lam)
+        residual = v @ self.data.x_valid.T - self.data.t_valid
+        gradient = residual @ self.data.x_valid / len(self.data.t_valid)
+        return (gradient * self.response_jacobian(lam)).sum(-1)
+
+    @property
+    def initial(self) -> float:
+        """Initial λ, on the unconstrained axis."""
+        return rd.HyperSpace(hyperparameter=self.hyperparameter).lam.item()
+
+    def optimum(self) -> tuple[float, float]:
+        """The best λ in `SEARCH` and its L_V: a fine grid, then golden-section search around its best point."""
+        if self._optimum is None:
+            grid = torch.linspace(*SEARCH, 3201, dtype=torch.float64)
+            best = int(self.outer(grid).argmin())
+            low, high = grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item()
+            ratio = (math.sqrt(5) - 1) / 2
+            while high - low > 1e-9:
+                a, b = high - ratio * (high - low), low + ratio * (high - low)
+                left, right = self.outer(torch.tensor([a, b], dtype=torch.float64)).tolist()
+                low, high = (low, b) if left < right else (a, high)
+            found = torch.tensor([(low + high) / 2, grid[best].item()], dtype=torch.float64)
+            losses = self.outer(found)
+            self._optimum = found[losses.argmin()].item(), losses.min().item()
+        return self._optimum
+
+    def at_edge(self) -> bool:
+        """Whether the optimum lies at an end of `SEARCH`: then no regularisation, or all of it, is best."""
+        lam = self.optimum()[0]
+        return min(lam - SEARCH[0], SEARCH[1] - lam) < 0.02
+
+    def regret(self, lam: Tensor) -> Tensor:
+        """L_V(v*(λ)) / min L_V − 1, (…,); 0 at the optimum, infinite where λ is not finite."""
+        finite = lam.isfinite()
+        regret = self.outer(torch.where(finite, lam, 0.0).clamp(-600, 600)) / self.optimum()[1] - 1
+        return torch.where(finite, regret, torch.inf)

@@ -1,0 +1,101 @@
+"""The optimisers of w₀, Θ, λ and σ, and the learning-rate schedule that w₀ and Θ share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ray_deltastn.response import Response
+from ray_deltastn.settings import Settings
+from ray_deltastn.space import HyperSpace
+
+#: What in a schedule's state says where it is; the rest are its options, which are the run's own.
+_POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
+
+
+class Optimizers:
+    """PyTorch's optimisers and schedule for one run.
+
+    Args:
+        settings: kinds, learning rates and schedule.
+        weights: the trainable weights w₀.
+        response: Θ, or None for a method without response.
+        space: λ and σ.
+
+    Attributes:
+        weights: optimiser of w₀.
+        response: optimiser of Θ, or None.
+        hyper: optimiser of λ and, if it is tuned, σ, or None.
+    """
+
+    def __init__(
+        self, settings: Settings, weights: list[nn.Parameter], response: Response | None, space: HyperSpace
+    ) -> None:
+        self.base_lr = settings.lr
+        self.weights = settings.make_optimizer(weights)
+        self.response: Optimizer | None = None
+        self.hyper: Optimizer | None = None
+        if response is not None:
+            self.response = settings.make_optimizer(response.parameters())
+            self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale)
+        self.schedule = settings.make_schedule(self.weights)
+        self._follow()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of w₀ and Θ now."""
+        return float(self.weights.param_groups[0]["lr"])
+
+    def end_epoch(self, valid_loss: Callable[[], float]) -> None:
+        """Step the schedule; `valid_loss` is asked for only by one that needs it."""
+        if self.schedule is None:
+            return
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(valid_loss())
+        else:
+            self.schedule.step()
+        self._follow()
+
+    def _follow(self) -> None:
+        if self.response is not None:
+            for group in self.response.param_groups:
+                group["lr"] = self.lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments of all optimisers and the schedule's position."""
+        schedule = {} if self.schedule is None else self.schedule.state_dict()
+        return {
+            "weights": self.weights.state_dict(),
+            "response": None if self.response is None else self.response.state_dict(),
+            "hyper": None if self.hyper is None else self.hyper.state_dict(),
+            "schedule": {name: schedule[name] for name in _POSITION if name in schedule},
+            "base_lr": self.base_lr,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over moments and position; learning rates, momenta and all other options stay this run's own.
+
+        A learning rate that a schedule had decayed stays decayed by the same factor.
+        """
+        for name in ("weights", "response", "hyper"):
+            optimizer: Optimizer | None = getattr(self, name)
+            if optimizer is None:
+                continue
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state[name])
+            decayed = [group["lr"] for group in optimizer.param_groups]
+            for group, options in zip(optimizer.param_groups, own, strict=True):
+                group.update(options)
+            if name == "weights" and self.schedule is not None:
+                # Equal base rates give the saved rate itself, to the bit.
+                factor = 1.0 if self.base_lr == state["base_lr"] else self.base_lr / state["base_lr"]
+                for group, lr in zip(optimizer.param_groups, decayed, strict=True):
+                    group["lr"] = lr if factor == 1.0 else lr * factor
+        if self.schedule is not None:
+            self.schedule.__dict__.update(state["schedule"])
+            self.schedule._last_lr = [group["lr"] for group in self.weights.param_groups]
+        self._follow()
