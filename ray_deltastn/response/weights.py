@@ -61,7 +61,7 @@ class Weights:
         along = [slot.by_row(self.response.direction(slot)) for slot in slots]
         inner = _join([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
         norm = _join([a.square().sum(-1) for a in along])
-        U = self.response.U  # (rows, h)
+        U: Tensor = self.response.U  # (rows, h)
         if len(slots) < len(self.response.slots):
             U = _join([U[slot.start : slot.stop] for slot in slots])
         # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
