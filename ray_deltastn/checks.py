@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ray_deltastn.data import Stream
-from ray_deltastn.methods import Objective
+from ray_deltastn.methods import Objective, RunningStatistics
 
 
 def try_out(objective: Objective, valid: Stream) -> None:
@@ -64,19 +64,33 @@ def _try_out(objective: Objective, valid: Stream) -> None:
             objective.response.drop_uncalled()
 
 
-def check_small_batches(model: nn.Module, smallest: int, response_fraction: float) -> None:
-    """Raise ValueError if some pass has one example only, which BatchNorm1d cannot normalise.
+def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:
+    """Run the smallest pass of a minibatch, if it is one example, through batch normalisation.
 
-    Args:
-        model: the network.
-        smallest: examples in the smallest minibatch; 0 if that is not known.
-        response_fraction: share of a minibatch that trains Θ.
+    Raises:
+        ValueError: if a layer cannot normalise one example.
     """
-    layers = [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)]
-    rows = max(1, round(response_fraction * smallest))
-    if layers and smallest and rows == 1:
+    layers = [name for name, m in objective.model.named_modules() if isinstance(m, _BatchNorm)]
+    smallest = train.smallest_batch
+    if not layers or not smallest or max(1, round(response_fraction * smallest)) > 1:
+        return
+    x, y = next(iter(train.in_order()))
+    generator = objective.setting.generator
+    state = None if generator is None else generator.get_state()
+    was_training = objective.model.training
+    objective.model.train()
+    try:
+        with torch.no_grad(), RunningStatistics(objective.model).held():
+            objective.train_loss(x[:1], y[:1])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         raise ValueError(
-            "every pass over a minibatch of `train` must have at least two examples under BatchNorm1d "
-            f"'{layers[0]}', got one from the smallest minibatch of {smallest} with `response_fraction` "
-            f"{response_fraction:g}; change `batch_size`"
-        )
+            "every pass over a minibatch of `train` must have at least two examples under "
+            f"{type(objective.model.get_submodule(layers[0])).__name__} '{layers[0]}', got one from the smallest "
+            f"minibatch of {smallest} with `response_fraction` {response_fraction:g}; change `batch_size`"
+        ) from None
+    finally:
+        objective.model.train(was_training)
+        if generator is not None and state is not None:
+            generator.set_state(state)

@@ -92,7 +92,7 @@ class TensorStream(Stream):
 
     def next(self) -> Batch:
         """The next minibatch; the last one of a pass may be smaller."""
-        if self.position == len(self):
+        if self.position >= len(self):
             self.pass_number, self.position, self._order = self.pass_number + 1, 0, None
         if self._order is None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))

@@ -88,6 +88,8 @@ class Hyperparameter:
             if not isinstance(self.search, (tuple, list)) or len(self.search) != 2:
                 raise ValueError(f"`search` must be a pair (low, high), got {self.search!r} for '{name}'")
             lo, hi = self.search
+            if self.log_search and not lo > 0:
+                raise ValueError(f"`search[0] > 0` must hold for a logarithmic range, got {self.search} for '{name}'")
             if not low <= lo < hi <= high:
                 raise ValueError(
                     f"`low <= search[0] < search[1] <= high` must hold, "
@@ -240,3 +242,10 @@ class Integer(Bounded):
         for what, bound in (("low", self.low), ("high", self.high)):
             if bound != int(bound):
                 raise ValueError(f"`{what}` must be a whole number, got {what}={bound} for '{name}'")
+
+    def check_value(self, name: str, value: float | Sequence[float]) -> None:
+        """As for every hyperparameter; constants must be whole as well."""
+        super().check_value(name, value)
+        for v in value if isinstance(value, (list, tuple)) else (value,):
+            if v != int(v):
+                raise ValueError(f"`value` must be a whole number, got {v!r} for '{name}'")

@@ -26,7 +26,8 @@ def is_classification(output: Tensor, target: Tensor) -> bool:
 def evaluate(objective: Objective, stream: Stream, loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Means over one pass: `loss`, `accuracy` for classification, and each metric by name.
 
-    The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred.
+    The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
+    count. A `DataLoader` decides which examples it gives (`drop_last`, samplers).
     """
     model = objective.model
     was_training = model.training

@@ -52,7 +52,8 @@ class Health:
         if self.short:
             warnings.warn(
                 f"`hyper steps × hyper_lr >= {CROSSING:g}` should hold for λ to cross its range, got {hyper_steps} × "
-                f"{hyper_lr:g} = {self.reach:.3g}: train longer, raise `hyper_lr`, or take more `valid_interval`",
+                f"{hyper_lr:g} = {self.reach:.3g}: train longer, lower `warmup`, or raise `hyper_lr` or "
+                "`valid_interval`",
                 RunWarning,
                 stacklevel=3,
             )

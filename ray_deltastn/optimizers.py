@@ -36,7 +36,7 @@ class Optimizers:
         self, settings: Settings, weights: list[nn.Parameter], response: Response | None, space: HyperSpace
     ) -> None:
         self.base_lr = settings.lr
-        self.weights = settings.make_optimizer(weights)
+        self.weights = settings.make_optimizer(weights, settings.weight_decay)
         self.response: Optimizer | None = None
         self.hyper: Optimizer | None = None
         if response is not None:

@@ -44,20 +44,29 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch."""
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, on the CPU and on this device."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.manual_seed(seed)
+    # Not torch.manual_seed, which seeds every device.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 @contextmanager
 def isolated(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed the global generators inside, and leave no trace outside."""
     device = device or torch.device("cpu")
-    outer = capture(device)
-    seed_all(seed)
+    # Kept as they are: `capture` would turn them into what a checkpoint can hold, for each minibatch of a loader.
+    outer = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    seed_all(seed, device)
     try:
         yield
     finally:
-        restore(outer, device)
+        random.setstate(outer[0])
+        np.random.set_state(outer[1])
+        torch.set_rng_state(outer[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)

@@ -47,10 +47,13 @@ class Results:
         self.trials = self._trials()
 
     def _trials(self) -> pd.DataFrame:
-        """One row per trial, at its best validation loss, best trial first."""
-        ranked = self.reports.assign(_loss=self.reports["valid_loss"].fillna(math.inf))
-        rows = ranked.loc[ranked.groupby("trial_id")["_loss"].idxmin()]
-        return rows.sort_values("_loss").drop(columns="_loss").reset_index(drop=True)
+        """One row per trial, at the report that is best by the searched metric, best trial first."""
+        # `best_valid_loss` is reached at the report whose own `valid_loss` it is.
+        metric = self.config["tune"]["metric"].removeprefix("best_")
+        sign = 1.0 if self.config["tune"]["mode"] == "min" else -1.0
+        ranked = self.reports.assign(_rank=(sign * self.reports[metric]).fillna(math.inf))
+        rows = ranked.loc[ranked.groupby("trial_id")["_rank"].idxmin()]
+        return rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
 
     @property
     def best(self) -> pd.Series:
@@ -191,6 +194,7 @@ def write_page(results: Results) -> Path:
     ]
     page = environment.get_template("report.html").render(
         title=results.folder.name,
+        metric=results.config["tune"]["metric"].replace("_", " "),
         best=results.best_table(),
         header=header,
         rows=rows,

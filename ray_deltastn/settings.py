@@ -36,6 +36,8 @@ class Settings:
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
+        weight_decay: the optimiser's own constant weight decay of w₀; zero for AdamW too, unless given. To tune it, use
+            the penalty `L2` instead.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
         hyper_lr: learning rate α₂ of λ.
@@ -66,6 +68,7 @@ class Settings:
     lr: float = 0.01
     momentum: float = 0.9
     optimizer: str = "sgd"
+    weight_decay: float = 0.0
     schedule: str | Mapping[str, Any] | None = None
     hyper_lr: float = 0.01
     scale_lr: float | None = None
@@ -99,7 +102,7 @@ class Settings:
         for name in ("scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), above=0.0)
-        for name in ("entropy_weight", "warmup"):
+        for name in ("entropy_weight", "warmup", "weight_decay"):
             _number(name, getattr(self, name), least=0.0)
         _number("momentum", self.momentum, least=0.0, below=1.0)
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
@@ -148,8 +151,10 @@ class Settings:
             given.setdefault("T_max", self.epochs)
         dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], self.lr)
         try:
-            SCHEDULES[name](dummy, **given)
-        except (TypeError, ValueError) as error:
+            schedule = SCHEDULES[name](dummy, **given)
+            dummy.step()
+            schedule.step(*([1.0] if name == "plateau" else []))
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(
                 f"`schedule` must hold the arguments of {SCHEDULES[name].__name__}, got {given}: {error}"
             ) from None
@@ -161,13 +166,13 @@ class Settings:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    def make_optimizer(self, parameters: Any) -> Optimizer:
-        """Optimiser for w₀ or Θ."""
+    def make_optimizer(self, parameters: Any, weight_decay: float = 0.0) -> Optimizer:
+        """Optimiser for w₀ or Θ; Θ is never decayed, that would bias the response."""
         parameters = list(parameters)
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum)
+            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, betas=(self.momentum, 0.999))
+        return kind(parameters, self.lr, betas=(self.momentum, 0.999), weight_decay=weight_decay)
 
     def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter) -> Optimizer:
         """Optimiser for λ and, if tuned, σ."""

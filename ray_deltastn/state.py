@@ -11,13 +11,19 @@ from torch import nn
 VERSION = 1
 
 
-def identity(method: str, space: Mapping[str, str], settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def identity(
+    method: str, space: Mapping[str, str], settings: Mapping[str, Any], model: nn.Module, steps_per_epoch: int
+) -> dict[str, Any]:
     """What a state and the run it is loaded into must have in common."""
+    schedule = settings["schedule"]
     return {
         "version": VERSION,
         "method": method,
         "space": dict(space),
         **{name: settings[name] for name in ("optimizer", "hyper_optimizer", "tune_scale")},
+        "schedule": schedule.get("name") if isinstance(schedule, Mapping) else schedule,
+        # Positions in the data and epochs are counted in minibatches.
+        "minibatches per epoch": steps_per_epoch,
         "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
     }
 

@@ -32,7 +32,8 @@ class Task:
 
     Raises:
         TypeError: if an argument is of the wrong kind.
-        ValueError: if a regulariser names an unknown hyperparameter, or a hyperparameter is used by nobody.
+        ValueError: if a regulariser names an unknown hyperparameter or one whose domain does not suit it, or a
+            hyperparameter is used by nobody.
     """
 
     space: HyperSpace
@@ -48,6 +49,8 @@ class Task:
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        #: Whether a SelfTuner has its hooks and bindings on the model.
+        self.in_use = False
         if not isinstance(self.space, HyperSpace):
             raise TypeError(f"`space` must be a HyperSpace, got {type(self.space).__name__}")
         if not isinstance(self.model, nn.Module):
@@ -62,6 +65,8 @@ class Task:
         users: list[Any] = [*self.regularizers, *self.augmentations, *self.penalties, *self.valid_penalties]
         for user in users:
             self.space.require(user.names, f"`{type(user).__name__}`")
+            if hasattr(user, "check"):
+                user.check(self.space)
             used.update(user.names)
         for name in self.space.names:
             if name not in used:

@@ -63,6 +63,11 @@ class SelfTuner:
             )
         if not isinstance(task, Task):
             raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
+        if task.in_use:
+            raise ValueError(
+                "`task` must not be in use by another SelfTuner, got one that is; build the task again, or `release()` "
+                "the other one to go on from its weights and hyperparameters"
+            )
         self.task = task
         self.settings = Settings(method=method, **settings)
         self.method = get_method(method)
@@ -110,11 +115,12 @@ class SelfTuner:
         with random_state.isolated(s.seed, self.device):
             try:
                 try_out(self.objective, self.valid)
-                check_small_batches(self.model, self.train.smallest_batch, s.response_fraction)
+                check_small_batches(self.objective, self.train, s.response_fraction)
             except BaseException:
                 self.release()
                 raise
             self._global_random = random_state.capture(self.device)
+        task.in_use = True
 
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
@@ -168,7 +174,7 @@ class SelfTuner:
             self.model.train()
             while self.steps < target:
                 self._train_step()
-                if self.steps % len(self.train) == 0 and self.steps < self.total_steps:
+                if self.steps % len(self.train) == 0:
                     self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
             return self._report()
         finally:
@@ -291,6 +297,7 @@ class SelfTuner:
             self.response.release()
         for regularizer in self.task.regularizers:
             regularizer.bind(None)
+        self.task.in_use = False
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,7 +321,7 @@ class SelfTuner:
         }
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.method.name, self.space.fingerprint(), vars(self.settings), self.model)
+        return identity(self.method.name, self.space.fingerprint(), vars(self.settings), self.model, len(self.train))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.
@@ -345,6 +352,9 @@ class SelfTuner:
         # A run that had done all its epochs goes on if this one has more of them.
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
+        self._valid_scores = None
+        self._train_loss.zero_()
+        self._train_count = 0
         self.last_report = dict(state["last_report"])
         self._seconds = dict(state["seconds"])
         self.health.reset()

@@ -315,6 +315,32 @@ MODELS = {
         ValueError,
         ["at least two examples", "BatchNorm1d", "one", "`batch_size`"],
     ),
+    "dropout-of-a-rate-above-one": (
+        lambda: rd.Task(
+            space=rd.HyperSpace(rate=rd.Positive(0.1)),
+            model=nn.Sequential(rd.Dropout("rate"), nn.Linear(5, 3)),
+            loss=F.cross_entropy,
+            train=(torch.randn(8, 5), torch.zeros(8, dtype=torch.long)),
+            valid=(torch.randn(8, 5), torch.zeros(8, dtype=torch.long)),
+        ),
+        ValueError,
+        ["`0 <= low < high <= 1`", "Dropout", "inf", "'rate'"],
+    ),
+    "task-in-use": (
+        lambda: (lambda first: rd.SelfTuner(first.task))(tuner()),
+        ValueError,
+        ["`task`", "in use", "`release()`"],
+    ),
+    "fraction-of-a-whole-number": (
+        lambda: rd.HyperSpace(k=rd.Integer(1, low=0, high=4)).fixed_values({"k": 1.5}),
+        ValueError,
+        ["whole number", "1.5", "'k'"],
+    ),
+    "schedule-that-divides-by-zero": (
+        lambda: tuner(schedule={"name": "cosine", "T_max": 0}),
+        ValueError,
+        ["`schedule`", "CosineAnnealingLR", "T_max"],
+    ),
     "fraction-of-one-under-batch-norm": (
         lambda: list(
             tuner(
@@ -758,14 +784,20 @@ def test_checkpoint_of_something_else_is_refused(tmp_path):
     assert_refused(lambda: trial().load_checkpoint(str(tmp_path)), ValueError, ["`state`", "SelfTuner", "dict"])
 
 
+def task_of(used):
+    """The task of a tuner that lets go of it."""
+    used.release()
+    return used.task
+
+
 @needs_ray
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"method": "stn"}, ["same method", "'stn'", "'delta-stn'"]),
         ({"optimizer": "adam"}, ["same optimizer", "'adam'", "'sgd'"]),
-        ({"task": lambda config: more_hyperparameters().task}, ["same space", "'decay'"]),
-        ({"task": lambda config: other_model().task}, ["same model", "'0.bias'", "'6'", "'5'"]),
+        ({"task": lambda config: task_of(more_hyperparameters())}, ["same space", "'decay'"]),
+        ({"task": lambda config: task_of(other_model())}, ["same model", "'0.bias'", "'6'", "'5'"]),
     ],
 )
 def test_checkpoint_of_another_run_is_refused_and_changes_nothing(changes, words, tmp_path):

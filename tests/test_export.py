@@ -290,3 +290,15 @@ def test_state_of_the_tuned_model_works_without_the_package_through_functional_c
     plain = NETWORKS["Perceptron"](plain_dropout).double().eval()
     with torch.no_grad():
         assert torch.equal(functional_call(plain, tuner.export(), (x,)), tuner.model.eval()(x))
+
+
+def test_a_copy_of_a_model_under_tuning_takes_no_hook_of_ours_along():
+    tuner = tuned("Perceptron", "delta-stn", epochs=1)
+    x, _ = data("Perceptron", 10, 3)
+    for copied in (copy.deepcopy(tuner.model), pickle.loads(pickle.dumps(tuner.model))):
+        assert torch.equal(copied.eval()(x), tuner.model.eval()(x))
+        delta = torch.ones(1, len(tuner.space), dtype=torch.float64)
+        with tuner.response.displaced(delta):
+            assert not torch.equal(tuner.model(x), copied(x)) or not tuner.response.U.any()
+            untouched = copied(x)
+        assert torch.equal(untouched, copied(x))

@@ -402,7 +402,7 @@ def test_decay_of_a_plateau_schedule_is_kept_under_another_learning_rate():
     assert rates == pytest.approx([0.04, 0.02, 0.01])
     own = build(lr=0.4)
     own.load_state_dict(from_bytes(to_bytes(saved.state_dict())))
-    assert [report["lr"] for report in own.fit()] == pytest.approx([0.05, 0.025, 0.025])
+    assert [report["lr"] for report in own.fit()] == pytest.approx([0.05, 0.025, 0.0125])
 
 
 # --- repeatability ---------------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ class Objective:
     def delta(self, lam: Tensor, eps: Tensor | None) -> Tensor | None:
         """δ for hyperparameters λ perturbed by ε: (B, h), (1, h), or None where nothing is displaced.
 
-        λ₀ is λ itself, held constant: the value of λ − λ₀ is zero, its gradient is not.
+        λ₀ is λ itself, held constant: the value of λ − λ₀ is zero, its gradient is not. So it is in every hyper step,
+        also when several follow each other: w₀ stays where the train steps left it.
         """
         if self.response is None:
             return None
@@ -116,11 +117,15 @@ class Objective:
                 self.constant if self.constant is not None else self.space.values(lam if eps is None else lam + eps)
             )
             named = self.space.named(values)
-        self.setting.values = named
-        for augmentation in self.augment:
-            x = augmentation(x, self.setting)
         delta = self.delta(lam, eps)
-        loss = _mean(self.loss(self.predict(x, delta), y), x.shape[0])
+        self.setting.values = named
+        try:
+            for augmentation in self.augment:
+                x = augmentation(x, self.setting)
+            output = self.predict(x, delta)
+        finally:
+            self.setting.values = {}
+        loss = _mean(self.loss(output, y), x.shape[0])
         return self._penalised(loss, self.penalty, named, delta)
 
     def hyper_loss(self, x: Tensor, y: Tensor, eps: Tensor, entropy_weight: float) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.space import HyperSpace
 
 
 class Cutout:
@@ -21,6 +24,11 @@ class Cutout:
     def __init__(self, holes: str, length: str) -> None:
         self.names: tuple[str, ...] = (holes, length)
 
+    def check(self, space: HyperSpace) -> None:
+        """Raise ValueError unless the number of holes has an upper bound."""
+        if math.isinf(space.hyperparameters[self.names[0]].bounds[1]):
+            raise ValueError(f"`Cutout` needs an upper bound on the number of holes, got none for '{self.names[0]}'")
+
     def __call__(self, x: Tensor, setting: Setting) -> Tensor:
         """Images (B, …, H, W) with their holes, of the same shape.
 
@@ -29,11 +37,9 @@ class Cutout:
         """
         if x.dim() < 3:
             raise ValueError(f"`Cutout` needs images (B, …, H, W), got a batch of shape {tuple(x.shape)}")
-        most = setting.space.hyperparameters[self.names[0]].bounds[1]
-        if most == float("inf"):
-            raise ValueError(f"`Cutout` needs an upper bound on the number of holes, got none for '{self.names[0]}'")
         batch, height, width = x.shape[0], x.shape[-2], x.shape[-1]
-        count = int(most)
+        self.check(setting.space)
+        count = int(setting.space.hyperparameters[self.names[0]].bounds[1])
         ndim_like = x.new_empty(batch, 1)
         holes = setting.value(self.names[0], like=ndim_like)  # (B or 1, 1)
         length = setting.value(self.names[1], like=ndim_like)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ray_deltastn.regularizers.base import Regularizer
+from ray_deltastn.space import HyperSpace
 
 
 class Dropout(Regularizer):
@@ -15,11 +17,20 @@ class Dropout(Regularizer):
     comes first.
 
     Args:
-        name: the hyperparameter that holds p, with a domain inside [0, 1).
+        name: the hyperparameter that holds p, with a domain inside [0, 1].
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+
+    def check(self, space: HyperSpace) -> None:
+        """Raise ValueError unless every value of the rate is a probability."""
+        low, high = space.hyperparameters[self.names[0]].bounds
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"`0 <= low < high <= 1` must hold for the rate of {type(self).__name__}, got low={low}, high={high} "
+                f"for '{self.names[0]}'"
+            )
 
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the mask; broadcasts against `x`."""
@@ -31,7 +42,8 @@ class Dropout(Regularizer):
             return x
         p = self.setting.value(self.names[0], like=x)
         keep = self.setting.rand(*self.mask_shape(x), like=x) >= p
-        return x * (keep / (1 - p))
+        # At p = 1 nothing is kept, and nothing divided by zero.
+        return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps))
 
 
 class ChannelDropout(Dropout):

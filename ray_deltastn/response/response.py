@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +41,26 @@ class Slot:
         return (tensor if self.rows == "output" else tensor.transpose(0, 1)).reshape(self.stop - self.start, -1)
 
     def change(self, row_change: Tensor, direction: Tensor) -> Tensor:
-        """One dense change (Uδ) ⊙_row W_resp of the parameter's shape, for a single row_change (K,)."""
-        part = row_change[self.start : self.stop]
+        """Dense changes (Uδ) ⊙_row W_resp (…, *shape of the parameter) for row changes (…, K)."""
+        part = row_change[..., self.start : self.stop]
         if self.rows == "element":
-            return part.view(direction.shape) * direction
+            return part.unflatten(-1, direction.shape) * direction
         if self.rows == "feature":
-            return part * direction
-        return part.view(-1, *(1,) * (direction.dim() - 1)) * direction
+            return part.unsqueeze(-2) * direction
+        return part.view(*part.shape, *(1,) * (direction.dim() - 1)) * direction
+
+
+class _Hook:
+    """A hook that a copied or saved model does not take along."""
+
+    def __init__(self, method: Callable[..., Any] | None) -> None:
+        self.method = method
+
+    def __call__(self, *arguments: Any) -> Any:
+        return None if self.method is None else self.method(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None,)
 
 
 class Response(nn.Module):
@@ -96,9 +109,9 @@ class Response(nn.Module):
         self.called: set[str] = set()
         self._names = {layer: name for name, layer in model.named_modules()}
         self._input_tangent: Tensor | None = None
-        self._handles = [layer.register_forward_hook(self._after, with_kwargs=True) for layer in self._layers]
+        self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]
         self._handles += [
-            layer.register_forward_pre_hook(self._before, with_kwargs=True)
+            layer.register_forward_pre_hook(_Hook(self._before), with_kwargs=True)
             for layer, parts in self._layers.items()
             if any(kind.tangent is not None for _, kind in parts.values())
         ]

@@ -35,7 +35,7 @@ class Weights:
             return base.expand(self.delta.shape[0], *base.shape)
         rows = self.response.row_change(self.delta)
         direction = self.response.direction(slot)
-        return base + torch.stack([slot.change(row, direction) for row in rows])
+        return base + slot.change(rows, direction)
 
     def squared_norm(self, biases: bool = True) -> Tensor:
         """‖w₀ + Θδ‖², in closed form.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,20 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"`{name}` must be either in `train` or in `search`, got both")
             if _holds({"options": self.options}, name):
                 raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
-            parse_domain(name, text)
+            self._check_ends(name, parse_domain(name, text))
+
+    @staticmethod
+    def _check_ends(name: str, domain: Any) -> None:
+        """Raise ValueError if an option would break its rule somewhere in its domain."""
+        if name not in Settings.names():
+            return
+        ends = getattr(domain, "categories", None)
+        if ends is None:
+            # Tune's upper bounds are exclusive.
+            whole = isinstance(domain.upper, int)
+            ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
+        for end in ends:
+            Settings(**{name: end})
 
     def param_space(self) -> dict[str, Any]:
         """Config of a trial, with Tune domains where it is searched."""

@@ -17,7 +17,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from ray_deltastn import random_state
 from ray_deltastn.tasks import build_task
-from ray_deltastn.tune.config import ExperimentConfig, option_of
+from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.skopt_search import SkOptSearch
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
@@ -59,13 +59,16 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
         ValueError: if the task or an option breaks a rule; raised before any trial starts.
     """
     out = out.resolve()  # Arrow, under Tune, refuses relative paths.
-    space_of_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
-    known = _check_resumable(config, out) if resume else _check_free(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
-    (out / SPACE_FILE).write_text(json.dumps(space_of_task(config), indent=2) + "\n")
+    space = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
+    known = _check_resumable(config, out) if resume else []
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    _check_resources(config)
+    if not resume:
+        _check_free(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
     slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
@@ -99,14 +102,68 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     return results
 
 
-def space_of_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """Kind and bounds of the task's hyperparameters by name, as plain values."""
+class _Watched(dict[str, Any]):
+    """A config that notes which of its keys a task reads."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Value or default, noted."""
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
+
+    def __iter__(self) -> Any:
+        # Whoever looks at all keys may read any of them; so may a copy.
+        self.read.update(super().keys())
+        return super().__iter__()
+
+
+def check_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Build the task once, as a trial would, and check what the experiment says of it.
+
+    Returns:
+        Kind, initial value and bounds of the task's hyperparameters by name, as plain values.
+
+    Raises:
+        ValueError: if the task breaks a rule, does not read one of its options, or never reports the metric.
+    """
+    searched = [option_of(name) for name in config.search if name.startswith("options.")]
+    watched = _Watched({"task": config.task, **config.options, **config.train})
     with random_state.isolated(0):
-        space = build_task({"task": config.task, **config.options, **config.train}).space
+        task = build_task(watched)
+    for name in (*config.options, *searched):
+        if name not in watched.read:
+            read = sorted(watched.read - {"task"})
+            raise ValueError(unknown_key(f"options.{name}", [f"options.{key}" for key in read]))
+    splits = ["valid"] + ([] if task.test is None else ["test"])
+    known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
+    if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
+        raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
     return {
         name: {"kind": type(p).__name__, "initial": p.initial, "low": p.bounds[0], "high": p.bounds[1]}
-        for name, p in space.hyperparameters.items()
+        for name, p in task.space.hyperparameters.items()
     }
+
+
+def _check_resources(config: ExperimentConfig) -> None:
+    """Raise ValueError if the cluster can never run a trial: Tune would wait for ever."""
+    cluster = ray.cluster_resources()
+    for name, wanted in (("CPU", config.tune.cpu), ("GPU", config.tune.gpu)):
+        if wanted > cluster.get(name, 0):
+            key = f"tune.{name.lower()}"
+            raise ValueError(
+                f"`{key} <= {name}s of the cluster` must hold, got {wanted:g} and {cluster.get(name, 0):g}"
+            )
 
 
 def _searcher(config: ExperimentConfig, slots: int) -> Any:
@@ -131,7 +188,8 @@ def unfinished(out: Path) -> bool:
     return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
 
 
-def _check_free(out: Path) -> list[str]:
+def _check_free(out: Path) -> None:
+    """Refuse an unfinished experiment in the way; move a finished one aside."""
     if unfinished(out):
         raise ResumeError(f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove it")
     if (out / RESULTS_FILE).exists():
@@ -139,7 +197,6 @@ def _check_free(out: Path) -> list[str]:
         while (kept := out.with_name(f"{out.name}.{number}")).exists():
             number += 1
         out.rename(kept)
-    return []
 
 
 def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:

@@ -129,6 +129,29 @@ def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damag
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("tune.metric=valid_los", "did you mean `best_valid_loss`"),
+        ("options.widht=12", "did you mean `options.width`"),
+        ("search.lr=uniform(-1, 1)", "`lr > 0` must hold, got lr=-1"),
+    ],
+)
+def test_mistakes_show_before_any_trial_starts(resumed, tmp_path, capsys, override, reason):
+    _, config, _, _ = resumed
+    assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", override]) == 1
+    error = capsys.readouterr().err.strip()
+    assert reason in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_path, capsys, ray_cluster):
+    _, config, _, _ = resumed
+    assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", "tune.cpu=64"]) == 1
+    assert "`tune.cpu <= CPUs of the cluster` must hold, got 64 and 2" in capsys.readouterr().err
+
+
 def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
     from ray_deltastn.tune.experiment import _check_free
 

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 
+def _never(layer: Any) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """How one kind of layer turns a change of its parameters into a change of its output.
@@ -43,7 +47,7 @@ class LayerKind:
     initialise: Callable[[Any, Tensor, torch.Generator | None], None]
     rows: Literal["output", "feature", "element"] = "output"
     tangent: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor] | None = None
-    refuse: Callable[[Any], str | None] = lambda layer: None
+    refuse: Callable[[Any], str | None] = _never
 
 
 def on_channels(layer: Any, rows: Tensor, output: Tensor) -> Tensor:
