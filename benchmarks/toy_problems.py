@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ray_deltastn as rd
@@ -132,8 +133,8 @@ def split(name: str, x: np.ndarray, y: np.ndarray, seed: int, rows_per_dim: int 
 
 
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """½(y − t)² per example, (B,)."""
-    return 0.5 * (output - target).square().flatten(1).sum(1)
+    """Mean of ½(y − t)², for y and t (B, 1)."""
+    return 0.5 * F.mse_loss(output, target)
 
 
 class JacobianNorm:
@@ -291,7 +292,7 @@ class Problem:
         return min(lam - SEARCH[0], SEARCH[1] - lam) < 0.02
 
     def regret(self, lam: Tensor) -> Tensor:
-        """L_V(v*(λ)) / min L_V − 1, (…,); 0 at the optimum, infinite where λ is not finite."""
+        """L_V(v*(λ)) / min L_V − 1, (…,); 0 within rounding of the optimum, infinite where λ is not finite."""
         finite = lam.isfinite()
         regret = self.outer(torch.where(finite, lam, 0.0).clamp(-600, 600)) / self.optimum()[1] - 1
-        return torch.where(finite, regret, torch.inf)
+        return torch.where(finite, regret.clamp_min(0.0), torch.inf)

@@ -1,0 +1,239 @@
+"""The toy problems' exact answers are exact, and self-tuning finds them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import toy
+from benchmarks.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, load, split
+
+FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("jacobian", True)]
+EVERY_FORM = pytest.mark.parametrize(("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "jacobian"])
+KEYS = {
+    "problem", "data", "method", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "regret_initial",
+    "regret_final", "max_early_excursion", "seconds", "trajectory",
+}  # fmt: skip
+
+
+def small(seed=0, n=30, d=4):
+    """A noisy linear problem with correlated features, in which an interior λ is best."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n + 40, d)) @ rng.normal(size=(d, d))
+    y = x @ rng.normal(size=d) * 0.5 + 2.0 * rng.normal(size=n + 40)
+    return split("small", x, y, seed, rows_per_dim=n // d)
+
+
+def lams(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@EVERY_FORM
+def test_best_response_is_where_autograd_finds_no_gradient(kind, divide):
+    problem = Problem(kind, small(), divide)
+    lam = lams(-3.0, 0.0, 2.0)
+    v = problem.best_response(lam).requires_grad_()
+    (gradient,) = torch.autograd.grad(problem.train_loss(lam, v).sum(), v)
+    assert gradient.abs().max() < 1e-12
+
+
+@EVERY_FORM
+def test_jacobian_and_hypergradient_against_finite_differences(kind, divide):
+    problem, h = Problem(kind, small(), divide), 1e-5
+    lam = lams(-2.0, 0.3, 1.7)
+    central = (problem.best_response(lam + h) - problem.best_response(lam - h)) / (2 * h)
+    torch.testing.assert_close(problem.response_jacobian(lam), central, rtol=1e-7, atol=1e-9)
+    slope = (problem.outer(lam + h) - problem.outer(lam - h)) / (2 * h)
+    torch.testing.assert_close(problem.hypergradient(lam), slope, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_ridge_is_least_squares_with_added_rows(divide):
+    data = small()
+    n, d = data.x.shape
+    penalty = math.exp(0.7) * (1 if divide else n)
+    rows = np.vstack([data.x.numpy(), math.sqrt(penalty) * np.eye(d)])
+    expected = np.linalg.lstsq(rows, np.concatenate([data.t.numpy(), np.zeros(d)]), rcond=None)[0]
+    found = Problem("ridge", data, divide).best_response(lams(0.7))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_expected_dropout_loss_is_the_mean_over_all_masks():
+    data = small(d=3)
+    problem, lam, v = Problem("dropout", data), lams(0.4), lams(0.5, -1.0, 2.0)
+    rate = MOST_DROPOUT * torch.sigmoid(lam)
+    mean = torch.zeros(1, dtype=torch.float64)
+    for keep in torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3):
+        # A mask for each row has the same marginals as one for all rows, and the loss is a sum over rows.
+        chance = torch.where(keep > 0, 1 - rate, rate).prod()
+        mean += chance * 0.5 * ((data.x * keep / (1 - rate)) @ v - data.t).square().mean()
+    torch.testing.assert_close(problem.train_loss(lam, v[None]), mean)
+
+
+@EVERY_FORM
+def test_task_has_the_objective_that_is_solved(kind, divide):
+    problem = Problem(kind, small(), divide)
+    task = problem.task(seed=0)
+    tuner = toy.rd.SelfTuner(task, "delta-stn", device="cpu")
+    task.model.double()
+    lam = task.space.lam.detach().double()
+    weights = [p.detach() for p in task.model.parameters()]
+    v = torch.linalg.multi_dot([*reversed(weights)])[0] if len(weights) > 1 else weights[0][0]
+    assert len(weights) == (6 if kind == "jacobian" else 1)
+    draws = 4000 if kind == "dropout" else 1
+    x, t = problem.data.x.repeat(draws, 1), problem.data.t.repeat(draws)[:, None]
+    tuner.model.train()
+    found = tuner.objective.train_loss(x, t).item()
+    expected = problem.train_loss(lam, v[None]).item()
+    assert found == pytest.approx(expected, rel=0.02 if kind == "dropout" else 1e-6)
+    tuner.model.eval()
+    valid = tuner.objective.predict(problem.data.x_valid, None)
+    loss = task.loss(valid, problem.data.t_valid[:, None]).mean().item()
+    assert loss == pytest.approx(problem.valid_loss(v).item(), rel=1e-6)
+
+
+def test_jacobian_penalty_is_that_of_each_row_of_perturbed_weights():
+    problem = Problem("jacobian", small())
+    tuner = toy.rd.SelfTuner(problem.task(seed=0), "centered-stn", device="cpu")
+    tuner.model.double()
+    tuner.response.double()
+    torch.nn.init.normal_(tuner.response.U)
+    eps = lams(-0.5, 0.0, 0.8)[:, None]
+    x, t = problem.data.x[:3], problem.data.t[:3, None]
+    expected = []
+    for row in range(3):
+        folded = tuner.response.fold(eps[row])
+        v = torch.linalg.multi_dot([*reversed(list(folded.values()))])[0]
+        strength = (tuner.space.lam.detach().double() + eps[row]).exp()
+        expected.append(0.5 * (x[row] @ v - t[row, 0]).square() + 0.5 * strength * v.square().sum())
+    found = tuner.objective.train_loss(x, t, eps)
+    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-6, atol=0)
+
+
+@EVERY_FORM
+def test_optimum_is_the_best_of_a_brute_search_and_regret_is_zero_there_only(kind, divide):
+    problem = Problem(kind, small(seed=2), divide)
+    best, loss = problem.optimum()
+    grid = torch.linspace(*SEARCH, 20001, dtype=torch.float64)
+    outer = problem.outer(grid)
+    assert loss <= outer.min() * (1 + 1e-12)
+    assert best == pytest.approx(grid[outer.argmin()].item(), abs=2e-3)
+    assert not problem.at_edge()
+    assert problem.hypergradient(lams(best)).abs() < 1e-7
+    regret = problem.regret(grid)
+    assert (regret >= 0).all()
+    assert problem.regret(lams(best)).item() == 0
+    assert (regret[(grid - best).abs() > 0.1] > 0).all()
+    assert problem.regret(lams(math.nan)).item() == math.inf
+
+
+def test_undivided_starts_from_the_same_objective():
+    data = small()
+    for kind, divide in (("ridge", False), ("jacobian", True)):
+        form, plain = Problem(kind, data, divide), Problem("ridge", data)
+        first, second = (p.best_response(lams(p.initial)) for p in (form, plain))
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("points", "batch", "penalty"), [(999, 10, 1.0), (1000, 100, 50.0)])
+def test_batch_size_and_initial_penalty_follow_the_size(points, batch, penalty):
+    x, t = torch.randn(points, 2, dtype=torch.float64), torch.randn(points, dtype=torch.float64)
+    problem = Problem("ridge", Data("some", x[100:], t[100:], x[:100], t[:100]))
+    assert problem.batch_size == batch
+    assert math.exp(problem.initial) == pytest.approx(penalty)
+
+
+def test_split_standardises_on_the_training_part_and_drops_constants():
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(3.0, 5.0, 100), np.full(100, 7.0), rng.normal(size=100)])
+    data = split("some", x, rng.normal(size=100), seed=1)
+    assert data.x.shape == (80, 2)
+    assert data.x_valid.shape == (20, 2)
+    for part in (data.x, data.t):
+        torch.testing.assert_close(part.mean(0), torch.zeros_like(part[0]), atol=1e-12, rtol=0)
+        torch.testing.assert_close(part.std(0, correction=0), torch.ones_like(part[0]))
+    few = split("some", x, rng.normal(size=100), seed=1, rows_per_dim=4)
+    assert (len(few.x), len(few.x_valid)) == (8, 92)
+    assert not torch.equal(split("some", x, x[:, 0], seed=2).x, split("some", x, x[:, 0], seed=3).x)
+
+
+def test_split_refuses_too_few_rows_and_a_constant_target():
+    x = np.random.default_rng(0).normal(size=(20, 5))
+    with pytest.raises(ValueError, match=r"must have more than 20 rows for this split, got 20"):
+        split("some", x, x[:, 0], 0, rows_per_dim=4)
+    with pytest.raises(ValueError, match="must vary over the training part"):
+        split("some", x, np.ones(20), 0)
+
+
+def test_data_from_a_file_from_the_root_and_from_sklearn(tmp_path):
+    (tmp_path / "uci").mkdir()
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
+    np.savez(tmp_path / "uci" / "tiny.npz", X=x, y=y)
+    for name in ("tiny", str(tmp_path / "uci" / "tiny.npz")):
+        short, found, target = load(name, tmp_path)
+        assert short == "tiny"
+        np.testing.assert_array_equal(found, x)
+        np.testing.assert_array_equal(target, y)
+    assert load("diabetes")[1].shape == (442, 10)
+
+
+def test_unknown_data_says_what_was_looked_for_and_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_DELTASTN_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="RAY_DELTASTN_DATA is set"):
+        load("yacht")
+    with pytest.raises(FileNotFoundError, match=r"got 'yacht'; looked for it at .*uci/yacht\.npz"):
+        load("yacht", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"looked for it at .*nowhere\.npz"):
+        load("nowhere.npz", tmp_path)
+    np.savez(tmp_path / "wrong.npz", X=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"must hold `X \(n, d\)` and `y \(n,\)`"):
+        load(str(tmp_path / "wrong.npz"))
+    with pytest.raises(SystemExit):
+        toy.main(["--data", "yacht", "--data-root", str(tmp_path)])
+    assert "yacht" in capsys.readouterr().err
+
+
+def test_excursion_counts_what_lies_outside_the_way_to_the_optimum():
+    assert toy.excursion([0.0, 0.5, 0.9], 1.0) == 0.0
+    assert toy.excursion([0.0, -0.25, 0.9], 1.0) == 0.25
+    assert toy.excursion([0.0, 1.5, 0.9], 1.0) == 0.5
+    assert toy.excursion([0.0, -1.5, 0.25], -1.0) == 0.5
+    assert math.isnan(toy.excursion([0.0, math.nan], 1.0))
+
+
+def test_delta_stn_moves_to_the_optimum_of_diabetes():
+    problem = Problem("ridge", split(*load("diabetes"), seed=1, rows_per_dim=4))
+    row = toy.measure(problem, "delta-stn", seed=1, cycles=120, hyper_lr=0.1)
+    optimum, initial = row["lambda_optimal"], row["lambda_initial"]
+    assert len(row["trajectory"]) == 121
+    assert row["trajectory"][0] == initial
+    assert abs(row["lambda_final"] - optimum) < 0.5 * abs(initial - optimum)
+    assert row["regret_final"] < 0.5 * row["regret_initial"]
+
+
+def test_the_command_writes_rows_and_a_picture(tmp_path):
+    out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
+    run = ["--problem", "dropout", "--methods", "stn,delta-stn", "--rows-per-dim", "4", "--seeds", "2", "--cycles", "3"]
+    toy.main([*run, "--json", str(out), "--plot", str(picture)])
+    rows = json.loads(out.read_text())
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("stn", 0),
+        ("delta-stn", 0),
+        ("stn", 1),
+        ("delta-stn", 1),
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert len(row["trajectory"]) == 4
+        assert row["lambda_final"] == pytest.approx(sum(row["trajectory"][1:]) / 3)
+        assert row["regret_initial"] >= 0
+        assert row["regret_final"] >= 0
+    assert picture.stat().st_size > 10_000
+
+
+def test_methods_must_tune(capsys):
+    with pytest.raises(SystemExit):
+        toy.main(["--methods", "fixed"])
+    assert "must tune hyperparameters, got 'fixed'" in capsys.readouterr().err
