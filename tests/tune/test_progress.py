@@ -1,0 +1,70 @@
+import io
+import pickle
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.progress import Progress
+
+
+def report(epoch, dropout, loss=0.5, done=False):
+    return {
+        "epoch": epoch, "valid_loss": loss, "best_valid_loss": loss, "hyperparameters/dropout": dropout, "done": done,
+    }  # fmt: skip
+
+
+def show(terminal):
+    out = io.StringIO()
+    progress = Progress(["lr", "inner.rate"], 2, Console(file=out, force_terminal=terminal, width=160), every=0.0)
+    trial = SimpleNamespace(trial_id="a", config={"lr": 0.25, "inner": {"rate": 7}})
+    progress.setup()
+    progress.on_trial_result(0, [], trial, report(1, 0.05))
+    progress.on_trial_result(1, [], trial, report(9, 0.31, 0.125, done=True))
+    progress.on_trial_error(1, [], SimpleNamespace(trial_id="b", config={"lr": 0.5, "inner": {"rate": 8}}))
+    progress.on_experiment_end([])
+    return progress, out.getvalue()
+
+
+def test_hyperparameters_move_in_the_terminal():
+    progress, text = show(terminal=True)
+    for part in ("0.05→0.31", "0.1250", "0.25", "done", "failed", "1/2", "2/2", "2 of 2 trials ended", "dropout"):
+        assert part in text, part
+    assert progress._live is None
+
+
+def test_without_a_terminal_each_trial_gets_lines():
+    _, text = show(terminal=False)
+    lines = text.strip().splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("trial 1/2  state done  epoch 9  valid loss 0.1250")
+    assert "lr 0.25  inner.rate 7  dropout 0.05→0.31" in lines[1]
+    assert "state failed" in lines[2]
+
+
+def test_progress_survives_being_saved_with_the_experiment():
+    progress, _ = show(terminal=True)
+    copy = pickle.loads(pickle.dumps(progress))
+    assert (copy.searched, copy.trials, copy.every) == (["lr", "inner.rate"], 2, 0.0)
+
+
+def test_param_space_puts_each_domain_where_a_trial_looks_for_it():
+    config = ExperimentConfig.model_validate(
+        {
+            "task": "digits-mlp",
+            "train": {"method": "fixed", "epochs": 3, "hyperparameters": {"weight_decay": 0.1}},
+            "search": {
+                "lr": "loguniform(0.01, 0.3)",
+                "options.width": "randint(8, 64)",
+                "hyperparameters.input_dropout": "uniform(0.0, 0.85)",
+            },
+            "tune": {"cpu": 2},
+        }
+    )
+    space = config.param_space()
+    assert (space["lr"].lower, space["lr"].upper) == (0.01, 0.3)
+    assert (space["width"].lower, space["width"].upper) == (8, 64)
+    assert space["hyperparameters"]["weight_decay"] == 0.1
+    assert space["hyperparameters"]["input_dropout"].upper == 0.85
+    assert space["resources"] == {"cpu": 2, "gpu": 0}
+    assert config.train["hyperparameters"] == {"weight_decay": 0.1}
