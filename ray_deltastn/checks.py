@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.data import Stream
 from ray_deltastn.methods import Objective, RunningStatistics
+
+
+class _Attention(TorchFunctionMode):
+    """Notes whether fused attention is called while inside."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func is F.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
 
 
 def try_out(objective: Objective, valid: Stream) -> None:
@@ -30,7 +45,8 @@ def _try_out(objective: Objective, valid: Stream) -> None:
     x, y = next(iter(valid.in_order()))
     x, y = x[:4], y[:4]
     with torch.no_grad():
-        output = objective.predict(x, None)
+        with _Attention() as attention:
+            output = objective.predict(x, None)
         if not output.dim() or output.shape[0] != x.shape[0]:
             raise ValueError(
                 f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
@@ -62,6 +78,8 @@ def _try_out(objective: Objective, valid: Stream) -> None:
                 for handle in handles:
                     handle.remove()
             objective.response.drop_uncalled()
+            modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
+            objective.response.attends = attention.seen or modules
 
 
 def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:

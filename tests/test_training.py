@@ -1031,3 +1031,33 @@ def test_isolated_seeds_inside_and_leaves_no_trace_outside():
     assert first == second
     assert before[:3] == after[:3]
     assert torch.equal(before[3], after[3])
+
+
+class Attending(nn.Module):
+    """One attention over the five features as tokens; `fused` or written out."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+        self.queries, self.out = nn.Linear(1, 4), nn.Linear(4, 3)
+        self.dropout = rd.Dropout("rate")
+
+    def forward(self, x):
+        q = self.queries(self.dropout(x)[..., None])[:, None]
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, q, q)
+        else:
+            y = (q @ q.transpose(-1, -2) / 2.0).softmax(-1) @ q
+        return self.out(y[:, 0].mean(1))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_rules_are_entered_only_where_attention_is_called(fused):
+    torch.manual_seed(0)
+    task = rd.Task(
+        space=rd.HyperSpace(rate=rd.Bounded(0.2, low=0.0, high=0.9)), model=Attending(fused), loss=F.cross_entropy,
+        train=(torch.randn(20, 5), torch.arange(20) % 3), valid=(torch.randn(10, 5), torch.arange(10) % 3),
+    )  # fmt: skip
+    tuner = rd.SelfTuner(task, epochs=2, batch_size=10, warmup=0, train_interval=1)
+    assert tuner.response.attends is fused
+    assert all(math.isfinite(report["valid_loss"]) for report in tuner.fit())

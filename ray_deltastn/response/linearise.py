@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -59,7 +59,8 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
         TypeError: if the model's output is not a tensor.
         NotImplementedError: if a layer has no forward-mode rule (fused LSTM or GRU kernels, say).
     """
-    with fwAD.dual_level(), response.displaced(delta, linearised=True), _rules_for_attention():
+    rules = _rules_for_attention() if response.attends else nullcontext()
+    with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
         output = model(x)
         if not isinstance(output, Tensor):
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")

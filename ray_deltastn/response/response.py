@@ -106,6 +106,8 @@ class Response(nn.Module):
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
         self._by_slot: dict[str, Tensor] = {}
         self._linearised = False
+        #: Whether the model may call fused attention, which has to be kept from its fast kernels.
+        self.attends = True
         self.called: set[str] = set()
         self._names = {layer: name for name, layer in model.named_modules()}
         self._input_tangent: Tensor | None = None
