@@ -54,7 +54,8 @@ class Progress(Callback):
     ) -> None:
         """Show the newest report of a trial (called by Tune)."""
         row = self._rows.setdefault(trial.trial_id, {"first": result, "number": len(self._rows) + 1})
-        row.update(last=result, config=trial.config, state="done" if result.get("done") else "running")
+        state = "diverged" if result.get("diverged") else "done" if result.get("done") else "running"
+        row.update(last=result, config=trial.config, state=state)
         self._show(trial.trial_id, force=bool(result.get("done")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -103,11 +104,24 @@ class Progress(Callback):
         done = sum(row["state"] != "running" for row in self._rows.values())
         seconds = time.monotonic() - self._started
         table = Table(title=f"{done} of {self.trials} trials ended, {seconds:.0f} s", title_justify="left")
-        for column in self._columns():
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in list(self._rows.values())[-20:]:
-            table.add_row(*self._cells(row))
+        lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-20:])]
+        shown = self._fitting(lines)
+        for index in shown:
+            table.add_column(lines[0][index], justify="right", no_wrap=True)
+        for line in lines[1:]:
+            table.add_row(*(line[index] for index in shown))
         return table
+
+    def _fitting(self, lines: list[list[str]]) -> list[int]:
+        """Columns that fit the terminal; searched options go first, then state and loss, then hyperparameters."""
+        widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
+        searched = range(5, 5 + len(self.searched))
+        shown = list(range(len(widths)))
+        for index in (*reversed(searched), 3, 1, *reversed(shown[searched.stop :])):
+            if sum(widths[i] for i in shown) < self.console.width:
+                break
+            shown.remove(index)
+        return shown
 
 
 def _reach(config: dict[str, Any], name: str) -> Any:

@@ -2,6 +2,7 @@ import io
 import pickle
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from ray_deltastn.tune.config import ExperimentConfig
@@ -14,9 +15,9 @@ def report(epoch, dropout, loss=0.5, done=False):
     }  # fmt: skip
 
 
-def show(terminal):
+def show(terminal, width=160):
     out = io.StringIO()
-    progress = Progress(["lr", "inner.rate"], 2, Console(file=out, force_terminal=terminal, width=160), every=0.0)
+    progress = Progress(["lr", "inner.rate"], 2, Console(file=out, force_terminal=terminal, width=width), every=0.0)
     trial = SimpleNamespace(trial_id="a", config={"lr": 0.25, "inner": {"rate": 7}})
     progress.setup()
     progress.on_trial_result(0, [], trial, report(1, 0.05))
@@ -31,6 +32,15 @@ def test_hyperparameters_move_in_the_terminal():
     for part in ("0.05→0.31", "0.1250", "0.25", "done", "failed", "1/2", "2/2", "2 of 2 trials ended", "dropout"):
         assert part in text, part
     assert progress._live is None
+
+
+@pytest.mark.parametrize(("width", "gone"), [(70, "inner.rate"), (44, "state"), (30, "dropout")])
+def test_a_narrow_terminal_shows_fewer_columns_whole(width, gone):
+    _, text = show(terminal=True, width=width)
+    assert gone not in text
+    assert "…" not in text
+    assert "best" in text
+    assert "2/2" in text
 
 
 def test_without_a_terminal_each_trial_gets_lines():
