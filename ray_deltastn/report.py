@@ -17,7 +17,7 @@ import torch
 from ray_deltastn import domains
 from ray_deltastn._version import __version__
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE, read_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
@@ -43,7 +43,7 @@ class Results:
                 raise FileNotFoundError(f"`{folder}` must hold a finished experiment, got no {name}")
         self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
         self.space: dict[str, dict[str, Any]] = json.loads((folder / SPACE_FILE).read_text())
-        self.reports = pd.read_csv(folder / RESULTS_FILE)
+        self.reports = read_results(folder / RESULTS_FILE)
         self.trials = self._trials()
 
     def _trials(self) -> pd.DataFrame:

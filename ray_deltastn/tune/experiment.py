@@ -236,6 +236,11 @@ def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
+def read_results(path: Path) -> pd.DataFrame:
+    """Reports from a CSV file; the id of a trial stays text, also when it looks like a number (`4371810e6`)."""
+    return pd.read_csv(path, dtype={"trial_id": str})
+
+
 def collect(out: Path) -> pd.DataFrame:
     """All reports of all trials: config columns `config/<name>`, report columns as in `SelfTuner.step`.
 
@@ -243,7 +248,7 @@ def collect(out: Path) -> pd.DataFrame:
     """
     frames = []
     for path in sorted((out / TRIALS_FOLDER).glob("*/progress.csv")):
-        frame = pd.read_csv(path)
+        frame = read_results(path)
         frame = frame.drop_duplicates("training_iteration", keep="last").sort_values("training_iteration")
         config = _flat(json.loads(path.with_name("params.json").read_text()), "config")
         frames.append(frame.assign(**{key: [value] * len(frame) for key, value in config.items()}))

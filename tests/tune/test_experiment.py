@@ -14,6 +14,7 @@ import pytest
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
+from ray_deltastn.tune.experiment import _check_free, collect, read_results
 from tests.tune.test_trainable import finish
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def resumed(tmp_path_factory):
 
 def test_a_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
     _, _, out, _ = resumed
-    results = pd.read_csv(out / "results.csv")
+    results = read_results(out / "results.csv")
     assert results["trial_id"].nunique() == 5
     for _, trial in results.groupby("trial_id"):
         assert trial["training_iteration"].tolist() == list(range(1, 41))
@@ -153,8 +154,6 @@ def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_
 
 
 def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
-    from ray_deltastn.tune.experiment import _check_free
-
     _, _, out, _ = resumed
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
@@ -170,3 +169,19 @@ def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path,
     assert (out / "report.html").exists()
     assert main(["report", str(tmp_path)]) == 1
     assert "must hold a finished experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trial_id", ["4371810e6", "00123456", "12345678", "0000000e"])
+def test_an_id_that_looks_like_a_number_stays_what_it_is(trial_id, tmp_path):
+    folder = tmp_path / "trials" / trial_id
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text('{"lr": 0.5, "inner": {"rate": 7}}')
+    (folder / "progress.csv").write_text(
+        f"training_iteration,trial_id,valid_loss\n1,{trial_id},0.5\n1,{trial_id},0.25\n"
+    )
+    results = collect(tmp_path)
+    assert results["trial_id"].tolist() == [trial_id]
+    assert results["valid_loss"].tolist() == [0.25]  # the later report of a restored trial counts
+    assert results[["config/lr", "config/inner/rate"]].to_numpy().tolist() == [[0.5, 7.0]]
+    results.to_csv(tmp_path / "results.csv", index=False)
+    assert read_results(tmp_path / "results.csv")["trial_id"].tolist() == [trial_id]
