@@ -19,6 +19,7 @@ from ray_deltastn import random_state
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.progress import Progress
+from ray_deltastn.tune.pruning import PruneCheckpoints
 from ray_deltastn.tune.skopt_search import SkOptSearch
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 
@@ -85,13 +86,19 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
             search_alg=_searcher(config, slots),
             max_concurrent_trials=slots,
             checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=2, checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
+                checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
             ),
             max_failures=config.tune.max_failures,
             raise_on_failed_trial=False,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
-            callbacks=[progress, CSVLoggerCallback(), JsonLoggerCallback(), *([_SameTrials(known)] if resume else [])],
+            callbacks=[
+                progress,
+                CSVLoggerCallback(),
+                JsonLoggerCallback(),
+                PruneCheckpoints(out / TRIALS_FOLDER),
+                *([_SameTrials(known)] if resume else []),
+            ],
             resume="AUTO+ERRORED" if resume else False,
             verbose=0,
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.experiment import _check_free, collect, read_results
+from ray_deltastn.tune.pruning import PruneCheckpoints
 from tests.tune.test_trainable import finish
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ CONFIG = """
 task: tests.tune.tiny:build
 train: {epochs: 40, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
-tune: {searcher: skopt, num_samples: 5, checkpoint_every: 2, max_concurrent: 2}
+tune: {searcher: skopt, num_samples: 6, checkpoint_every: 2, max_concurrent: 2}
 """
 ENVIRONMENT = {
     **os.environ,
@@ -61,7 +63,7 @@ def resumed(tmp_path_factory):
     wait_for(
         lambda: len(list(trials.glob("*/checkpoint_*"))) > 3 and len(list(trials.glob("*/progress.csv"))) > 2, process
     )
-    time.sleep(1.5)
+    time.sleep(0.7)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "results.csv").exists()
@@ -79,8 +81,9 @@ def resumed(tmp_path_factory):
 def test_a_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
     _, _, out, _ = resumed
     results = read_results(out / "results.csv")
-    assert results["trial_id"].nunique() == 5
-    for _, trial in results.groupby("trial_id"):
+    assert results["trial_id"].nunique() == 6
+    for name, trial in results.groupby("trial_id"):
+        assert len(list((out / "trials" / str(name)).glob("checkpoint_*"))) == 2
         assert trial["training_iteration"].tolist() == list(range(1, 41))
         parameters = json.loads((out / "trials" / trial["trial_id"].iloc[0] / "params.json").read_text())
         alone = DeltaSTNTrainable(parameters)
@@ -176,12 +179,30 @@ def test_an_id_that_looks_like_a_number_stays_what_it_is(trial_id, tmp_path):
     folder = tmp_path / "trials" / trial_id
     folder.mkdir(parents=True)
     (folder / "params.json").write_text('{"lr": 0.5, "inner": {"rate": 7}}')
-    (folder / "progress.csv").write_text(
-        f"training_iteration,trial_id,valid_loss\n1,{trial_id},0.5\n1,{trial_id},0.25\n"
-    )
+    lines = ["training_iteration,trial_id,valid_loss", f"1,{trial_id},0.5", f"1,{trial_id},0.25"]
+    (folder / "progress.csv").write_text("\n".join(lines))
     results = collect(tmp_path)
     assert results["trial_id"].tolist() == [trial_id]
     assert results["valid_loss"].tolist() == [0.25]  # the later report of a restored trial counts
     assert results[["config/lr", "config/inner/rate"]].to_numpy().tolist() == [[0.5, 7.0]]
     results.to_csv(tmp_path / "results.csv", index=False)
     assert read_results(tmp_path / "results.csv")["trial_id"].tolist() == [trial_id]
+
+
+def test_no_checkpoint_goes_that_a_written_state_may_point_at(tmp_path):
+    folder, state = tmp_path / "trial", tmp_path / "experiment_state-1.json"
+    for number in range(9):  # 7 and 8 were left behind by a killed run; Tune does not know them yet
+        (folder / f"checkpoint_{number:06d}").mkdir(parents=True)
+    prune = PruneCheckpoints(tmp_path, keep=2, every=0.0)
+    left = []
+    for written, known in ((1, 2), (2, 4), (2, 5), (3, 6), (4, 6)):
+        state.write_text("{}")
+        os.utime(state, (written, written))
+        checkpoint = SimpleNamespace(path=str(folder / f"checkpoint_{known:06d}"))
+        trials = [SimpleNamespace(trial_id="a", checkpoint=checkpoint), SimpleNamespace(trial_id="b", checkpoint=None)]
+        prune.on_step_end(0, trials)
+        left.append(min(int(path.name[-1]) for path in folder.iterdir()))
+    # A state names what was known two states before it at the oldest, and one more is kept.
+    assert left == [0, 0, 0, 1, 3]
+    prune.on_experiment_end(trials)
+    assert sorted(int(path.name[-1]) for path in folder.iterdir()) == [5, 6, 7, 8]

@@ -1,0 +1,60 @@
+"""Old checkpoints deleted only when no saved experiment state can still point at them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+
+class PruneCheckpoints(Callback):
+    """Keeps the newest checkpoints of each trial, and all that Tune's saved state may resume from.
+
+    Tune's own `num_to_keep` deletes a checkpoint before it writes the state that no longer names it: a driver killed in
+    between cannot resume that trial. So Tune keeps all, and this deletes those that were behind the newest one already
+    two states ago.
+
+    Args:
+        folder: the experiment's folder, with Tune's states.
+        keep: checkpoints kept of each trial, at least.
+        every: seconds between looks.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, every: float = 1.0) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.every = every
+        self._looked = float("-inf")
+        self._written = 0.0
+        self._known: dict[str, Path] = {}
+        self._before: dict[str, Path] = {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for a new state (called by Tune)."""
+        now = time.monotonic()
+        if now - self._looked < self.every:
+            return
+        self._looked = now
+        written = max((path.stat().st_mtime for path in self.folder.glob("experiment_state-*.json")), default=0.0)
+        if written > self._written:
+            # What Tune knew two states ago, this one knows for certain, however long it took to be written.
+            self._prune(self._before)
+            self._written, self._before, self._known = written, self._known, _newest(trials)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Leave the newest checkpoints only (called by Tune)."""
+        self._prune(_newest(trials))
+
+    def _prune(self, known: dict[str, Path]) -> None:
+        for newest in known.values():
+            behind = sorted(path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name)
+            for path in behind[: len(behind) - self.keep + 1]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest(trials: list[Any]) -> dict[str, Path]:
+    """Newest checkpoint of each trial that Tune knows of; a killed run may have left others behind."""
+    return {trial.trial_id: Path(trial.checkpoint.path) for trial in trials if trial.checkpoint is not None}
