@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
-        tune.run(
+        analysis = tune.run(
             DeltaSTNTrainable,
             name=TRIALS_FOLDER,
             storage_path=str(out),
@@ -104,6 +105,12 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
         )
     finally:
         progress.close()
+    failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
+    if failed:
+        where = out / TRIALS_FOLDER / failed[0] / "error.txt"
+        progress.console.print(
+            f"{len(failed)} of {len(analysis.trials)} trials failed; the first: {where}", highlight=False
+        )
     results = collect(out)
     results.to_csv(out / RESULTS_FILE, index=False)
     return results
@@ -142,16 +149,17 @@ def check_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
         Kind, initial value and bounds of the task's hyperparameters by name, as plain values.
 
     Raises:
-        ValueError: if the task breaks a rule, does not read one of its options, or never reports the metric.
+        ValueError: if the task breaks a rule, seems to misspell one of its options, or never reports the metric.
     """
     searched = [option_of(name) for name in config.search if name.startswith("options.")]
     watched = _Watched({"task": config.task, **config.options, **config.train})
     with random_state.isolated(0):
         task = build_task(watched)
     for name in (*config.options, *searched):
-        if name not in watched.read:
-            read = sorted(watched.read - {"task"})
-            raise ValueError(unknown_key(f"options.{name}", [f"options.{key}" for key in read]))
+        # A task may read an option later, or in some cases only: what is refused is a slip of the pen.
+        near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)
+        if name not in watched.read and near:
+            raise ValueError(unknown_key(f"options.{name}", [f"options.{near[0]}"]))
     splits = ["valid"] + ([] if task.test is None else ["test"])
     known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
     if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
