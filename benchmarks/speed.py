@@ -62,7 +62,7 @@ class Cycle:
         self.tuner.model.train()
         for _ in range(TRAIN_INTERVAL):
             self.tuner.algorithm.train_step(*self.data)
-        if self.tuner.method.responds:
+        if self.tuner.method.tunes:
             self.tuner.model.eval()
             for _ in range(VALID_INTERVAL):
                 self.tuner.algorithm.hyper_step(*self.data)

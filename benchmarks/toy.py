@@ -53,6 +53,7 @@ def trajectory(
     hyper_lr: float = 0.03,
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
+    **settings: Any,
 ) -> tuple[list[float], float]:
     """λ at the start and after each hyper step of one run of `SelfTuner`, and the run's process time in seconds.
 
@@ -65,12 +66,13 @@ def trajectory(
         hyper_lr: learning rate of λ.
         momentum: momentum of w₀ and Θ.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+        settings: further options of `SelfTuner`.
     """
     steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
     tuner = rd.SelfTuner(
         problem.task(seed), method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size,
         epochs=steps, steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS,
-        clip_grad=clip_grad, tune_scale=False, seed=seed, device="cpu",
+        clip_grad=clip_grad, tune_scale=False, seed=seed, device="cpu", **settings,
     )  # fmt: skip
     lam = tuner.space.lam
     visited = [lam.detach().clone()]
@@ -249,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = []
     try:
         for method in methods:
-            if not get_method(method).responds:
+            if not get_method(method).tunes:
                 raise ValueError(f"`--methods` must tune hyperparameters, got {method!r}")
         for name in options.data.split(","):
             loaded = load(name, options.data_root)

@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.data import Stream
-from ray_deltastn.methods import Objective, RunningStatistics
+from ray_deltastn.domains import Integer
+from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.task import Task
 
 
 class _Attention(TorchFunctionMode):
@@ -22,6 +24,24 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
+
+
+def check_differentiable(task: Task, method: Method) -> None:
+    """Refuse hyperparameters in which a method cannot differentiate L_T.
+
+    Raises:
+        ValueError: if a method without response is given a hyperparameter that is a whole number, or that acts
+            otherwise than through a penalty.
+    """
+    if method.responds or not method.tunes:
+        return
+    reasons = {name: f"of {type(user).__name__}" for user in task.samplers for name in user.names}
+    reasons |= {name: "a whole number" for name, p in task.space.hyperparameters.items() if isinstance(p, Integer)}
+    for name, reason in reasons.items():
+        raise ValueError(
+            f"'{method.name}' differentiates the training loss in the hyperparameters, which must act through "
+            f"penalties, got '{name}', {reason}, in which it has no derivative; use 'delta-stn'"
+        )
 
 
 def try_out(objective: Objective, valid: Stream) -> None:

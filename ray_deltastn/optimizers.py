@@ -24,7 +24,7 @@ class Optimizers:
         settings: kinds, learning rates and schedule.
         weights: the trainable weights w₀.
         response: Θ, or None for a method without response.
-        space: λ and σ.
+        space: λ and σ, or None for a method that moves neither.
 
     Attributes:
         weights: optimiser of w₀.
@@ -33,7 +33,7 @@ class Optimizers:
     """
 
     def __init__(
-        self, settings: Settings, weights: list[nn.Parameter], response: Response | None, space: HyperSpace
+        self, settings: Settings, weights: list[nn.Parameter], response: Response | None, space: HyperSpace | None
     ) -> None:
         self.base_lr = settings.lr
         self.weights = settings.make_optimizer(weights, settings.weight_decay)
@@ -41,6 +41,7 @@ class Optimizers:
         self.hyper: Optimizer | None = None
         if response is not None:
             self.response = settings.make_optimizer(response.parameters())
+        if space is not None:
             self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale)
         self.schedule = settings.make_schedule(self.weights)
         self._follow()

@@ -22,6 +22,7 @@ SCHEDULES: dict[str, Any] = {
 }
 OPTIMIZERS = ("sgd", "adam", "adamw")
 HYPER_OPTIMIZERS = ("rmsprop", "adam")
+SOLVERS = ("cg", "neumann")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Settings:
     """Options of a run.
 
     Args:
-        method: `fixed`, `stn`, `centered-stn` or `delta-stn` (or a `Method` of your own).
+        method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -51,6 +52,9 @@ class Settings:
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
+        implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
+        implicit_steps: for `ift`: products with the Hessian in a hyper step.
+        implicit_damping: for `ift`: added to the Hessian's diagonal.
         patience: stop after so many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
@@ -81,6 +85,9 @@ class Settings:
     response_fraction: float = 1.0
     tune_scale: bool = True
     clip_grad: float | None = None
+    implicit_solver: str = "cg"
+    implicit_steps: int = 20
+    implicit_damping: float = 0.0
     patience: int | None = None
     steps_per_report: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -89,7 +96,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
-        for name in ("epochs", "batch_size", "train_interval", "valid_interval"):
+        for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
             _whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):
             if getattr(self, name) is not None:
@@ -102,11 +109,14 @@ class Settings:
         for name in ("scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), above=0.0)
-        for name in ("entropy_weight", "warmup", "weight_decay"):
+        for name in ("entropy_weight", "warmup", "weight_decay", "implicit_damping"):
             _number(name, getattr(self, name), least=0.0)
         _number("momentum", self.momentum, least=0.0, below=1.0)
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
-        for name, known in (("optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS)):
+        choices = (
+            ("optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS), ("implicit_solver", SOLVERS),
+        )  # fmt: skip
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.response_fraction != 1.0 and method.responds and not method.split:
@@ -114,7 +124,9 @@ class Settings:
                 f"`response_fraction` needs a method that trains Θ apart from w₀, got {self.response_fraction} with "
                 f"'{method.name}'"
             )
-        if self.hyperparameters and method.responds:
+        if method.hypergradient == "unrolled" and self.optimizer != "sgd":
+            raise ValueError(f"`optimizer` must be sgd for '{method.name}', got {self.optimizer!r}")
+        if self.hyperparameters and method.tunes:
             raise ValueError(
                 f"`hyperparameters` are constants for method 'fixed', got them with '{method.name}'; set initial "
                 "values in the HyperSpace"

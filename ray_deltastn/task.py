@@ -80,6 +80,11 @@ class Task:
         """The model's layers that read hyperparameters."""
         return [m for m in self.model.modules() if isinstance(m, Regularizer)]
 
+    @property
+    def samplers(self) -> list[Any]:
+        """The users of hyperparameters whose effect is drawn at random: layers of the model and augmentations."""
+        return [*self.regularizers, *self.augmentations]
+
 
 def _several(given: Any, what: str) -> tuple[Any, ...]:
     several = tuple(given) if isinstance(given, Sequence) else (given,)

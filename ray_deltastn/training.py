@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn import random_state
-from ray_deltastn.checks import check_small_batches, try_out
+from ray_deltastn.algorithm import make_steps
+from ray_deltastn.checks import check_differentiable, check_small_batches, try_out
 from ray_deltastn.data import stream
 from ray_deltastn.evaluation import evaluate
 from ray_deltastn.health import Health
-from ray_deltastn.methods import Method, Objective, Steps, get_method
+from ray_deltastn.methods import Method, Objective, get_method
 from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.regularizers import Setting
 from ray_deltastn.response import Coverage, Response
@@ -33,7 +34,7 @@ class SelfTuner:
 
     Args:
         task: model, hyperparameters, data and objective.
-        method: `fixed`, `stn`, `centered-stn` or `delta-stn`.
+        method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed`.
         settings: options, see `Settings`.
 
     Attributes:
@@ -71,6 +72,7 @@ class SelfTuner:
         self.task = task
         self.settings = Settings(method=method, **settings)
         self.method = get_method(method)
+        check_differentiable(task, self.method)
         s = self.settings
         self.device = s.torch_device()
         self.model: nn.Module = task.model.to(self.device)
@@ -93,15 +95,12 @@ class SelfTuner:
             valid_penalty=task.valid_penalties,
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
-        self.optimizers = Optimizers(s, self._trainable, self.response, self.space)
-        self.algorithm = Steps(
-            self.objective, self.optimizers.weights, self.optimizers.response, self.optimizers.hyper,
-            entropy_weight=s.entropy_weight, response_fraction=s.response_fraction, tune_scale=s.tune_scale,
-            clip_grad=s.clip_grad,
-        )  # fmt: skip
+        tuned = self.space if self.method.tunes else None
+        self.optimizers = Optimizers(s, self._trainable, self.response, tuned)
+        self.algorithm = make_steps(self.objective, self.optimizers, s)
         cycles = max(0, self.total_steps // s.train_interval - self.warmup_steps // s.train_interval)
         planned = cycles * s.valid_interval
-        self.health = Health(self.space, s.hyper_lr, planned, self.method.responds)
+        self.health = Health(self.space, s.hyper_lr, planned, self.method.tunes)
         self.steps = 0
         self.best_valid_loss = math.inf
         self._reports_since_best = 0
@@ -190,13 +189,13 @@ class SelfTuner:
         self.steps += 1
         ended = time.perf_counter()
         self._seconds["train"] += ended - started
-        if self.method.responds and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
+        if self.method.tunes and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
             self._hyper_steps()
             self._seconds["hyper"] += time.perf_counter() - ended
 
     def _set_constant(self, step: int) -> None:
         """Values of `fixed` in a step: the row of its epoch, or the last one."""
-        if not self.method.responds:
+        if not self.method.tunes:
             row = min(step // len(self.train), len(self._fixed_table) - 1)
             self.objective.constant = self._fixed_table[row]
 
@@ -308,6 +307,7 @@ class SelfTuner:
             "model": self.model.state_dict(),
             "response": None if self.response is None else self.response.state_dict(),
             "optimizers": self.optimizers.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
             "train": self.train.state_dict(),
             "valid": self.valid.state_dict(),
             "generator": self.generator.get_state(),
@@ -341,6 +341,7 @@ class SelfTuner:
         if self.response is not None:
             self.response.load_state_dict(state["response"])
         self.optimizers.load_state_dict(state["optimizers"])
+        self.algorithm.load_state_dict(state["algorithm"])
         self.train.load_state_dict(state["train"])
         self.valid.load_state_dict(state["valid"])
         self.generator.set_state(state["generator"].cpu())

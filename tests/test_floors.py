@@ -27,6 +27,7 @@ FLOORS = {
     "response": 1,
     "regularizers": 1,
     "methods": 2,
+    "algorithm": 3,
     "checks": 3,
     "data": 3,
     "evaluation": 3,

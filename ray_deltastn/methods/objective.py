@@ -9,14 +9,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ray_deltastn.methods.method import Method
 from ray_deltastn.regularizers import Augmentation, Penalty, Setting
-from ray_deltastn.response import Response, Weights, linearised_forward
+from ray_deltastn.response import Response, Weights, linearised_forward, named_parameters
 from ray_deltastn.space import HyperSpace
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -59,6 +60,7 @@ class Objective:
         self.setting = setting
         self.method = method
         self.response = response
+        self._parameters = named_parameters(model)
         self.augment = tuple(augment)
         self.penalty = tuple(penalty)
         self.valid_penalty = tuple(valid_penalty)
@@ -87,9 +89,11 @@ class Objective:
             return eps if displacement is None else eps + displacement
         return lam[None] if eps is None else lam + eps
 
-    def predict(self, x: Tensor, delta: Tensor | None) -> Tensor:
-        """Output of the network displaced by δ, in the way of the method."""
-        if delta is None or self.response is None:
+    def predict(self, x: Tensor, delta: Tensor | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Output of the network displaced by δ, in the way of the method; `weights` stand in for w₀ by name."""
+        if weights is not None:
+            output = functional_call(self.model, self._standing_in(weights), (x,))
+        elif delta is None or self.response is None:
             output = self.model(x)
         elif self.method.linearized:
             output = linearised_forward(self.model, x, self.response, delta)
@@ -100,33 +104,54 @@ class Objective:
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
         return output
 
-    def train_loss(self, x: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
+    def train_loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        eps: Tensor | None = None,
+        *,
+        lam: Tensor | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """L_T(λ+ε, w) on a minibatch, w the weights displaced by ε; with `eps=None` L_T(λ, w₀) (Eqns. 2.5, 3.9, 3.10).
 
         Args:
             x: inputs (B, …), not yet augmented.
             y: targets (B, …).
             eps: perturbation (B, h).
+            lam: λ (h,) to differentiate in; by default the current λ, and no gradient reaches it.
+            weights: what stands in for w₀, by name.
 
         Returns:
-            The objective, a scalar. No gradient reaches λ or σ.
+            The objective, a scalar. No gradient reaches σ.
         """
-        with torch.no_grad():
-            lam = self.space.lam.detach()
-            values = (
-                self.constant if self.constant is not None else self.space.values(lam if eps is None else lam + eps)
-            )
+        with torch.set_grad_enabled(lam is not None):
+            at = self.space.lam.detach() if lam is None else lam
+            values = self.constant if self.constant is not None else self.space.values(at if eps is None else at + eps)
             named = self.space.named(values)
-        delta = self.delta(lam, eps)
+        delta = self.delta(at, eps)
         self.setting.values = named
         try:
             for augmentation in self.augment:
                 x = augmentation(x, self.setting)
-            output = self.predict(x, delta)
+            output = self.predict(x, delta, weights)
         finally:
             self.setting.values = {}
         loss = _mean(self.loss(output, y), x.shape[0])
-        return self._penalised(loss, self.penalty, named, delta)
+        return self._penalised(loss, self.penalty, named, delta, weights)
+
+    def valid_objective(self, x: Tensor, y: Tensor, lam: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """L_V(λ, w) on a minibatch without perturbation, differentiable in λ, on which it may depend directly, and w.
+
+        Args:
+            x: inputs (B, …).
+            y: targets (B, …).
+            lam: λ (h,).
+            weights: what stands in for w₀, by name.
+        """
+        loss = _mean(self.valid_loss(self.predict(x, None, weights), y), x.shape[0])
+        named = self.space.named(self.space.values(lam)) if self.valid_penalty else {}
+        return self._penalised(loss, self.valid_penalty, named, None, weights)
 
     def hyper_loss(self, x: Tensor, y: Tensor, eps: Tensor, entropy_weight: float) -> Tensor:
         """E_ε[L_V(λ+ε, w)] − τ·H[p(ε|σ)] on a minibatch, differentiable in λ and σ (Eqn. 2.7).
@@ -146,13 +171,24 @@ class Objective:
         return loss - entropy_weight * self.space.entropy()
 
     def _penalised(
-        self, loss: Tensor, penalties: Sequence[Penalty], named: dict[str, Tensor], delta: Tensor | None
+        self,
+        loss: Tensor,
+        penalties: Sequence[Penalty],
+        named: dict[str, Tensor],
+        delta: Tensor | None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         if penalties:
-            weights = Weights(self.model, self.response, delta)
+            every = self._parameters if parameters is None else self._standing_in(parameters)
+            weights = Weights(self.model, self.response, delta, every)
             for penalty in penalties:
                 loss = loss + penalty(named, weights).mean()
         return loss
+
+    def _standing_in(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters by name, those given replaced, tied ones under each of their names."""
+        replaced = {id(self._parameters[name]): weight for name, weight in weights.items()}
+        return {name: replaced.get(id(p), p) for name, p in self._parameters.items()}
 
 
 def _mean(loss: Tensor, batch: int) -> Tensor:

@@ -3,6 +3,6 @@
 from ray_deltastn.response.coverage import Coverage
 from ray_deltastn.response.linearise import linearised_forward
 from ray_deltastn.response.response import Response
-from ray_deltastn.response.weights import Weights
+from ray_deltastn.response.weights import Weights, named_parameters
 
-__all__ = ["Coverage", "Response", "Weights", "linearised_forward"]
+__all__ = ["Coverage", "Response", "Weights", "linearised_forward", "named_parameters"]

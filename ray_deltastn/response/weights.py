@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +17,18 @@ class Weights:
         model: the network with the weights w₀.
         response: its response, or None for plain weights.
         delta: displacement (B, h), or None for plain weights.
+        parameters: w₀ by name, tied ones under each of their names; by default the model's own.
     """
 
-    def __init__(self, model: nn.Module, response: Response | None = None, delta: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        response: Response | None = None,
+        delta: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model
+        self.parameters = named_parameters(model) if parameters is None else parameters
         self.response = response if delta is not None else None
         self.delta = delta
 
@@ -27,7 +37,9 @@ class Weights:
 
         For penalties that are no function of the norm; it makes B copies, so it is for small parameters.
         """
-        base: Tensor = self.model.get_parameter(name)
+        if name not in self.parameters:
+            raise ValueError(f"`name` must be a parameter of the model, got {name!r}")
+        base = self.parameters[name]
         if self.response is None or self.delta is None:
             return base
         slot = next((slot for slot in self.response.slots if slot.parameter is base), None)
@@ -49,7 +61,8 @@ class Weights:
         Returns:
             (B,) under a displacement, else a scalar.
         """
-        parameters = [p for p in self.model.parameters() if biases or p.dim() > 1]
+        once = {id(p): p for p in self.parameters.values()}
+        parameters = [p for p in once.values() if biases or p.dim() > 1]
         if not parameters:
             raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
         base = _total([p.square().sum() for p in parameters])
@@ -67,6 +80,11 @@ class Weights:
         # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
         delta = self.delta.to(U.dtype)
         return base + 2 * delta @ (U.T @ inner) + ((delta @ ((U.T * norm) @ U)) * delta).sum(-1)
+
+
+def named_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters by name, tied ones under each of their names."""
+    return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -1,0 +1,159 @@
+"""The two alternatives to a learned response, as steps of the same loop: implicit differentiation and unrolling.
+
+Both differentiate L_T in λ, which therefore may act through penalties alone: the masks of dropout and the choices of an
+augmentation have no derivative. Both look at the train steps since the last hyper step, the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
+from ray_deltastn.methods.frozen import frozen
+from ray_deltastn.methods.steps import Steps
+
+
+class WindowSteps(Steps):
+    """Plain train steps that are remembered until the next cycle.
+
+    Args:
+        arguments: those of `Steps`.
+        window: train steps in a cycle, T_train.
+        options: further arguments of `Steps`.
+    """
+
+    def __init__(self, *arguments: Any, window: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.length = window
+        #: Inputs, targets and learning rate of each train step of this cycle.
+        self.window: list[tuple[Tensor, Tensor, float]] = []
+        self.names = {p: name for name, p in self.objective.model.named_parameters() if p.requires_grad}
+
+    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move w₀ on one minibatch, on L_T(λ, w₀), and remember it."""
+        if len(self.window) >= self.length:
+            self.window.clear()
+        self.window.append((x, y, self.weights_optimizer.param_groups[0]["lr"]))
+        return super().train_step(x, y)
+
+    def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move λ on one validation minibatch; the model must be in evaluation mode.
+
+        Returns:
+            The validation objective before the step, a detached scalar.
+        """
+        assert self.hyper_optimizer is not None
+        loss, gradient = self.hypergradient(x, y)
+        self._move(self.hyper_optimizer, [self.objective.space.lam], (gradient,), clip=False)
+        return loss.detach()
+
+    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        self.objective.model.train()
+        try:
+            with self._statistics.held():
+                yield
+        finally:
+            self.objective.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window: a run may be saved inside a cycle."""
+        return {"window": list(self.window)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a window."""
+        device = self.objective.space.lam.device
+        self.window = [(x.to(device), y.to(device), lr) for x, y, lr in state["window"]]
+
+
+class ImplicitSteps(WindowSteps):
+    """λ moves along the implicit-differentiation hypergradient (Eqn. 2.2), with L_T on the minibatches of the window.
+
+    Args:
+        arguments: those of `WindowSteps`.
+        solver: `cg` or `neumann`.
+        iterations: products with the Hessian.
+        damping: ρ, added to its diagonal.
+        options: further arguments of `WindowSteps`.
+    """
+
+    def __init__(self, *arguments: Any, solver: str, iterations: int, damping: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.solver = solver
+        self.iterations = iterations
+        self.damping = damping
+
+    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        objective, lam = self.objective, self.objective.space.lam
+        xs, ys, rates = zip(*self.window, strict=True)
+        with self._training():
+            train_loss = objective.train_loss(torch.cat(xs), torch.cat(ys), lam=lam)
+        valid_loss = objective.valid_objective(x, y, lam)
+        if self.solver == "cg":
+            solve = partial(conjugate_gradient, iterations=self.iterations)
+        else:
+            solve = partial(neumann, iterations=self.iterations, step=rates[-1])
+        return valid_loss, implicit_hypergradient(train_loss, valid_loss, self.weights, lam, solve, self.damping)
+
+
+class UnrolledSteps(WindowSteps):
+    """λ moves along the gradient through the train steps of the window, taken again with their graph.
+
+    The weights at the start of the window count as constant. SGD only; randomness of the model itself (a constant
+    dropout, say) is drawn anew.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        #: Weights and momenta at the start of the window, by name.
+        self.start: dict[str, Tensor] = {}
+        self.momenta: dict[str, Tensor] = {}
+
+    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move w₀ on one minibatch, on L_T(λ, w₀), and remember it."""
+        if len(self.window) in (0, self.length):
+            state = self.weights_optimizer.state
+            self.start = {name: p.detach().clone() for p, name in self.names.items()}
+            buffers = {name: state[p].get("momentum_buffer") for p, name in self.names.items() if p in state}
+            self.momenta = {name: b.detach().clone() for name, b in buffers.items() if b is not None}
+        return super().train_step(x, y)
+
+    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        objective, lam = self.objective, self.objective.space.lam
+        group = self.weights_optimizer.param_groups[0]
+
+        def loss_of(x: Tensor, y: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]:
+            return lambda weights: objective.train_loss(x, y, lam=lam, weights=weights)
+
+        start = {name: w.clone().requires_grad_() for name, w in self.start.items()}
+        with self._training(), frozen(self.weights):
+            weights = unroll(
+                start, self.momenta, [loss_of(x, y) for x, y, _ in self.window], [lr for _, _, lr in self.window],
+                momentum=group["momentum"], weight_decay=group["weight_decay"], clip_grad=self.clip_grad,
+            )  # fmt: skip
+        valid_loss = objective.valid_objective(x, y, lam, weights)
+        (gradient,) = torch.autograd.grad(valid_loss, lam)
+        return valid_loss, gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window and the weights and momenta at its start."""
+        return {**super().state_dict(), "start": dict(self.start), "momenta": dict(self.momenta)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a window and its start."""
+        super().load_state_dict(state)
+        device = self.objective.space.lam.device
+        self.start = {name: w.to(device) for name, w in state["start"].items()}
+        self.momenta = {name: w.to(device) for name, w in state["momenta"].items()}

@@ -1,0 +1,141 @@
+"""Hypergradients without a learned response: implicit differentiation and unrolled training.
+
+At weights w*(λ) with ∇_w L_T(λ, w*) = 0 the implicit function theorem gives the response Jacobian (Eqn. 2.2)
+
+    ∂w*/∂λ = −H⁻¹ ∂²L_T/∂w∂λ,    H = ∂²L_T/∂w²,
+
+and with it the hypergradient d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨q, ∂²L_T/∂w∂λ⟩ with q = H⁻¹ ∇_w L_V. Neither H nor its
+inverse is formed: `conjugate_gradient` and `neumann` need only products Hv. Unrolling differentiates through the
+updates that led to the weights instead, w_{t+1} = w_t − α v_{t+1} with v_{t+1} = μ v_t + ∇_w L_T(λ, w_t).
+
+| symbol  | code         | shape               |
+|---------|--------------|---------------------|
+| w       | `weights`    | list of parameters  |
+| λ       | `lam`        | (h,)                |
+| Hv      | `product(v)` | (p,), p weights in all |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+
+def conjugate_gradient(product: Product, b: Tensor, iterations: int, tolerance: float = 1e-12) -> Tensor:
+    """Solution x of Hx = b for symmetric positive definite H, by conjugate gradients (Hestenes and Stiefel 1952).
+
+    Along a direction d with dᵀHd ≤ 0, which H has where L_T is not convex, no further step is taken. A solution that is
+    reached early stays: there is no test that would wait for the device.
+
+    Args:
+        product: v (p,) ↦ Hv (p,).
+        b: right-hand side (p,).
+        iterations: number of products; p of them give the solution but for rounding.
+        tolerance: relative residual ‖b − Hx‖²/‖b‖² below which it is zero.
+    """
+    x, residual, direction = torch.zeros_like(b), b, b
+    squared = residual.dot(residual)
+    least = tolerance**2 * squared
+    for _ in range(iterations):
+        image = product(direction)
+        curvature = direction.dot(image)
+        going = (squared > least) & (curvature > 0)
+        step = torch.where(going, squared / curvature.where(going, torch.ones_like(curvature)), 0.0)
+        x = x + step * direction
+        residual = residual - step * image
+        before, squared = squared, residual.dot(residual)
+        direction = residual + squared / before.clamp_min(torch.finfo(b.dtype).tiny) * direction
+    return x
+
+
+def neumann(product: Product, b: Tensor, iterations: int, step: float) -> Tensor:
+    """The truncated series α Σ_{j=0..K} (I − αH)ʲ b for H⁻¹b (Lorraine et al. 2020).
+
+    It converges for step sizes 0 < α < 2/‖H‖, along each eigenvector of H at the rate of gradient descent.
+
+    Args:
+        product: v (p,) ↦ Hv (p,).
+        b: right-hand side (p,).
+        iterations: number of products K.
+        step: α.
+    """
+    term = total = b
+    for _ in range(iterations):
+        term = term - step * product(term)
+        total = total + term
+    return step * total
+
+
+def implicit_hypergradient(
+    train_loss: Tensor,
+    valid_loss: Tensor,
+    weights: Sequence[Tensor],
+    lam: Tensor,
+    solve: Callable[[Product, Tensor], Tensor],
+    damping: float = 0.0,
+) -> Tensor:
+    """d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨(H + ρI)⁻¹ ∇_w L_V, ∂²L_T/∂w∂λ⟩, (h,) (Eqn. 2.2).
+
+    Exact where ∇_w L_T = 0, as good as the linear solver; elsewhere it is what the theorem's formula gives.
+
+    Args:
+        train_loss: L_T(λ, w), a scalar with its graph.
+        valid_loss: L_V(λ, w), a scalar with its graph.
+        weights: the parameters w.
+        lam: λ (h,).
+        solve: (product, b) ↦ H⁻¹b, such as `conjugate_gradient` with its iterations.
+        damping: ρ, added to the diagonal of H.
+    """
+    gradient = _vector(torch.autograd.grad(train_loss, weights, create_graph=True, materialize_grads=True))
+    *outer, direct = torch.autograd.grad(valid_loss, [*weights, lam], materialize_grads=True)
+
+    def product(v: Tensor) -> Tensor:
+        image = torch.autograd.grad(gradient, weights, v, retain_graph=True, materialize_grads=True)
+        return _vector(image) + damping * v
+
+    q = solve(product, _vector(outer))
+    (mixed,) = torch.autograd.grad(gradient, lam, q, materialize_grads=True)
+    return direct - mixed
+
+
+def unroll(
+    start: Mapping[str, Tensor],
+    momenta: Mapping[str, Tensor],
+    losses: Sequence[Callable[[Mapping[str, Tensor]], Tensor]],
+    rates: Sequence[float],
+    *,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_grad: float | None = None,
+) -> dict[str, Tensor]:
+    """Weights after steps of SGD with momentum as PyTorch takes them, with the graph through all of them.
+
+    Args:
+        start: weights before the first step, by name.
+        momenta: momentum buffers before the first step; those that are missing are zero.
+        losses: L_T of each step, as a function of the weights.
+        rates: learning rate of each step.
+        momentum: μ.
+        weight_decay: the optimiser's own.
+        clip_grad: largest gradient norm; None for no clipping.
+    """
+    weights, speeds = dict(start), dict(momenta)
+    for loss, lr in zip(losses, rates, strict=True):
+        moved = list(weights.values())
+        gradients = torch.autograd.grad(loss(weights), moved, create_graph=True, materialize_grads=True)
+        factor: Tensor | float = 1.0
+        if clip_grad is not None:
+            factor = (clip_grad / (torch.linalg.vector_norm(_vector(gradients)) + 1e-6)).clamp(max=1.0)
+        for (name, weight), gradient in zip(list(weights.items()), gradients, strict=True):
+            change = factor * gradient + weight_decay * weight
+            speeds[name] = momentum * speeds[name] + change if name in speeds else change
+            weights[name] = weight - lr * speeds[name]
+    return weights
+
+
+def _vector(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])

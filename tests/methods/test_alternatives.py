@@ -1,0 +1,276 @@
+"""Implicit differentiation and unrolling: exact where they should be, and ordinary runs otherwise."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ray_deltastn as rd
+from benchmarks import toy
+from benchmarks.toy_problems import Problem
+from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
+from tests.benchmarks.test_toy import EVERY_FORM, lams, small
+
+ALTERNATIVES = pytest.mark.parametrize("method", ["ift", "unrolled"])
+
+
+def definite(size=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return root @ root.T + 0.1 * torch.eye(size, dtype=torch.float64), torch.randn(
+        size, generator=generator, dtype=torch.float64
+    )
+
+
+def test_conjugate_gradient_solves_in_as_many_products_as_there_are_unknowns():
+    matrix, b = definite()
+    expected = torch.linalg.solve(matrix, b)
+    torch.testing.assert_close(conjugate_gradient(matrix.mv, b, 6), expected, rtol=1e-9, atol=1e-9)
+    assert (conjugate_gradient(matrix.mv, b, 2) - expected).norm() > 1e-3
+
+
+def test_conjugate_gradient_stays_at_a_solution_it_has_reached():
+    matrix, b = definite()
+    torch.testing.assert_close(
+        conjugate_gradient(matrix.mv, b, 50), torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-8
+    )
+    assert not conjugate_gradient(matrix.mv, torch.zeros_like(b), 5).any()
+
+
+def test_conjugate_gradient_takes_no_step_along_negative_curvature():
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert not conjugate_gradient(lambda v: -v, b, 5).any()
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 7])
+def test_neumann_is_the_truncated_series(iterations):
+    matrix, b = definite()
+    step = 1 / torch.linalg.matrix_norm(matrix, 2).item()
+    shrink = torch.eye(6, dtype=torch.float64) - step * matrix
+    expected = step * sum(torch.linalg.matrix_power(shrink, j) for j in range(iterations + 1)) @ b
+    torch.testing.assert_close(neumann(matrix.mv, b, iterations, step), expected)
+
+
+def test_neumann_converges_to_the_solution():
+    matrix, b = definite()
+    step = 1 / torch.linalg.matrix_norm(matrix, 2).item()
+    torch.testing.assert_close(neumann(matrix.mv, b, 5000, step), torch.linalg.solve(matrix, b), rtol=1e-6, atol=1e-6)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+def test_hypergradient_at_the_best_response_is_the_closed_form(kind, divide, solver):
+    problem = Problem(kind, small(), divide)
+    for at in (-1.0, 0.5):
+        lam = lams(at).requires_grad_()
+        v = problem.best_response(lams(at))[0].requires_grad_()
+        step = 1 / torch.linalg.matrix_norm(problem._system(lams(at))[0], 2).item()
+        solve = {
+            "cg": lambda product, b: conjugate_gradient(product, b, 8),
+            "neumann": lambda product, b, step=step: neumann(product, b, 4000, step),
+        }[solver]
+        train = problem.train_loss(lam, v[None]).sum()
+        found = implicit_hypergradient(train, problem.valid_loss(v), [v], lam, solve)
+        torch.testing.assert_close(found, problem.hypergradient(lams(at)), rtol=1e-7, atol=1e-10)
+
+
+def test_direct_dependence_of_the_validation_loss_counts():
+    w, lam = lams(2.0).requires_grad_(), lams(0.5).requires_grad_()
+    train = 0.5 * (w - 3 * lam).square().sum()  # w*(λ) = 3λ
+    valid = (w * lam).sum() + lam.square().sum()
+    found = implicit_hypergradient(train, valid, [w], lam, lambda product, b: conjugate_gradient(product, b, 1))
+    torch.testing.assert_close(found, 3 * lam.detach() + w.detach() + 2 * lam.detach())
+
+
+def test_damping_is_added_to_the_diagonal():
+    w, lam = lams(2.0).requires_grad_(), lams(0.5).requires_grad_()
+    train = 0.5 * (w - 3 * lam).square().sum()
+    found = implicit_hypergradient(
+        train, w.sum(), [w], lam, lambda product, b: conjugate_gradient(product, b, 1), damping=2.0
+    )
+    torch.testing.assert_close(found, lams(3.0 / (1.0 + 2.0)))
+
+
+def run_of(method, seed=0, problem=None, **settings):
+    problem = problem or Problem("ridge", small(seed))
+    options = {"lr": 0.05, "hyper_lr": 0.03, "batch_size": 10, "epochs": 12, "warmup": 1, "train_interval": 4}
+    return rd.SelfTuner(problem.task(seed), method, device="cpu", **{**options, **settings})
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.0}, {"weight_decay": 0.02}, {"clip_grad": 0.3}])
+def test_unrolled_steps_end_at_the_weights_that_training_reached(optimizer):
+    tuner = run_of("unrolled", steps_per_report=7, **optimizer)
+    seen = []
+    hypergradient = tuner.algorithm.hypergradient
+
+    def spy(x, y):
+        algorithm, lam = tuner.algorithm, tuner.space.lam
+        losses = [
+            lambda w, x=a, y=b: tuner.objective.train_loss(x, y, lam=lam, weights=w) for a, b, _ in algorithm.window
+        ]
+        group = algorithm.weights_optimizer.param_groups[0]
+        start = {name: w.clone().requires_grad_() for name, w in algorithm.start.items()}
+        reached = unroll(
+            start, algorithm.momenta, losses, [lr for *_, lr in algorithm.window], momentum=group["momentum"],
+            weight_decay=group["weight_decay"], clip_grad=algorithm.clip_grad,
+        )  # fmt: skip
+        for name, weight in reached.items():
+            torch.testing.assert_close(weight, tuner.model.get_parameter(name))
+        seen.append(len(algorithm.window))
+        return hypergradient(x, y)
+
+    tuner.algorithm.hypergradient = spy
+    for _ in range(3):
+        tuner.step()
+    assert seen
+    assert set(seen) == {4}
+
+
+def test_unrolled_hypergradient_is_the_derivative_of_the_retraced_training():
+    tuner = run_of("unrolled", problem=Problem("ridge", small(1)), seed=1)
+    tuner.model.double()
+    tuner.space.double()
+    x, y = (t.double() for t in tuner.train.next())
+    xv, yv = (t.double() for t in tuner.valid.next())
+    algorithm = tuner.algorithm
+    before = copy.deepcopy(tuner.model.state_dict())
+    for _ in range(4):
+        algorithm.train_step(x, y)
+    tuner.model.eval()
+    _, found = algorithm.hypergradient(xv, yv)
+
+    def retrained(shift):
+        other = rd.SelfTuner(Problem("ridge", small(1)).task(1), "fixed", lr=0.05, batch_size=10, device="cpu")
+        other.model.double()
+        other.model.load_state_dict(before)
+        other.objective.constant = tuner.space.values(tuner.space.lam.detach() + shift)
+        for _ in range(4):
+            other.algorithm.train_step(x, y)
+        return tuner.objective.valid_objective(
+            xv, yv, tuner.space.lam, dict(other.model.named_parameters())
+        ).item()  # fmt: skip
+
+    h = 1e-5
+    torch.testing.assert_close(found, lams((retrained(h) - retrained(-h)) / (2 * h)), rtol=1e-6, atol=1e-12)
+
+
+def test_ift_in_a_run_sees_the_minibatches_of_its_window():
+    tuner = run_of("ift", batch_size=40)  # a minibatch is the whole training set
+    tuner.model.double()
+    tuner.space.double()
+    problem = Problem("ridge", small())
+    algorithm = tuner.algorithm
+    with torch.no_grad():
+        tuner.model[0].weight.copy_(problem.best_response(tuner.space.lam.detach()))
+    data = problem.data
+    algorithm.window.append((data.x, data.t[:, None], 0.05))
+    tuner.model.eval()
+    _, found = algorithm.hypergradient(data.x_valid, data.t_valid[:, None])
+    torch.testing.assert_close(found, problem.hypergradient(tuner.space.lam.detach()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "most"),
+    [("ift", {}, 0.1), ("ift", {"implicit_solver": "neumann"}, 0.8), ("unrolled", {}, 0.8)],
+    ids=["cg", "neumann", "unrolled"],
+)
+def test_lowers_the_regret_on_ridge(method, settings, most):
+    # A series or a window that is cut short sees part of the response, and stops short of the optimum.
+    problem = Problem("ridge", small(), initial=30.0)
+    row = toy.measure(problem, method, cycles=400, lr=0.05, hyper_lr=0.05, clip_grad=None, **settings)
+    assert row["regret_initial"] > 0.1
+    assert row["regret_final"] < most * row["regret_initial"]
+
+
+@ALTERNATIVES
+@pytest.mark.parametrize("steps", [3, 4, 6])
+def test_resumes_to_the_bit_also_inside_a_cycle(method, steps):
+    whole = run_of(method, steps_per_report=steps, schedule="cosine")
+    reports = [whole.step() for _ in range(5)]
+    first = run_of(method, steps_per_report=steps, schedule="cosine")
+    for _ in range(2):
+        first.step()
+    second = run_of(method, steps_per_report=steps, schedule="cosine")
+    second.load_state_dict(first.state_dict())
+    again = [second.step() for _ in range(3)]
+    for expected, found in zip(reports[2:], again, strict=True):
+        assert {k: v for k, v in expected.items() if "seconds" not in k} == {
+            k: v for k, v in found.items() if "seconds" not in k
+        }
+
+
+@ALTERNATIVES
+def test_state_is_plain_data(method, tmp_path):
+    tuner = run_of(method, steps_per_report=5)
+    tuner.step()
+    torch.save(tuner.state_dict(), tmp_path / "state.pt")
+    other = run_of(method, steps_per_report=5)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.steps == 5
+    assert len(other.algorithm.window) == 1
+
+
+class Block(nn.Module):
+    """Tied weights, batch normalisation and a parameter that does not train."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(4, 1)
+        self.last.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.last(self.norm(torch.tanh(self.second(torch.tanh(self.first(x))))))
+
+
+@ALTERNATIVES
+def test_networks_with_tied_weights_and_running_statistics(method):
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    task = rd.Task(
+        space=rd.HyperSpace(decay=rd.Positive(1e-2)), model=Block(), loss=F.mse_loss, penalty=rd.L2("decay"),
+        train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
+    )  # fmt: skip
+    tuner = rd.SelfTuner(task, method, epochs=3, batch_size=10, warmup=0, train_interval=2, device="cpu")
+    plain = rd.SelfTuner(
+        rd.Task(
+            space=rd.HyperSpace(decay=rd.Positive(1e-2)), model=copy.deepcopy(task.model), loss=F.mse_loss,
+            penalty=rd.L2("decay"), train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
+        ),
+        "fixed", epochs=3, batch_size=10, device="cpu",
+    )  # fmt: skip
+    tuner.algorithm.hyper_optimizer.param_groups[0]["lr"] = 0.0
+    for _ in range(3):
+        tuner.step()
+        plain.step()
+    # Hyper steps leave running statistics and weights alone: with λ held still the run is plain training.
+    for (name, a), b in zip(tuner.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+@ALTERNATIVES
+def test_refuses_what_has_no_derivative(method):
+    x = torch.randn(20, 4)
+    task = rd.Task(
+        space=rd.HyperSpace(rate=rd.Bounded(0.1, low=0.0, high=0.9)),
+        model=nn.Sequential(rd.Dropout("rate"), nn.Linear(4, 1)), loss=F.mse_loss, train=(x, x[:, :1]),
+        valid=(x, x[:, :1]),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=rf"'{method}' .* must act through penalties, got 'rate', of Dropout"):
+        rd.SelfTuner(task, method)
+
+
+def test_unrolled_is_for_sgd():
+    with pytest.raises(ValueError, match=r"`optimizer` must be sgd for 'unrolled', got 'adam'"):
+        run_of("unrolled", optimizer="adam")
+
+
+def test_command_compares_them(tmp_path, capsys):
+    toy.main(["--rows-per-dim", "4", "--seeds", "1", "--cycles", "3", "--methods", "ift,unrolled",
+              "--json", str(tmp_path / "rows.json")])  # fmt: skip
+    assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["ift", "unrolled"]
+    assert "unrolled" in capsys.readouterr().out
