@@ -17,7 +17,18 @@ from ray_deltastn.domains import (
 )
 from ray_deltastn.health import RunWarning
 from ray_deltastn.methods import Method
-from ray_deltastn.regularizers import L2, ChannelDropout, Cutout, Dropout, Regularizer
+from ray_deltastn.regularizers import (
+    L2,
+    ChannelDropout,
+    ColorJitter,
+    Cutout,
+    Dropout,
+    GaussianNoise,
+    RandomAffine,
+    RandomHorizontalFlip,
+    Regularizer,
+    ScalingNoise,
+)
 from ray_deltastn.response import Coverage, Response, linearised_forward
 from ray_deltastn.settings import Settings
 from ray_deltastn.space import HyperSpace
@@ -41,19 +52,24 @@ __all__ = [
     "L2",
     "Bounded",
     "ChannelDropout",
+    "ColorJitter",
     "Coverage",
     "Cutout",
     "DeltaSTNTrainable",
     "Dropout",
+    "GaussianNoise",
     "HyperSpace",
     "Hyperparameter",
     "Integer",
     "LowerBounded",
     "Method",
     "Positive",
+    "RandomAffine",
+    "RandomHorizontalFlip",
     "Regularizer",
     "Response",
     "RunWarning",
+    "ScalingNoise",
     "SelfTuner",
     "Settings",
     "SkOptSearch",

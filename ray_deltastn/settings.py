@@ -23,6 +23,8 @@ SCHEDULES: dict[str, Any] = {
 OPTIMIZERS = ("sgd", "adam", "adamw")
 HYPER_OPTIMIZERS = ("rmsprop", "adam")
 SOLVERS = ("cg", "neumann")
+#: preset → what the options that are not given become.
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"response_fraction": 1.0}, "fast": {"response_fraction": 0.25}}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Settings:
 
     Args:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
+        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, the recommended setting: it decides options that are
+            not given.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -49,7 +53,8 @@ class Settings:
         valid_interval: T_valid, hyper steps in a cycle.
         warmup: epochs without hyper steps at the start.
         warmup_steps: the same in train steps; overrides `warmup`.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
+            ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
@@ -66,6 +71,7 @@ class Settings:
     """
 
     method: str | Method = "delta-stn"
+    preset: str = "paper"
     epochs: int = 100
     batch_size: int = 128
     valid_batch_size: int | None = None
@@ -82,7 +88,7 @@ class Settings:
     valid_interval: int = 1
     warmup: float = 5
     warmup_steps: int | None = None
-    response_fraction: float = 1.0
+    response_fraction: float | None = None
     tune_scale: bool = True
     clip_grad: float | None = None
     implicit_solver: str = "cg"
@@ -96,6 +102,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.response_fraction is None:
+            apart = method.responds and method.split
+            fraction = PRESETS[self.preset]["response_fraction"] if apart else 1.0
+            object.__setattr__(self, "response_fraction", fraction)
         for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
             _whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):

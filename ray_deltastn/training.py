@@ -114,7 +114,7 @@ class SelfTuner:
         with random_state.isolated(s.seed, self.device):
             try:
                 try_out(self.objective, self.valid)
-                check_small_batches(self.objective, self.train, s.response_fraction)
+                check_small_batches(self.objective, self.train, self.algorithm.response_fraction)
             except BaseException:
                 self.release()
                 raise

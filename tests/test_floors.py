@@ -40,6 +40,7 @@ FLOORS = {
     "training": 3,
     "tasks": 4,
     "tune": 5,
+    "contact_sheet": 6,
     "report": 6,
     "cli": 6,
 }

@@ -1,8 +1,26 @@
 """What hyperparameters act on: dropout, augmentation and penalties."""
 
+from ray_deltastn.regularizers.affine import RandomAffine
 from ray_deltastn.regularizers.base import Augmentation, Penalty, Regularizer, Setting
+from ray_deltastn.regularizers.color import ColorJitter
 from ray_deltastn.regularizers.cutout import Cutout
 from ray_deltastn.regularizers.dropout import ChannelDropout, Dropout
+from ray_deltastn.regularizers.flip import RandomHorizontalFlip
+from ray_deltastn.regularizers.noise import GaussianNoise, ScalingNoise
 from ray_deltastn.regularizers.penalties import L2
 
-__all__ = ["L2", "Augmentation", "ChannelDropout", "Cutout", "Dropout", "Penalty", "Regularizer", "Setting"]
+__all__ = [
+    "L2",
+    "Augmentation",
+    "ChannelDropout",
+    "ColorJitter",
+    "Cutout",
+    "Dropout",
+    "GaussianNoise",
+    "Penalty",
+    "RandomAffine",
+    "RandomHorizontalFlip",
+    "Regularizer",
+    "ScalingNoise",
+    "Setting",
+]

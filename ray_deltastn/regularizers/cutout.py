@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.strength import as_float
 from ray_deltastn.space import HyperSpace
 
 
 class Cutout:
-    """Set `holes` squares of `length` pixels, at random places, to zero (the mean, for normalised images).
+    """Fill `holes` squares of `length` pixels, at random places.
 
     Centres are uniform over the image and the squares are clipped at its border.
 
     Args:
         holes: name of the hyperparameter with the number of holes; needs an upper bound.
         length: name of the hyperparameter with their side in pixels.
+        fill: value of the holes, one for all channels or one for each; give the data's mean, which zero is for
+            normalised images.
     """
 
-    def __init__(self, holes: str, length: str) -> None:
+    def __init__(self, holes: str, length: str, fill: float | Sequence[float] = 0.0) -> None:
         self.names: tuple[str, ...] = (holes, length)
+        self.fill: float | tuple[float, ...] = tuple(fill) if isinstance(fill, Sequence) else fill
 
     def check(self, space: HyperSpace) -> None:
         """Raise ValueError unless the number of holes has an upper bound."""
@@ -30,13 +35,15 @@ class Cutout:
             raise ValueError(f"`Cutout` needs an upper bound on the number of holes, got none for '{self.names[0]}'")
 
     def __call__(self, x: Tensor, setting: Setting) -> Tensor:
-        """Images (B, …, H, W) with their holes, of the same shape.
+        """Images (B, …, H, W) with their holes, of the same shape; bytes become floating point in [0, 1].
 
         Raises:
-            ValueError: if the images have fewer than three axes, or the number of holes has no upper bound.
+            ValueError: if the images have fewer than three axes or not one channel for each value of `fill`, or the
+                number of holes has no upper bound.
         """
         if x.dim() < 3:
             raise ValueError(f"`Cutout` needs images (B, …, H, W), got a batch of shape {tuple(x.shape)}")
+        x = as_float(x)
         batch, height, width = x.shape[0], x.shape[-2], x.shape[-1]
         self.check(setting.space)
         count = int(setting.space.hyperparameters[self.names[0]].bounds[1])
@@ -49,7 +56,18 @@ class Cutout:
         used = torch.arange(count, device=x.device) < holes  # (B or 1, count)
         hit = (rows & used[..., None]).unsqueeze(-1) & columns.unsqueeze(-2)  # (B, count, H, W)
         mask = hit.any(1).view(batch, *(1,) * (x.dim() - 3), height, width)
-        return x.masked_fill(mask, 0.0)
+        return torch.where(mask, self._fill(x), x)
+
+    def _fill(self, x: Tensor) -> Tensor | float:
+        if not isinstance(self.fill, tuple):
+            return self.fill
+        if x.dim() < 4 or x.shape[-3] != len(self.fill):
+            raise ValueError(
+                f"`fill` must hold one value for each channel, got {len(self.fill)} for images of shape "
+                f"{tuple(x.shape[1:])}"
+            )
+        # Made on the device: a tensor of the list would be copied there from the host at every call.
+        return torch.stack([x.new_full((1, 1), value) for value in self.fill])  # (C, 1, 1)
 
     @staticmethod
     def _inside(centre: Tensor, length: Tensor, size: int) -> Tensor:

@@ -9,9 +9,15 @@ from typing import Any
 
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.digits import digits_mlp
+from ray_deltastn.tasks.images import cifar10_alexnet, cifar10_resnet18, cifar10_vgg16, fashion_cnn, mnist_mlp
 
 READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "digits-mlp": digits_mlp,
+    "mnist-mlp": mnist_mlp,
+    "fashion-cnn": fashion_cnn,
+    "cifar10-alexnet": cifar10_alexnet,
+    "cifar10-vgg16": cifar10_vgg16,
+    "cifar10-resnet18": cifar10_resnet18,
 }
 
 

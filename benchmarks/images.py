@@ -1,0 +1,239 @@
+"""Image classification as in §5.2: one run, in pieces that may be interrupted, and its record.
+
+    python -m benchmarks.images --task fashion-cnn --method delta-stn --epochs 30 --seed 0 --out DIR
+
+The settings are the paper's (H.2), those of the task's file in `configs/`; `--set KEY=VALUE` changes any of them and
+any option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
+`--set 'hyperparameters={"input_dropout": 0.2}'`). The learning-rate schedule of the CIFAR-10 tasks is shortened in
+proportion when `--epochs` is.
+
+A run keeps its state in `DIR/LABEL-sSEED.pt` and continues from there; `--minutes M` stops it after the report that
+passes M minutes, with exit status 3 while there is more to do. `DIR/LABEL-sSEED.json` holds the configuration, the
+versions, the machine and one entry of `curve` per epoch: losses, accuracies, hyperparameters, seconds so far. The
+validation split is on which hyperparameters are tuned; the test split is only ever reported.
+
+`--schedule-of FILE.json` trains `fixed` on the schedule that another run found (Table 4): `--schedule-form` takes it as
+it is (`schedule`), its last values as constants (`final`), or these, perturbed in every epoch (`noise`: by N(0, 1) on
+the unconstrained axis).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ray_deltastn as rd
+from benchmarks.speed import versions
+from ray_deltastn.settings import Settings
+from ray_deltastn.tasks import build_task
+
+_COMMON = {"batch_size": 128, "momentum": 0.9, "hyper_lr": 0.01, "warmup": 5, "entropy_weight": 1e-3}
+_CIFAR = {**_COMMON, "schedule": {"name": "step", "step_size": 60, "gamma": 0.2}}
+#: Training settings of H.2, and the number of epochs that they are for.
+PAPER: dict[str, tuple[int, dict[str, Any]]] = {
+    "mnist-mlp": (300, {**_COMMON, "lr": 0.01}),
+    "fashion-cnn": (300, {**_COMMON, "lr": 0.01}),
+    "cifar10-alexnet": (200, {**_CIFAR, "lr": 0.03}),
+    "cifar10-vgg16": (200, {**_CIFAR, "lr": 0.01, "entropy_weight": 1e-4}),
+    "cifar10-resnet18": (200, {**_CIFAR, "lr": 0.05, "entropy_weight": 1e-4}),
+}
+#: What is kept of a report.
+CURVE = ("epoch", "steps", "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "lr")
+UNFINISHED = 3
+FORMS = ("schedule", "final", "noise")
+
+
+def configuration(task: str, method: str, epochs: int, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration of a run: the paper's, shortened to `epochs`, with changes.
+
+    Args:
+        task: name of a ready task, or an import string, which starts from `Settings`' defaults.
+        method: name of a method.
+        epochs: passes over the training data.
+        seed: seed of the run; the split has its own, `split_seed`.
+        changes: any option of `Settings` or of the task.
+    """
+    planned, settings = PAPER.get(task, (epochs, {}))
+    settings = dict(settings)
+    if "schedule" in settings:
+        step = max(1, round(settings["schedule"]["step_size"] * epochs / planned))
+        settings["schedule"] = {**settings["schedule"], "step_size": step}
+    return {"task": task, "method": method, **settings, **changes, "epochs": epochs, "seed": seed}
+
+
+def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed: int) -> dict[str, Any]:
+    """Hyperparameters for `fixed` that follow what another run found, in one of `FORMS`.
+
+    Args:
+        record: the other run's record.
+        form: `schedule`, `final` or `noise`.
+        space: the task's hyperparameters.
+        seed: seed of the noise.
+
+    Returns:
+        name → one value, or one value per epoch.
+    """
+    names = space.names
+    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in record["curve"]]).double()
+    if form == "final":
+        return dict(zip(names, rows[-1].tolist(), strict=True))
+    if form == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+        rows = space.values(space.inverse(rows[-1]) + noise)
+    return {name: rows[:, i].tolist() for i, name in enumerate(names)}
+
+
+class Run:
+    """One run and its files; `go` trains until it is done or its time is up.
+
+    Args:
+        config: see `configuration`.
+        label: what the run is called in tables and file names.
+        folder: where its files are.
+        schedule: record of a run whose schedule `fixed` follows, and the form; None for none.
+
+    Raises:
+        ValueError: if the files there are of another configuration.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], label: str, folder: Path, schedule: tuple[Path, str] | None = None
+    ) -> None:
+        self.config, self.label = config, label
+        stem = f"{label}-s{config['seed']}"
+        self.record_file, self.state_file = folder / f"{stem}.json", folder / f"{stem}.pt"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config["seed"])
+        task = build_task(config)
+        options = {name: config[name] for name in Settings.names() if name in config}
+        if schedule is not None:
+            path, form = schedule
+            options["hyperparameters"] = schedule_of(json.loads(path.read_text()), form, task.space, config["seed"])
+        self.tuner = rd.SelfTuner(task, **options)
+        self.record: dict[str, Any] = {
+            "label": label,
+            "config": config,
+            **({} if schedule is None else {"schedule_of": schedule[0].stem, "schedule_form": schedule[1]}),
+            "hardware": hardware(self.tuner.device),
+            "threads": torch.get_num_threads(),
+            **versions(),
+            "done": False,
+            "stop_reason": "",
+            "curve": [],
+        }
+        self._continue()
+
+    def _continue(self) -> None:
+        if not self.record_file.exists():
+            return
+        found = json.loads(self.record_file.read_text())
+        if found["config"] != json.loads(json.dumps(self.config)):
+            different = sorted(k for k in found["config"] | self.config if found["config"].get(k) != self.config.get(k))
+            raise ValueError(
+                f"`{self.record_file}` must be of this configuration, got another {', '.join(different)}; give another "
+                "`--label` or `--out`"
+            )
+        self.record = found
+        if not found["done"]:
+            self.tuner.load_state_dict(torch.load(self.state_file, map_location="cpu", weights_only=True))
+            if self.tuner.steps > found["curve"][-1]["steps"]:  # killed after the state was written
+                self._note(self.tuner.last_report)
+
+    def _note(self, report: Mapping[str, Any]) -> None:
+        prefixes = ("hyperparameters/", "scale/", "seconds/", "warning/")
+        kept = [*CURVE, *(key for key in report if key.startswith(prefixes))]
+        self.record["curve"].append({key: _short(report[key]) for key in kept if key in report})
+        self.record.update(done=self.tuner.done, stop_reason=report["stop_reason"])
+
+    def go(self, minutes: float | None = None) -> bool:
+        """Train, print a line per epoch and save; True when the run is done."""
+        started = time.perf_counter()
+        while not self.record["done"]:
+            report = self.tuner.step()
+            self._note(report)
+            print(
+                f"{self.label} seed {self.config['seed']}  epoch {report['epoch']}/{self.config['epochs']}  "
+                f"train {report['train_loss']:.4f}  valid {report['valid_loss']:.4f}  "
+                f"test {report.get('test_loss', float('nan')):.4f}  {report['seconds/total']:.0f} s",
+                flush=True,
+            )
+            late = minutes is not None and time.perf_counter() - started > 60 * minutes
+            self.save()
+            if late:
+                break
+        return bool(self.record["done"])
+
+    def save(self) -> None:
+        """Write state and record, each all at once; a finished run keeps its record only."""
+        draft = self.state_file.with_suffix(".draft")
+        if not self.record["done"]:
+            torch.save(self.tuner.state_dict(), draft)
+            os.replace(draft, self.state_file)
+        draft.write_text(json.dumps(self.record) + "\n")
+        os.replace(draft, self.record_file)
+        if self.record["done"]:
+            self.state_file.unlink(missing_ok=True)
+
+
+def hardware(device: torch.device) -> str:
+    """Name of what a run was on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else None
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one run, or go on with it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
+    parser.add_argument("--method", default="delta-stn")
+    parser.add_argument("--epochs", type=int, help="default: the paper's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder of records and states")
+    parser.add_argument("--label", help="name of the run (default: its method)")
+    parser.add_argument("--minutes", type=float, help="stop cleanly after so long; continue with the same command")
+    parser.add_argument("--set", type=_change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    parser.add_argument("--schedule-of", type=Path, metavar="FILE.json", help="record whose schedule `fixed` follows")
+    parser.add_argument("--schedule-form", choices=FORMS, default="schedule")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    epochs = options.epochs if options.epochs is not None else PAPER.get(options.task, (10, {}))[0]
+    warnings.simplefilter("ignore", rd.RunWarning)  # the record has the numbers
+    try:
+        config = configuration(options.task, options.method, epochs, options.seed, dict(options.changes))
+        schedule = (options.schedule_of, options.schedule_form) if options.schedule_of else None
+        run = Run(config, options.label or options.method, options.out, schedule)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    if not run.go(options.minutes):
+        sys.exit(UNFINISHED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Tables and pictures from the records of `benchmarks.images`, and the small record that is committed.
+
+    python -m benchmarks.images_report DIR --json FILE --plot FOLDER
+
+All records of a folder that have the same label are seeds of one setting. Unfinished runs are left out, by name; so is
+no diverged one, whose losses count as infinite.
+
+- `best validation loss`: the lowest over the epochs; `test loss there` and `test accuracy there`: at that epoch.
+- `final`: after the last epoch.
+- `seconds`: of train and hyper steps, evaluation left out; comparable only between runs that shared their machine
+  equally.
+
+Mean ± standard deviation over the seeds (n − 1 in the denominator).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+POINTS = 60
+COLUMNS = {
+    "best_valid_loss": "best validation loss",
+    "test_loss_there": "test loss there",
+    "test_accuracy_there": "test accuracy there",
+    "final_valid_loss": "final validation loss",
+    "final_test_loss": "final test loss",
+    "seconds": "seconds",
+}
+
+
+def load(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Finished records of a folder, and the names of the files of unfinished ones.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))}
+    finished = [record for record in records.values() if record["done"]]
+    if not finished:
+        raise FileNotFoundError(f"`{folder}` must hold finished records of `benchmarks.images`, got none")
+    return finished, [path.name for path, record in records.items() if not record["done"]]
+
+
+def outcome(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one run."""
+
+    def loss(point: Mapping[str, Any], key: str) -> float:
+        return math.inf if point.get(key) is None else float(point[key])
+
+    curve = record["curve"]
+    best, last = min(curve, key=lambda point: loss(point, "valid_loss")), curve[-1]
+    return {
+        "best_valid_loss": loss(best, "valid_loss"),
+        "test_loss_there": loss(best, "test_loss"),
+        "test_accuracy_there": best.get("test_accuracy") or math.nan,
+        "final_valid_loss": loss(last, "valid_loss"),
+        "final_test_loss": loss(last, "test_loss"),
+        "seconds": last["seconds/train"] + last["seconds/hyper"],
+        "best_epoch": best["epoch"],
+    }
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per label: what is the same in its runs, mean and standard deviation, and the thinned curve of each."""
+    entries = []
+    for label in dict.fromkeys(record["label"] for record in records):
+        mine = sorted((r for r in records if r["label"] == label), key=lambda record: record["config"]["seed"])
+        outcomes = [outcome(record) for record in mine]
+        config = {k: v for k, v in mine[0]["config"].items() if k not in ("seed", "data_root")}
+        entries.append(
+            {
+                "label": label,
+                "n": len(mine),
+                "seeds": [record["config"]["seed"] for record in mine],
+                "config": config,
+                **{k: mine[0][k] for k in ("schedule_of", "schedule_form") if k in mine[0]},
+                **{k: mine[0][k] for k in ("hardware", "threads", "processor", "python", "torch", "ray_deltastn")},
+                **{key: spread([o[key] for o in outcomes]) for key in COLUMNS},
+                "runs": [
+                    {"seed": r["config"]["seed"], **{k: _json(v) for k, v in o.items()}, "curve": thin(r["curve"])}
+                    for r, o in zip(mine, outcomes, strict=True)
+                ],
+            }
+        )
+    return sorted(entries, key=lambda entry: _order(entry["best_valid_loss"]["mean"]))
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation; no deviation of a single value."""
+    deviation = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+    return {"mean": _json(statistics.fmean(values)), "std": None if deviation is None else _json(deviation)}
+
+
+def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Columns of a curve at up to `POINTS` epochs, evenly spaced, the last among them; `best` runs over all epochs."""
+    kept = {round((i + 1) * len(curve) / min(POINTS, len(curve))) - 1 for i in range(min(POINTS, len(curve)))}
+    best, bests = math.inf, []
+    for point in curve:
+        best = min(best, math.inf if point["valid_loss"] is None else point["valid_loss"])
+        bests.append(_json(best))
+    names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss") or k.startswith("hyperparameters/")]
+    columns = {name: [_brief(curve[i].get(name)) for i in sorted(kept)] for name in names}
+    return {**columns, "best_valid_loss": [_brief(bests[i]) for i in sorted(kept)]}
+
+
+def _order(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _json(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _brief(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table, the best first."""
+    lines = ["| setting | n | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    for entry in entries:
+        cells = [cell(entry[key], 0 if key == "seconds" else 4) for key in COLUMNS]
+        lines.append(f"| {entry['label']} | {entry['n']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(found: Mapping[str, float | None], digits: int) -> str:
+    """Mean ± standard deviation as text."""
+    if found["mean"] is None:
+        return "diverged"
+    return f"{found['mean']:.{digits}f}" + ("" if found["std"] is None else f" ± {found['std']:.{digits}f}")
+
+
+def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draw `loss.png` (best validation loss by epoch) and `schedules.png` (hyperparameters that move)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = {entry["label"]: f"C{i % 10}" for i, entry in enumerate(entries)}
+
+    def bands(axis: Any, entry: Mapping[str, Any], key: str) -> None:
+        values = np.array([run["curve"][key] for run in entry["runs"]], float)
+        epochs, middle = entry["runs"][0]["curve"]["epoch"], values.mean(0)
+        axis.plot(epochs, middle, color=colours[entry["label"]], linewidth=1.6, label=entry["label"])
+        if len(values) > 1:
+            around = values.std(0, ddof=1)
+            axis.fill_between(
+                epochs, middle - around, middle + around, color=colours[entry["label"]], alpha=0.15, linewidth=0
+            )
+
+    def style(axis: Any) -> None:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+        axis.set_xlabel("epoch")
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, key, title in zip(
+        axes, ("best_valid_loss", "test_loss"), ("best validation loss so far", "test loss"), strict=True
+    ):
+        for entry in entries:
+            bands(axis, entry, key)
+        ends = [v for entry in entries for run in entry["runs"] for v in run["curve"][key] if v is not None]
+        finite = sorted(v for v in ends if math.isfinite(v))
+        axis.set_ylim(finite[0] * 0.97, np.quantile(finite, 0.9))
+        axis.set_title(title)
+        style(axis)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    paths = [folder / "loss.png"]
+    figure.savefig(paths[0], dpi=130)
+    plt.close(figure)
+
+    moving = [entry for entry in entries if _moves(entry)]
+    if moving:
+        names = [key for key in moving[0]["runs"][0]["curve"] if key.startswith("hyperparameters/")]
+        columns = min(3, len(names))
+        rows = -(-len(names) // columns)
+        figure, grid = plt.subplots(rows, columns, figsize=(3.7 * columns, 2.5 * rows + 0.5), layout="constrained",
+                                    squeeze=False, sharex=True)  # fmt: skip
+        for axis, name in zip(grid.flat, names, strict=False):
+            for entry in moving:
+                bands(axis, entry, name)
+            axis.set_title(name.partition("/")[2], fontsize=10)
+            style(axis)
+        for axis in list(grid.flat)[len(names) :]:
+            axis.set_visible(False)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+        paths.append(folder / "schedules.png")
+        figure.savefig(paths[1], dpi=130)
+        plt.close(figure)
+    return paths
+
+
+def _moves(entry: Mapping[str, Any]) -> bool:
+    curve = entry["runs"][0]["curve"]
+    return any(len(set(values)) > 1 for key, values in curve.items() if key.startswith("hyperparameters/"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table; write the record and the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, help="folder of records")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--plot", type=Path, help="folder for the pictures")
+    options = parser.parse_args(arguments)
+    try:
+        records, unfinished = load(options.folder)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    entries = summarise(records)
+    print(table(entries))
+    for name in unfinished:
+        print(f"left out, not finished: {name}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(entries, separators=(",", ":"), allow_nan=False) + "\n")
+    if options.plot:
+        print("\n".join(str(path) for path in plot(entries, options.plot)))
+
+
+if __name__ == "__main__":
+    main()

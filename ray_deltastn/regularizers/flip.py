@@ -1,0 +1,48 @@
+"""Random horizontal flip with one probability per image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.strength import (
+    Strength,
+    as_images,
+    check_constant,
+    check_domain,
+    names_of,
+    strength_value,
+)
+from ray_deltastn.space import HyperSpace
+
+
+class RandomHorizontalFlip:
+    """Mirror each image left to right with probability p, like torchvision's `RandomHorizontalFlip`.
+
+    Args:
+        p: hyperparameter that holds the probability, with a domain inside [0, 1], or a constant one.
+
+    Raises:
+        TypeError: if the probability is neither a name nor a number.
+        ValueError: if it is no probability.
+    """
+
+    def __init__(self, p: Strength = 0.5) -> None:
+        check_constant("RandomHorizontalFlip", "p", p, 1.0)
+        self.p = p
+        self.names: tuple[str, ...] = names_of(p)
+
+    def check(self, space: HyperSpace) -> None:
+        """Raise ValueError unless every value of the hyperparameter is a probability."""
+        check_domain("RandomHorizontalFlip", "p", self.p, space, 1.0)
+
+    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+        """Images (B, C, H, W), some of them mirrored, of the same shape.
+
+        Raises:
+            ValueError: if `x` is no batch of images.
+        """
+        x = as_images(x, "RandomHorizontalFlip")
+        mirrored = setting.rand(len(x), 1, 1, 1, like=x) < strength_value(self.p, setting, like=x)
+        return torch.where(mirrored, x.flip(-1), x)

@@ -1,0 +1,81 @@
+"""What the augmentations share: images in floating point, and strengths by name or constant."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.space import HyperSpace
+
+#: The name of a hyperparameter that holds the strength, or a constant one.
+Strength = str | float
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Inputs in floating point: bytes divided by 255, so in [0, 1]; all others as they are.
+
+    Raises:
+        ValueError: if they are whole numbers of another kind.
+    """
+    if x.dtype == torch.uint8:
+        return x.to(torch.get_default_dtype()) / 255
+    if not x.is_floating_point():
+        raise ValueError(f"`x.dtype` must be floating point or uint8, got {x.dtype}")
+    return x
+
+
+def as_images(x: Tensor, who: str) -> Tensor:
+    """Images (B, C, H, W) in floating point.
+
+    Raises:
+        ValueError: if the batch has other axes, or whole numbers other than bytes.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"`{who}` needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
+    return as_float(x)
+
+
+def names_of(*strengths: Strength | None) -> tuple[str, ...]:
+    """The hyperparameters among some strengths."""
+    return tuple(s for s in strengths if isinstance(s, str))
+
+
+def strength_value(strength: Strength, setting: Setting, like: Tensor) -> Tensor:
+    """Value of a strength in the pass under way, (B or 1, 1, …) to act on `like` (B, …)."""
+    if isinstance(strength, str):
+        return setting.value(strength, like=like)
+    return like.new_full((1,) * like.dim(), strength)
+
+
+def check_constant(who: str, what: str, strength: Strength | None, most: float = math.inf) -> None:
+    """Check a strength as it was given: a name, None, or a number in [0, most].
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if the number is out of range.
+    """
+    if strength is None or isinstance(strength, str):
+        return
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise TypeError(f"`{what}` of {who} must be the name of a hyperparameter or a number, got {strength!r}")
+    if not (0 <= strength <= most and math.isfinite(strength)):
+        raise ValueError(f"`{_rule(what, most)}` must hold for {who}, got {what}={strength}")
+
+
+def check_domain(who: str, what: str, strength: Strength | None, space: HyperSpace, most: float = math.inf) -> None:
+    """Raise ValueError unless the domain of a strength given by name lies in [0, most]."""
+    if not isinstance(strength, str):
+        return
+    low, high = space.hyperparameters[strength].bounds
+    if not 0 <= low < high <= most:
+        raise ValueError(
+            f"`{_rule(what, most)}` must hold for {who} in the whole domain, got low={low}, high={high} for "
+            f"'{strength}'"
+        )
+
+
+def _rule(what: str, most: float) -> str:
+    return f"0 <= {what}" if math.isinf(most) else f"0 <= {what} <= {most:g}"

@@ -1,0 +1,173 @@
+"""MNIST, FashionMNIST and CIFAR-10 as tensors of bytes, from a data root or downloaded into the user's cache."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+
+#: Environment variable with the data root.
+ROOT_VARIABLE = "RAY_DELTASTN_DATA"
+
+#: Images (n, C, H, W) in uint8, and labels (n,) in int64.
+Split = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Where a set may lie under a root, and how each form of it is read.
+
+    Attributes:
+        folder: its folder under the root.
+        forms: (file that shows the form is there, reader of the folder in which that file is).
+        torchvision: name of torchvision's class, which downloads it.
+    """
+
+    folder: str
+    forms: tuple[tuple[str, Callable[[Path], tuple[Split, Split]]], ...]
+    torchvision: str
+
+
+def load_images(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
+    """Training and test split of a set.
+
+    The root is `root`, else the environment variable `RAY_DELTASTN_DATA`, else the user's cache folder
+    (`$XDG_CACHE_HOME/ray_deltastn`, by default under `~/.cache`), into which torchvision downloads what is missing.
+    Nothing is ever written into a root that was given.
+
+    Args:
+        name: `mnist`, `fashion_mnist` or `cifar10`, which is also the set's folder under the root. torchvision's own
+            layouts are found with or without that folder; CIFAR-10 also as zips of WebP strips.
+        root: the data root.
+
+    Returns:
+        Two pairs (x, y): images (n, C, H, W) in uint8, labels (n,).
+
+    Raises:
+        ValueError: if the name is unknown or a file is not what its name says.
+        FileNotFoundError: if the set is not there; the message says what was looked for where and how to get it.
+    """
+    if name not in SETS:
+        raise ValueError(f"`name` must be one of {', '.join(SETS)}, got {name!r}")
+    given = root or os.environ.get(ROOT_VARIABLE)
+    home = Path(given).expanduser().absolute() if given else user_cache()
+    found = _read(SETS[name], home)
+    if found is None and not given:
+        _download(SETS[name], home)
+        found = _read(SETS[name], home)
+    if found is None:
+        looked = " or ".join(str(place / file) for place, file, _ in _places(SETS[name], home))
+        where = "`data_root`" if root else f"${ROOT_VARIABLE}"
+        raise FileNotFoundError(
+            f"`{name}` must be under {where} = {home}, looked for {looked}; get it with "
+            f"`torchvision.datasets.{SETS[name].torchvision}('{home / SETS[name].folder}', download=True)`, or give no "
+            f"root to have it downloaded into {user_cache()}"
+        )
+    return found
+
+
+def user_cache() -> Path:
+    """The folder that downloads go to."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_deltastn"
+
+
+def _places(images: _Set, home: Path) -> list[tuple[Path, str, Callable[[Path], tuple[Split, Split]]]]:
+    return [(place, file, reader) for file, reader in images.forms for place in (home / images.folder, home)]
+
+
+def _read(images: _Set, home: Path) -> tuple[Split, Split] | None:
+    for place, file, reader in _places(images, home):
+        if (place / file).exists():
+            return reader((place / file).parent)
+    return None
+
+
+def _download(images: _Set, home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    # Into a folder of its own first: trials that start together must not read what another is still writing.
+    draft = Path(tempfile.mkdtemp(prefix=f".{images.folder}-", dir=home))
+    try:
+        getattr(torchvision.datasets, images.torchvision)(draft, download=True)
+        if not (home / images.folder).exists():
+            os.replace(draft, home / images.folder)
+    except (OSError, RuntimeError) as error:
+        if not (home / images.folder).exists():
+            raise FileNotFoundError(
+                f"`{images.folder}` must be in {home} or come from the network, got: {error}; to use a copy, name its "
+                f"root with `data_root` or ${ROOT_VARIABLE}"
+            ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _mnist(raw: Path) -> tuple[Split, Split]:
+    train, test = (
+        (_idx(raw / f"{part}-images-idx3-ubyte")[:, None], _idx(raw / f"{part}-labels-idx1-ubyte").long())
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def _idx(path: Path) -> Tensor:
+    """Bytes of an IDX file, packed or not: two zeros, type 8, number of axes, sizes (big-endian), values."""
+    packed = path.with_name(path.name + ".gz")
+    data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    axes = data[3] if data[:3] == b"\0\0\x08" else 0
+    shape = np.frombuffer(data, ">u4", axes, 4) if len(data) >= 4 + 4 * axes else np.zeros(1, int)
+    if not axes or len(data) != 4 + 4 * axes + shape.prod():
+        raise ValueError(f"`{path}` must be an IDX file of bytes, got {len(data)} bytes that begin with {data[:4]!r}")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, -1, 4 + 4 * axes).reshape(shape).copy())
+
+
+def _cifar_strips(folder: Path) -> tuple[Split, Split]:
+    parts = [_strips(folder / f"data_batch_{n}.zip") for n in range(1, 6)]
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    return (x, y), _strips(folder / "test_batch.zip")
+
+
+def _strips(path: Path) -> Split:
+    """A zip with `labels.npy` and WebP strips of 32×32 images stacked vertically."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
+        strips = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
+        labels = np.load(io.BytesIO(archive.read("labels.npy")))
+    images = np.concatenate(strips).reshape(-1, 32, 32, 3)
+    if len(images) != len(labels):
+        raise ValueError(f"`{path}` must hold as many labels as images, got {len(labels)} and {len(images)}")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
+
+
+def _cifar_batches(folder: Path) -> tuple[Split, Split]:
+    sets = [torchvision.datasets.CIFAR10(folder.parent, train=train) for train in (True, False)]
+    train, test = (
+        (torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets, dtype=torch.long))
+        for s in sets
+    )
+    return train, test
+
+
+def _raw(name: str) -> tuple[tuple[str, Callable[[Path], tuple[Split, Split]]], ...]:
+    return tuple((f"{name}/raw/train-images-idx3-ubyte{packed}", _mnist) for packed in ("", ".gz"))
+
+
+SETS = {
+    "mnist": _Set("mnist", _raw("MNIST"), "MNIST"),
+    "fashion_mnist": _Set("fashion_mnist", _raw("FashionMNIST"), "FashionMNIST"),
+    "cifar10": _Set(
+        "cifar10",
+        (("data_batch_1.zip", _cifar_strips), ("cifar-10-batches-py/data_batch_1", _cifar_batches)),
+        "CIFAR10",
+    ),
+}

@@ -1,0 +1,189 @@
+"""Runs of the image benchmark: the paper's settings, pieces that add up to the whole, schedules taken over."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import images, images_report
+from ray_deltastn.settings import Settings
+
+TINY = ["--task", "tests.tune.tiny:build", "--epochs", "4", "--set", "batch_size=16", "--set", "warmup=1",
+        "--set", "lr=0.1", "--threads", "1"]  # fmt: skip
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def run(folder, *more):
+    images.main([*TINY, "--out", str(folder), *more])
+
+
+def read(folder, stem="delta-stn-s0"):
+    return json.loads((folder / f"{stem}.json").read_text())
+
+
+def without_seconds(record):
+    return [{k: v for k, v in point.items() if not k.startswith("seconds")} for point in record["curve"]]
+
+
+@pytest.mark.parametrize("task", images.PAPER)
+def test_settings_are_those_of_the_committed_configuration(task):
+    config = yaml.safe_load((CONFIGS / f"{task.replace('-', '_')}.yaml").read_text())["train"]
+    epochs, settings = images.PAPER[task]
+    assert epochs == config["epochs"]
+    default = Settings()
+    for name in {*config, *settings} - {"method", "epochs"}:
+        assert settings.get(name, getattr(default, name)) == config.get(name, getattr(default, name)), name
+
+
+def test_a_shorter_run_decays_at_the_same_share_of_it():
+    config = images.configuration("cifar10-alexnet", "stn", 20, 3, {"lr": 0.1})
+    assert config["schedule"] == {"name": "step", "step_size": 6, "gamma": 0.2}
+    assert (config["lr"], config["epochs"], config["seed"]) == (0.1, 20, 3)
+    assert images.PAPER["cifar10-alexnet"][1]["schedule"]["step_size"] == 60
+
+
+def test_pieces_are_the_whole(tmp_path, capsys):
+    run(tmp_path / "whole")
+    for _ in range(3):
+        with pytest.raises(SystemExit) as left:
+            run(tmp_path / "pieces", "--minutes", "0")
+        assert left.value.code == images.UNFINISHED
+    assert (tmp_path / "pieces" / "delta-stn-s0.pt").exists()
+    run(tmp_path / "pieces", "--minutes", "0")
+    whole, pieces = read(tmp_path / "whole"), read(tmp_path / "pieces")
+    assert without_seconds(whole) == without_seconds(pieces)
+    assert whole["done"]
+    assert pieces["done"]
+    assert [path.name for path in (tmp_path / "pieces").iterdir()] == ["delta-stn-s0.json"]
+    assert "epoch 4/4" in capsys.readouterr().out
+
+
+def test_a_run_killed_between_its_two_files_misses_no_epoch(tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--minutes", "0")
+    early = (tmp_path / "delta-stn-s0.json").read_text()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--minutes", "0")
+    (tmp_path / "delta-stn-s0.json").write_text(early)
+    run(tmp_path)
+    assert [point["epoch"] for point in read(tmp_path)["curve"]] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
+    run(tmp_path)
+    before = read(tmp_path)
+    capsys.readouterr()
+    run(tmp_path)
+    assert read(tmp_path) == before
+    assert not capsys.readouterr().out
+
+
+def test_files_of_another_configuration_are_refused(tmp_path, capsys):
+    run(tmp_path)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--set", "hyper_lr=0.5")
+    assert "got another hyper_lr; give another `--label`" in capsys.readouterr().err
+
+
+def test_record_says_what_it_was(tmp_path):
+    run(tmp_path, "--label", "mine", "--seed", "2")
+    record = read(tmp_path, "mine-s2")
+    assert record["config"]["batch_size"] == 16
+    assert record["hardware"] == "cpu"
+    assert {"python", "torch", "ray_deltastn", "threads"} <= record.keys()
+    assert {"valid_loss", "test_accuracy", "hyperparameters/dropout", "scale/decay", "seconds/train"} <= record[
+        "curve"
+    ][0].keys()
+
+
+def test_fixed_follows_a_schedule_that_was_found(tmp_path):
+    run(tmp_path, "--set", "hyper_lr=0.2")
+    found = [point["hyperparameters/dropout"] for point in read(tmp_path)["curve"]]
+    assert len(set(found)) == 4
+    for form in images.FORMS:
+        run(tmp_path, "--method", "fixed", "--label", form, "--schedule-of", str(tmp_path / "delta-stn-s0.json"),
+            "--schedule-form", form)  # fmt: skip
+    used = {
+        form: [p["hyperparameters/dropout"] for p in read(tmp_path, f"{form}-s0")["curve"]] for form in images.FORMS
+    }
+    assert used["schedule"] == pytest.approx(found, rel=1e-5)
+    assert used["final"] == pytest.approx([found[-1]] * 4, rel=1e-5)
+    assert len(set(used["noise"])) == 4
+
+    def moved(value):
+        logit = lambda p: math.log(p / (0.9 - p))  # noqa: E731
+        return abs(logit(value) - logit(found[-1]))
+
+    assert all(0 < moved(value) < 5 for value in used["noise"])
+
+
+@pytest.mark.parametrize("text", ["images", "=3"])
+def test_changes_need_a_key_and_a_value(text, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--set", text)
+    assert f"must be KEY=VALUE, got '{text}'" in capsys.readouterr().err
+
+
+def finished(label, seed, valid, test):
+    curve = [
+        {
+            "epoch": i + 1, "steps": i, "valid_loss": v, "test_loss": t, "test_accuracy": 1 - (t or 9) / 10,
+            "hyperparameters/p": 0.1 * (i + 1), "seconds/train": 2.0 * i, "seconds/hyper": 0.5 * i,
+        }
+        for i, (v, t) in enumerate(zip(valid, test, strict=True))
+    ]  # fmt: skip
+    return {"label": label, "config": {"seed": seed, "epochs": len(valid)}, "hardware": "cpu", "threads": 1,
+            "processor": "", "python": "", "torch": "", "ray_deltastn": "", "done": True, "curve": curve}  # fmt: skip
+
+
+def test_table_is_at_the_best_validation_epoch():
+    records = [
+        finished("a", 0, [3.0, 1.0, 2.0], [3.5, 1.5, 0.5]),
+        finished("a", 1, [3.0, 2.0, 2.5], [3.5, 2.5, 0.5]),
+        finished("b", 0, [1.0, None, None], [2.0, None, None]),
+    ]
+    a, b = sorted(images_report.summarise(records), key=lambda entry: entry["label"])
+    assert (a["n"], a["seeds"]) == (2, [0, 1])
+    assert a["best_valid_loss"] == {"mean": 1.5, "std": pytest.approx(math.sqrt(0.5), rel=1e-5)}
+    assert a["test_loss_there"]["mean"] == 2.0
+    assert a["final_test_loss"]["mean"] == 0.5
+    assert a["seconds"]["mean"] == 5.0
+    assert b["best_valid_loss"] == {"mean": 1.0, "std": None}
+    assert b["final_valid_loss"]["mean"] is None
+    text = images_report.table([b, a])
+    assert text.index("| b | 1 | 1.0000 | 2.0000 |") < text.index("| a | 2 | 1.5000 ± 0.7071 |")
+    assert "diverged" in text
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 60, 300])
+def test_thinned_curve_ends_with_the_run(epochs):
+    curve = finished("a", 0, [float(epochs - i) for i in range(epochs)], [1.0] * epochs)["curve"]
+    thinned = images_report.thin(curve)
+    assert thinned["epoch"][-1] == epochs
+    assert len(thinned["epoch"]) == min(epochs, images_report.POINTS)
+    assert thinned["best_valid_loss"] == thinned["valid_loss"]
+
+
+def test_report_of_real_runs(tmp_path, capsys):
+    for seed in ("0", "1"):
+        run(tmp_path / "runs", "--seed", seed)
+        run(tmp_path / "runs", "--seed", seed, "--method", "fixed")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "runs", "--seed", "2", "--minutes", "0")
+    capsys.readouterr()
+    images_report.main([str(tmp_path / "runs"), "--json", str(tmp_path / "record.json"), "--plot", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "left out, not finished: delta-stn-s2.json" in out
+    assert {entry["label"]: entry["n"] for entry in json.loads((tmp_path / "record.json").read_text())} == {
+        "delta-stn": 2, "fixed": 2,
+    }  # fmt: skip
+    for name in ("loss.png", "schedules.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_an_empty_folder_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        images_report.main([str(tmp_path)])
+    assert "must hold finished records of `benchmarks.images`, got none" in capsys.readouterr().err

@@ -1,0 +1,14 @@
+"""Where the real image sets are, for tests that look at them."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_images():
+    """Data root, from the environment; without one the test is skipped."""
+    root = os.environ.get("RAY_DELTASTN_DATA")
+    if not root:
+        pytest.skip("RAY_DELTASTN_DATA names no data root")
+    return root

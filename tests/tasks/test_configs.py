@@ -1,0 +1,66 @@
+"""The experiments in `configs/`: each can be read, and those of the paper have the paper's settings (H.2)."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("ray")
+
+from ray_deltastn.settings import Settings
+from ray_deltastn.tasks import READY, images
+from ray_deltastn.tune.config import load_config
+from ray_deltastn.tune.experiment import check_task
+from tests.tasks.test_images import COUNTS, made_up
+
+FOLDER = Path(__file__).parents[2] / "configs"
+PAPER = {
+    # file: (task, epochs, lr, entropy weight, schedule)
+    "mnist_mlp": ("mnist-mlp", 300, 0.01, 1e-3, None),
+    "fashion_cnn": ("fashion-cnn", 300, 0.01, 1e-3, None),
+    "cifar10_alexnet": ("cifar10-alexnet", 200, 0.03, 1e-3, (60, 0.2)),
+    "cifar10_vgg16": ("cifar10-vgg16", 200, 0.01, 1e-4, (60, 0.2)),
+    "cifar10_resnet18": ("cifar10-resnet18", 200, 0.05, 1e-4, (60, 0.2)),
+}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_is_read_and_names_a_ready_task(path):
+    config = load_config(path)
+    assert config.task in READY
+    assert config.param_space()["task"] == config.task
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_settings_are_the_papers(name):
+    task, epochs, lr, entropy_weight, schedule = PAPER[name]
+    config = load_config(FOLDER / f"{name}.yaml")
+    settings = Settings(**config.train)
+    assert config.task == task
+    assert (settings.epochs, settings.lr, settings.entropy_weight) == (epochs, lr, entropy_weight)
+    assert (settings.method, settings.optimizer, settings.momentum) == ("delta-stn", "sgd", 0.9)
+    assert (settings.batch_size, settings.warmup, settings.weight_decay) == (128, 5, 0.0)
+    assert (settings.hyper_optimizer, settings.hyper_lr, settings.tune_scale) == ("rmsprop", 0.01, True)
+    assert (settings.train_interval, settings.valid_interval, settings.response_fraction) == (5, 1, 1.0)
+    if schedule is None:
+        assert settings.schedule is None
+    else:
+        assert settings.schedule == {"name": "step", "step_size": schedule[0], "gamma": schedule[1]}
+    assert config.tune.num_samples == 5  # runs
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
+    monkeypatch.setattr(images, "load_images", lambda *_: (made_up(PAPER[name][0], 20), made_up(PAPER[name][0], 5)))
+    space = check_task(load_config(FOLDER / f"{name}.yaml"))
+    assert len(space) == COUNTS[PAPER[name][0]]
+    with pytest.raises(
+        ValueError, match=r"`options\.split_sed` is not a known key; did you mean `options\.split_seed`"
+    ):
+        check_task(load_config(FOLDER / f"{name}.yaml", ["options.split_sed=3"]))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_options_are_plain_values(name):
+    options = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["options"]
+    assert set(options) <= {"data_root", "split_seed", "images", "flip", "initial_values"}
