@@ -24,6 +24,10 @@ LEVELS = ("low", "mid", "high")
 Act = Callable[[Tensor, Setting], Tensor]
 
 
+class NoImagesError(ValueError):
+    """The task has no images, or no hyperparameter that acts on them."""
+
+
 def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0) -> Path:
     """Draw the first training images under each hyperparameter that acts on them, one row each, and write a PNG.
 
@@ -40,16 +44,16 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
         The path.
 
     Raises:
-        ValueError: if the task's inputs are no images, or no hyperparameter acts on them.
+        NoImagesError: if the task's inputs are no images, or no hyperparameter acts on them.
     """
     x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed).in_order()))
     if x.dim() != 4:
-        raise ValueError(f"a contact sheet needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
+        raise NoImagesError(f"a contact sheet needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
     x = x[:examples]
     space = task.space
     acts = [(name, act) for names, act in actors(task) for name in names]
     if not acts:
-        raise ValueError(f"a contact sheet needs a hyperparameter that acts on images, got none of {space.names}")
+        raise NoImagesError(f"a contact sheet needs a hyperparameter that acts on images, got none of {space.names}")
     figure = Figure(figsize=(1 + 3 * 0.7 * len(x), 0.95 * len(acts) + 0.5), layout="constrained")
     axes = figure.subplots(len(acts), len(LEVELS), squeeze=False)
     for row, (name, act) in zip(axes, acts, strict=True):

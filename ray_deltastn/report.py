@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import torch
 
 from ray_deltastn import domains
 from ray_deltastn._version import __version__
+from ray_deltastn.contact_sheet import NoImagesError, contact_sheet
+from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE, read_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
 
-SCHEDULES, LOSS, PAGE = "schedules.png", "loss_over_time.png", "report.html"
+SCHEDULES, LOSS, SHEET, PAGE = "schedules.png", "loss_over_time.png", "augmentation.png", "report.html"
+logger = logging.getLogger(__name__)
 _BLUE, _GREY, _ORANGE = "#2563a8", "#9aa3ad", "#c4561d"
 
 
@@ -180,7 +184,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def write_page(results: Results) -> Path:
-    """Write `report.html` with both pictures and the tables inside."""
+    """Write `report.html` with the pictures and the tables inside."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ray_deltastn"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -190,7 +194,9 @@ def write_page(results: Results) -> Path:
         for title, text, name in (
             ("Schedules", "Hyperparameters of the best trial over its epochs; the band is s(λ ± σ).", SCHEDULES),
             ("Loss over time", "Validation loss of every trial over the time spent in all of them.", LOSS),
+            ("Augmentation", "Training images at the low end, the middle and the high end of each range.", SHEET),
         )
+        if (results.folder / name).exists()
     ]
     page = environment.get_template("report.html").render(
         title=results.folder.name,
@@ -208,8 +214,22 @@ def write_page(results: Results) -> Path:
     return path
 
 
+def draw_augmentation(results: Results) -> None:
+    """Draw the contact sheet of a task on images, once; it needs the task's data."""
+    config, path = results.config, results.folder / SHEET
+    if path.exists():
+        return
+    try:
+        task = build_task({"task": config["task"], **config["options"], **config["train"]})
+        contact_sheet(task, path)
+    except NoImagesError:
+        pass
+    except (FileNotFoundError, ValueError) as error:  # a report may be written again where the task is not
+        logger.warning("no picture of the augmentation: %s", error)
+
+
 def write_report(folder: Path) -> Results:
-    """Write both pictures and the page into a results folder.
+    """Write the pictures and the page into a results folder.
 
     Raises:
         FileNotFoundError: if the folder holds no finished experiment.
@@ -217,5 +237,6 @@ def write_report(folder: Path) -> Results:
     results = Results(folder)
     plot_schedules(results)
     plot_loss(results)
+    draw_augmentation(results)
     write_page(results)
     return results

@@ -1,5 +1,7 @@
 """Contact sheets: which hyperparameters are drawn, at which values, and what is left alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,3 +104,22 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=images, valid=images)
     with pytest.raises(ValueError, match=r"needs a hyperparameter that acts on images, got none of \('later',\)"):
         contact_sheet(task, tmp_path / "sheet.png")
+
+
+def test_report_of_an_image_task_has_the_sheet(tmp_path):
+    pytest.importorskip("ray")
+    from ray_deltastn.report import SHEET, draw_augmentation
+
+    config = {"task": "digits-mlp", "options": {"width": 8}, "train": {"lr": 0.1}}
+    draw_augmentation(SimpleNamespace(config=config, folder=tmp_path))
+    assert (tmp_path / SHEET).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_goes_on_where_the_data_are_not(tmp_path, caplog):
+    pytest.importorskip("ray")
+    from ray_deltastn.report import SHEET, draw_augmentation
+
+    config = {"task": "fashion-cnn", "options": {"data_root": str(tmp_path)}, "train": {}}
+    draw_augmentation(SimpleNamespace(config=config, folder=tmp_path))
+    assert not (tmp_path / SHEET).exists()
+    assert "no picture of the augmentation: `fashion_mnist` must be under `data_root`" in caplog.text

@@ -101,6 +101,7 @@ def test_the_report_holds_both_pictures_and_all_tables(resumed):
     for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
         assert text in page
     assert all((out / name).stat().st_size > 5000 for name in ("schedules.png", "loss_over_time.png"))
+    assert not (out / "augmentation.png").exists()  # no images
     assert "Best trial" in printed
     assert "validation loss" in printed
 
