@@ -17,7 +17,7 @@ belong to the seed.
 - `max_early_excursion`: how far λ leaves the interval from its initial value to the optimum, on either side, in the
   first tenth of the cycles: zero for a run that goes straight to the optimum.
 - `seconds`: process time of the training alone.
-- `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 300 points; the last is the last λ.
+- `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 100 points; the last is the last λ.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.toy_problems import Problem, load, split
 from ray_deltastn.methods import get_method
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
-FINAL, POINTS = 100, 300
+FINAL, POINTS = 100, 100
 
 
 def trajectory(
@@ -69,10 +69,11 @@ def trajectory(
         settings: further options of `SelfTuner`.
     """
     steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
+    task = problem.task(seed, get_method(method).linearized)
     tuner = rd.SelfTuner(
-        problem.task(seed), method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size,
-        epochs=steps, steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS,
-        clip_grad=clip_grad, tune_scale=False, seed=seed, device="cpu", **settings,
+        task, method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size, epochs=steps,
+        steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS, clip_grad=clip_grad,
+        tune_scale=False, seed=seed, device="cpu", **settings,
     )  # fmt: skip
     lam = tuner.space.lam
     visited = [lam.detach().clone()]
@@ -131,14 +132,16 @@ def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dic
         **options,
         **versions(),
     }
-    return {key: _finite(value) for key, value in row.items()}
+    return {key: rounded(value) for key, value in row.items()}
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+def rounded(value: Any) -> Any:
+    """Six significant digits, in lists too; JSON has no NaN and no infinity: null."""
     if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [rounded(v) for v in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -213,7 +216,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _rows_per_dim(text: str) -> int | None:
+def rows_per_dim(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -229,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
     parser.add_argument(
-        "--rows-per-dim", type=_rows_per_dim, default="all", metavar="K|all",
+        "--rows-per-dim", type=rows_per_dim, default="all", metavar="K|all",
         help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
@@ -279,7 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(summary(rows)))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        options.json.write_text(f"[\n{lines}\n]\n")
     if options.plot:
         plot(rows, options.plot)
 

@@ -138,27 +138,40 @@ def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 class JacobianNorm:
-    """Penalty e^λ/(2n)·‖∂y/∂X‖² of a linear network, at the weights w₀ + Θδ (Eqn. H.4).
+    """Penalty 1/(2n)·Σ_j e^(λ_j)·‖∂y/∂X_j‖² of a linear network (Eqn. H.4), with one λ for all features or one each.
 
     How H.4 is read: y(X) has n entries and X has n rows, and ∂y/∂X holds the n Jacobians ∂y_i/∂x_i. In a linear network
-    each is the product v of all layers, so ‖∂y/∂X‖² = n·‖v‖² and the penalty is ½·e^λ·‖v‖².
+    each is the product v of all layers, so the penalty is ½·Σ_j e^(λ_j)·v_j². Under a displacement v belongs to the
+    network that predicts: the product of the layers w₀ + Θδ, or, where the method linearises (3.13), v₀ + dv with dv by
+    the product rule.
 
     Args:
-        name: the hyperparameter that holds e^λ.
+        names: the hyperparameters that hold e^λ, one or one per feature.
         layers: names of the weights, first layer first.
+        linearized: whether the network that predicts is the linearised one.
     """
 
-    def __init__(self, name: str, layers: tuple[str, ...]) -> None:
-        self.names: tuple[str, ...] = (name,)
+    def __init__(self, names: tuple[str, ...], layers: tuple[str, ...], linearized: bool) -> None:
+        self.names = names
         self.layers = layers
+        self.linearized = linearized
 
     def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
         """Penalty (B,) under a displacement, else a scalar."""
-        v = weights.parameter(self.layers[-1])  # (…, 1, d)
-        for layer in reversed(self.layers[:-1]):
-            v = v @ weights.parameter(layer)
-        norm = v.square().sum((-2, -1))
-        return 0.5 * values[self.names[0]].to(norm.dtype) * norm
+        moved = [weights.parameter(layer) for layer in self.layers]
+        v = moved[0]
+        if self.linearized:
+            v = weights.parameters[self.layers[0]]
+            dv = moved[0] - v
+            for layer, after in zip(self.layers[1:], moved[1:], strict=True):
+                base = weights.parameters[layer]
+                v, dv = base @ v, base @ dv + (after - base) @ v
+            v = v + dv
+        else:
+            for after in moved[1:]:
+                v = after @ v
+        strengths = torch.stack([values[name] for name in self.names], -1).to(v.dtype)  # (B, 1 or d)
+        return 0.5 * (strengths * v.squeeze(-2).square()).sum(-1)
 
 
 class Problem:
@@ -198,8 +211,13 @@ class Problem:
             self.hyperparameter = rd.Positive(default if initial is None else initial)
         self._optimum: tuple[float, float] | None = None
 
-    def task(self, seed: int) -> rd.Task:
-        """The problem as a user would state it; `seed` draws the initial weights."""
+    def task(self, seed: int, linearized: bool = False) -> rd.Task:
+        """The problem as a user would state it.
+
+        Args:
+            seed: draws the initial weights.
+            linearized: whether the method predicts with the linearised network, whose Jacobian `jacobian` penalises.
+        """
         data, d = self.data, self.dimension
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -213,7 +231,8 @@ class Problem:
         if self.kind == "ridge":
             penalties.append(rd.L2("hyperparameter", divide_by=len(data.x) if self.divided else 1.0))
         elif self.kind == "jacobian":
-            penalties.append(JacobianNorm("hyperparameter", tuple(name for name, _ in model.named_parameters())))
+            names = tuple(name for name, _ in model.named_parameters())
+            penalties.append(JacobianNorm(("hyperparameter",), names, linearized))
         return rd.Task(
             space=rd.HyperSpace(hyperparameter=self.hyperparameter),
             model=model,

@@ -1,0 +1,302 @@
+"""What centring does by itself: spikes of λ early in training (Figure 9 and the author response).
+
+    python -m benchmarks.toy_decoupling --data wine-quality-red,concrete,bostonHousing --json FILE --plot FILE.png
+
+One gradient step moves an uncentred response Φ by −α·∇_w L_T·λᵀ, so that the next hypergradient holds the term
+−α·(∇_w L_T · ∇_w L_V)·λ (Eqn. 3.8): while the two gradients point the same way, λ is driven away from 0, whatever λ is
+good. With a centred response that term is zero. So (3.8) wants three things for a spike: a small angle between the
+gradients, weights that still move much, and a λ far from 0. (Here Φ = u·W_resp has a direction of its own, and both
+gradients enter through their components along it, so the term may be small, or even turn, for some seeds.)
+Hence the settings that differ from `benchmarks.toy`:
+
+- No warm-up and lr 0.001 (`--settings LR:WARMUP`): after 100 steps at 0.03 a linear regression is fitted, and no
+  gradient is left. Several pairs may be given; all are measured, the first is drawn.
+- All rows, 80 % and 20 %, as in H.1. Sets of 1,000 points or more start at λ = ln 50 = 3.9, smaller ones at
+  λ = ln 1 = 0, where (3.8) is zero: these are the control.
+
+The rest is as there: T_train = 10, T_valid = 1, σ = 1 fixed, RMSProp 0.03 for λ, momentum 0.9, gradients clipped at 1.
+
+| variant         | response input | w₀ trained on          | prediction                                |
+|-----------------|----------------|------------------------|-------------------------------------------|
+| `stn`           | λ+ε            | perturbed (2.5)        | f(x, w₀+Θδ)                               |
+| `centered-only` | ε              | perturbed, one pass    | the same                                  |
+| `centered-stn`  | ε              | unperturbed (3.9)      | the same                                  |
+| `delta-stn`     | ε              | unperturbed            | linearised: no change on a linear problem |
+
+One row for each setting, data set, variant and seed:
+
+- `excursion`: how far λ leaves the interval from its initial value to the optimum, on either side, in the whole run.
+  The first steps of RMSProp are long, 0.3 for the very first, so 0.3 is no spike.
+- `angle_initial`: degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets before the first step.
+- `trajectory`, `angle`: λ and that angle at the current weights (for `stn` r(λ)), at the start and after hyper steps,
+  thinned to at most 100 points; in rows of the drawn setting only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ray_deltastn as rd
+from benchmarks.speed import versions
+from benchmarks.toy import TRAIN_INTERVAL, excursion, rounded, rows_per_dim
+from benchmarks.toy_jacobian import linear_map
+from benchmarks.toy_problems import Problem, load, split
+from ray_deltastn.methods import Method, get_method
+
+#: Name → method, colour, line width; where split and full coincide the first is drawn wide, under the second.
+VARIANTS: dict[str, tuple[Method, str, float]] = {
+    "stn": (get_method("stn"), "#d1495b", 1.8),
+    "centered-only": (Method("centered-only", split=False, linearized=False), "#7b5ea7", 1.8),
+    "centered-stn": (get_method("centered-stn"), "#edae49", 5.0),
+    "delta-stn": (get_method("delta-stn"), "#00798c", 1.8),
+}
+POINTS = 100
+
+
+def angle(problem: Problem, lam: Tensor, v: Tensor) -> float:
+    """Degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets; NaN where one of them is zero.
+
+    Args:
+        problem: a ridge problem, with its data.
+        lam: λ () in float64.
+        v: the weights (d,) in float64.
+    """
+    data = problem.data
+    first = problem.covariance @ v - problem.correlation + problem.strength(lam)[0] * problem.diagonal * v
+    second = data.x_valid.T @ (data.x_valid @ v - data.t_valid) / len(data.t_valid)
+    # The form for small angles: acos of a rounded cosine would give 1e-6 degrees for equal gradients.
+    first, second = first / first.norm(), second / second.norm()
+    return math.degrees(2 * math.atan2((first - second).norm().item(), (first + second).norm().item()))
+
+
+def trajectory(
+    problem: Problem, method: Method, seed: int, *, cycles: int, lr: float, warmup: int, hyper_lr: float = 0.03
+) -> tuple[list[float], list[float]]:
+    """λ and the angle at the start and after each hyper step of one run of `SelfTuner`.
+
+    Args:
+        problem: a ridge problem, with its data.
+        method: a method that tunes.
+        seed: seed of initial weights, order and perturbations.
+        cycles: hyper steps; each follows ten train steps.
+        lr: learning rate of w₀ and Θ.
+        warmup: train steps before the first cycle.
+        hyper_lr: learning rate of λ.
+    """
+    steps = warmup + cycles * TRAIN_INTERVAL
+    tuner = rd.SelfTuner(
+        problem.task(seed), method, lr=lr, hyper_lr=hyper_lr, momentum=0.9, batch_size=problem.batch_size,
+        epochs=steps, steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=warmup,
+        clip_grad=1.0, tune_scale=False, seed=seed, device="cpu",
+    )  # fmt: skip
+    lams: list[float] = []
+    angles: list[float] = []
+
+    def note(*_: Any) -> None:
+        lam = tuner.space.lam.detach()
+        lams.append(lam.item())
+        angles.append(angle(problem, lam[0].double(), linear_map(tuner).detach().double()))
+
+    note()
+    assert tuner.algorithm.hyper_optimizer is not None
+    tuner.algorithm.hyper_optimizer.register_step_post_hook(note)
+    tuner.step()
+    return lams, angles
+
+
+def measure(problem: Problem, variant: str, seed: int, curves: bool = True, **options: Any) -> dict[str, Any]:
+    """One row: a run of one variant on one problem.
+
+    Args:
+        problem: a ridge problem, with its data.
+        variant: one of `VARIANTS`.
+        seed: seed of the run.
+        curves: keep λ and the angle over the run.
+        options: further arguments of `trajectory`.
+    """
+    started = time.process_time()
+    lams, angles = trajectory(problem, VARIANTS[variant][0], seed, **options)
+    seconds = time.process_time() - started
+    last = len(lams) - 1
+    shown = sorted({round(i * last / (POINTS - 1)) for i in range(POINTS)})
+    row = {
+        "problem": "ridge" if problem.divided else "ridge, undivided",
+        "data": problem.data.name,
+        "variant": variant,
+        "seed": seed,
+        **options,
+        "lambda_initial": lams[0],
+        "lambda_final": lams[-1],
+        "lambda_optimal": problem.optimum()[0],
+        "optimum_at_edge": problem.at_edge(),
+        "excursion": excursion(lams, problem.optimum()[0]),
+        "angle_initial": angles[0],
+        "training_rows": len(problem.data.x),
+        "validation_rows": len(problem.data.x_valid),
+        "dimension": problem.dimension,
+        "batch_size": problem.batch_size,
+        "seconds": seconds,
+        **versions(),
+    }
+    if curves:
+        row |= {"hyper_steps": shown, "trajectory": [lams[i] for i in shown], "angle": [angles[i] for i in shown]}
+    return {key: rounded(value) for key, value in row.items()}
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw λ (above) and the angle (below) over hyper steps, a column per data set and a colour per variant.
+
+    Thick lines are medians of the seeds, thin ones the seeds' λ. Rows without curves are left out. The dashed line is
+    the splits' median optimum, left out where for half of them no penalty at all is best.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    rows = [row for row in rows if "trajectory" in row]
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    figure, axes = plt.subplots(
+        2, len(sets), figsize=(1.2 + 3.6 * len(sets), 6.2), sharex=True, squeeze=False, layout="constrained"
+    )
+    for column, name in enumerate(sets):
+        above, below = axes[0][column], axes[1][column]
+        mine = [row for row in rows if row["data"] == name]
+        for variant, (_, colour, width) in VARIANTS.items():
+            runs = [row for row in mine if row["variant"] == variant]
+            if not runs:
+                continue
+            for axis, key in ((above, "trajectory"), (below, "angle")):
+                lines = np.array([row[key] for row in runs], float)
+                if key == "trajectory":
+                    axis.plot(runs[0]["hyper_steps"], lines.T, color=colour, linewidth=width / 3, alpha=0.35)
+                axis.plot(runs[0]["hyper_steps"], np.median(lines, 0), color=colour, linewidth=width, label=variant)
+        above.axhline(mine[0]["lambda_initial"], color="black", linestyle=":", linewidth=1, label="initial λ")
+        optima = [row["lambda_optimal"] for row in mine if not row["optimum_at_edge"]]
+        if 2 * len(optima) > len(mine):
+            above.axhline(
+                statistics.median(optima), color="black", linestyle="--", linewidth=1, label="optimum (median)"
+            )
+        one = mine[0]
+        above.set_title(
+            f"{name}\n{one['training_rows']} rows, {one['dimension']} features, "
+            f"initial λ = {one['lambda_initial']:.1f}",
+            fontsize=10,
+        )
+        below.set_ylim(0, 180)
+        below.set_yticks([0, 45, 90, 135, 180])
+        below.set_xlabel("hyper steps")
+        for axis in (above, below):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.2)
+    axes[0][0].set_ylabel("λ (unconstrained)")
+    axes[1][0].set_ylabel("angle of ∇L_T and ∇L_V, degrees")
+    found: dict[str, Any] = {}
+    for axis in axes[0]:
+        found |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), frameon=False)
+    seeds = len({row["seed"] for row in rows})
+    figure.suptitle(f"{rows[0]['problem']}, lr {rows[0]['lr']:g}, warm-up {rows[0]['warmup']} steps, {seeds} seeds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per setting and data set: median excursion, and the largest, of each variant."""
+    keys = ("problem", "data", "lr", "warmup")
+    lines = []
+    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        mine = [row for row in rows if tuple(row[key] for key in keys) == case]
+        parts = []
+        for variant in VARIANTS:
+            found = [row["excursion"] for row in mine if row["variant"] == variant]
+            if found:
+                known = [math.inf if e is None else e for e in found]
+                parts.append(f"{variant} {statistics.median(known):5.2f} ({max(known):.2f})")
+        start = statistics.median(row["angle_initial"] for row in mine)
+        lines.append(
+            f"{case[0]}, {case[1]}, lr {case[2]:g}, warm-up {case[3]}, initial λ {mine[0]['lambda_initial']:.1f}, "
+            f"angle {start:.0f}°: median (largest) excursion  " + "   ".join(parts)
+        )
+    return lines
+
+
+def _settings(text: str) -> list[tuple[float, int]]:
+    try:
+        return [(float(lr), int(warmup)) for lr, warmup in (pair.split(":") for pair in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be pairs like 0.001:0,0.03:100, got {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line per run and medians, and write all rows and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", default="diabetes", help="files .npz with X and y, sets in <data root>/uci, diabetes")
+    parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {','.join(VARIANTS)}")
+    parser.add_argument(
+        "--rows-per-dim", type=rows_per_dim, default="all", metavar="K|all",
+        help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
+    )  # fmt: skip
+    parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cycles", type=int, default=200, help="hyper steps of a run")
+    parser.add_argument(
+        "--settings", type=_settings, default="0.001:0", metavar="LR:WARMUP,…",
+        help="pairs of a learning rate of w₀ and Θ and of train steps before the first cycle; the first pair is drawn",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--plot", type=Path, help="file for the picture")
+    options = parser.parse_args(arguments)
+    problems = []
+    try:
+        variants = options.variants.split(",")
+        for variant in variants:
+            if variant not in VARIANTS:
+                raise ValueError(f"`--variants` must be of {', '.join(VARIANTS)}, got {variant!r}")
+        for name in options.data.split(","):
+            loaded = load(name, options.data_root)
+            for seed in range(options.seeds):
+                data = split(*loaded, seed, options.rows_per_dim)
+                problems.append((seed, Problem("ridge", data, not options.no_divide)))
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", rd.RunWarning)
+    rows = []
+    for number, (lr, warmup) in enumerate(options.settings):
+        for seed, problem in problems:
+            for variant in variants:
+                row = measure(problem, variant, seed, number == 0, cycles=options.cycles, lr=lr, warmup=warmup)
+                rows.append(row)
+                final, away = (math.nan if row[key] is None else row[key] for key in ("lambda_final", "excursion"))
+                print(
+                    f"{row['problem']}  {row['data']}  lr {lr:g}  warm-up {warmup}  {variant:13} seed {seed}  "
+                    f"λ {row['lambda_initial']:.2f} -> {final:.2f} (optimum {row['lambda_optimal']:.2f})  "
+                    f"excursion {away:.2f}  {row['seconds']:.0f} s",
+                    flush=True,
+                )
+    print("\n".join(summary(rows)))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, allow_nan=False).replace("}, {", "},\n {") + "\n")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

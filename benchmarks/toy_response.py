@@ -1,0 +1,251 @@
+"""How well each method learns the response Jacobian dv*/dλ, at four perturbation scales (Figure 2 in spirit).
+
+    python -m benchmarks.toy_response --problem ridge,network --json FILE --plot FILE.png
+
+λ stays at its initial value (warm-up as long as the run), so the answer stays the same, and w₀ and Θ learn through
+`SelfTuner`. Two problems with L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·Σ_j g_j v_j² in the linear map v of the network:
+
+| problem   | network                                    | g_j                 |
+|-----------|--------------------------------------------|---------------------|
+| `ridge`   | one layer (H.1)                            | e^λ/n, h = 1        |
+| `network` | five hidden layers, Jacobian norm (H.4)    | e^(λ_j), h = d      |
+
+In `network` each feature has its own penalty, so that the hypergradient is a vector and has a direction. Exact, with
+C = XᵀX/n, c = Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m: v* = A⁻¹c, dv*/dλ = −A⁻¹ diag(g ⊙ v*) G.
+
+A finite σ has an honest bias: e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and
+E[g(λ+ε)·ε²] = g M (σ² + σ⁴) for an entry's own ε; the best linear response (3.10) of the linearised problem is then,
+column by column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
+perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. The error of these is drawn dotted: for all
+methods on `ridge`, for Δ-STN on `network` (the others meet a nonlinear problem there).
+
+Δ-STN's ∂y/∂x is that of the linearised network, v₀ + dv, so its penalty takes dv by the product rule, as in
+`benchmarks.toy`. `delta-stn-dense` shows what it costs to penalise the product of the displaced layers w₀ + Θε instead.
+
+Settings as in `benchmarks.toy` (momentum 0.9, gradients clipped at 1, lr 0.03, all rows, 80 % and 20 %) but for three:
+lr decays to 0 (cosine), minibatches have 100 rows, and g is 1 (toy: 1/n). Else noise of the minibatches, which does
+not shrink with σ² as the signal does, and directions that X hardly determines hide what is learned; and for some splits
+a smaller g is so near the best one that the exact hypergradient is nothing to compare with.
+
+Curves, at evenly spaced points of log(train steps):
+
+- `jacobian_error`, `jacobian_cosine`: ‖J − dv*/dλ‖/‖dv*/dλ‖ and the cosine of the two, J the derivative of v(w₀ + Θδ)
+  at the network's current weights (for `stn` of v(r(λ))).
+- `hypergradient_cosine`, `hypergradient_ratio`: of q, the hyper step's gradient at ε = 0 on all validation rows, with
+  the exact d = dL_V(v*(λ))/dλ; the ratio is ⟨q, d⟩/⟨d, d⟩, and 1 is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ray_deltastn as rd
+from benchmarks.speed import versions
+from benchmarks.toy import rounded
+from benchmarks.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
+from benchmarks.toy_problems import load, split
+
+#: Line → method, colour, width, style. Where centred STN and Δ-STN coincide, the first is drawn wide under the second.
+LINES = {
+    "stn": ("stn", "#d1495b", 1.8, "-"),
+    "centered-stn": ("centered-stn", "#edae49", 5.0, "-"),
+    "delta-stn": ("delta-stn", "#00798c", 1.8, "-"),
+    "delta-stn-dense": ("delta-stn", "#00798c", 1.4, "--"),
+}
+CURVES = ("jacobian_error", "jacobian_cosine", "hypergradient_cosine", "hypergradient_ratio")
+POINTS, BATCH = 30, 100
+
+
+def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 2000, lr: float = 0.03) -> dict[str, Any]:
+    """One row: a run of one method at one σ.
+
+    Args:
+        exact: the problem, with its data.
+        line: one of `LINES`.
+        sigma: scale of the perturbation.
+        seed: seed of initial weights, order and perturbations.
+        steps: train steps, rounded up to whole epochs.
+        lr: learning rate of w₀ and Θ at the start.
+    """
+    method = LINES[line][0]
+    epochs = math.ceil(steps / math.ceil(len(exact.data.x) / BATCH))
+    tuner = rd.SelfTuner(
+        exact.task(seed, sigma, line == "delta-stn"), method, lr=lr, momentum=0.9, batch_size=BATCH, epochs=epochs,
+        steps_per_report=2 * steps, warmup_steps=2 * steps, clip_grad=1.0, tune_scale=False, schedule="cosine",
+        seed=seed, device="cpu",
+    )  # fmt: skip
+    last = tuner.total_steps
+    points = {round(10 * (last / 10) ** (i / (POINTS - 1))) for i in range(POINTS)} if last > 10 else {last}
+    jacobian, gradient = exact.response_jacobian(exact.lam), exact.hypergradient(exact.lam)
+    done = 0
+    curves: dict[str, list[float]] = {"steps": []}
+
+    def note(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done not in points:
+            return
+        found, q = learned_jacobian(tuner).double(), learned_hypergradient(tuner, exact.data).double()
+        curves["steps"].append(done)
+        values = (
+            (found - jacobian).norm() / jacobian.norm(),
+            (found * jacobian).sum() / (found.norm() * jacobian.norm()),
+            q @ gradient / (q.norm() * gradient.norm()),
+            q @ gradient / gradient.square().sum(),
+        )
+        for key, value in zip(CURVES, values, strict=True):
+            curves.setdefault(key, []).append(value.item())
+
+    assert tuner.algorithm.response_optimizer is not None
+    tuner.algorithm.response_optimizer.register_step_post_hook(note)
+    started = time.process_time()
+    tuner.step()
+    row: dict[str, Any] = {
+        "problem": exact.kind, "data": exact.data.name, "method": line, "sigma": sigma, "seed": seed, "lr": lr,
+        "schedule": "cosine", "momentum": 0.9, "clip_grad": 1.0, "batch_size": BATCH, "strength": STRENGTH,
+        "training_rows": len(exact.data.x), "validation_rows": len(exact.data.x_valid),
+        "dimension": exact.problem.dimension, "limit_error": None,
+    }  # fmt: skip
+    if exact.kind == "ridge" or line == "delta-stn":
+        _, limit = exact.limit(exact.lam, sigma, joint=line == "stn")
+        row["limit_error"] = ((limit - jacobian).norm() / jacobian.norm()).item()
+    row |= {**curves, "seconds": time.process_time() - started, **versions()}
+    return {key: rounded(value) for key, value in row.items()}
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw, for each problem, the Jacobian's error and the hypergradient; a column per σ, a colour per method.
+
+    Thin lines are seeds, thick ones their mean (of the ratio the median); dotted ones are where the error should end.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    kinds, sigmas = (list(dict.fromkeys(row[key] for row in rows)) for key in ("problem", "sigma"))
+    figure, axes = plt.subplots(
+        2 * len(kinds), len(sigmas), figsize=(1.4 + 3 * len(sigmas), 0.9 + 4.6 * len(kinds)), sharex="row",
+        sharey="row", squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for number, kind in enumerate(kinds):
+        scalar = kind == "ridge"
+        for column, sigma in enumerate(sigmas):
+            above, below = axes[2 * number][column], axes[2 * number + 1][column]
+            for line, (_, colour, width, style) in LINES.items():
+                mine = [row for row in rows if (row["problem"], row["sigma"], row["method"]) == (kind, sigma, line)]
+                if not mine:
+                    continue
+                steps = mine[0]["steps"]
+                second = "hypergradient_ratio" if scalar else "hypergradient_cosine"
+                for axis, key in ((above, "jacobian_error"), (below, second)):
+                    curves = np.array([row[key] for row in mine], float)
+                    middle = np.median(curves, 0) if key == "hypergradient_ratio" else curves.mean(0)
+                    axis.plot(steps, curves.T, color=colour, linewidth=width / 4, alpha=0.35, linestyle=style)
+                    axis.plot(steps, middle, color=colour, linewidth=width, linestyle=style, label=line)
+                if mine[0]["limit_error"] is not None and line != "centered-stn":
+                    limit = statistics.fmean(row["limit_error"] for row in mine)
+                    above.axhline(limit, color=colour, linestyle=":", linewidth=1.6)
+            above.set_title(f"{kind}, σ = {sigma:g}", fontsize=10)
+            above.set_yscale("log")
+            above.set_ylim(0.02, 3)
+            below.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
+            below.set_ylim((-2, 4) if scalar else (-1.05, 1.05))
+            for axis in (above, below):
+                axis.set_xscale("log")
+                axis.spines[["top", "right"]].set_visible(False)
+                axis.grid(alpha=0.2)
+        axes[2 * number][0].set_ylabel("error of dv/dλ,\nrelative")
+        axes[2 * number + 1][0].set_ylabel("hypergradient,\n" + ("learned / exact" if scalar else "cosine with exact"))
+    for axis in axes[-1]:
+        axis.set_xlabel("train steps")
+    found: dict[str, Any] = {}
+    for axis in axes[:, 0]:
+        found |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found["limit in closed form"] = plt.Line2D([], [], color="black", linestyle=":", linewidth=1.6)
+    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), frameon=False)
+    figure.suptitle(
+        f"{rows[0]['data']}, {rows[0]['training_rows']} rows, {len({r['seed'] for r in rows})} seeds, λ held"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per problem, σ and method: medians over the seeds at the end of the runs."""
+    lines = []
+    for case in dict.fromkeys((row["problem"], row["sigma"], row["method"]) for row in rows):
+        mine = [row for row in rows if (row["problem"], row["sigma"], row["method"]) == case]
+        error, cosine, direction, ratio = (
+            statistics.median(math.nan if row[key][-1] is None else row[key][-1] for row in mine) for key in CURVES
+        )
+        limits = [row["limit_error"] for row in mine if row["limit_error"] is not None]
+        lines.append(
+            f"{case[0]:8} σ {case[1]:<4g} {case[2]:16} Jacobian error {error:.3f}"
+            + (f" (limit {statistics.median(limits):.3f})" if limits else " " * 14)
+            + f"  cosine {cosine:5.2f}   hypergradient cosine {direction:5.2f}  ratio {ratio:5.2f}"
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line per run and medians, and write all rows and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--problem", default=",".join(KINDS), help=f"of {','.join(KINDS)}")
+    parser.add_argument(
+        "--data", default="diabetes", help="a file .npz with X and y, a set in <data root>/uci, diabetes"
+    )
+    parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
+    parser.add_argument("--methods", default=",".join(LINES), help="delta-stn-dense is for the network only")
+    parser.add_argument("--sigmas", default="0.1,0.5,1,2", help="perturbation scales")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2000, help="train steps")
+    parser.add_argument("--lr", type=float, default=0.03, help="learning rate of w₀ and Θ at the start")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--plot", type=Path, help="file for the picture")
+    options = parser.parse_args(arguments)
+    cases = []
+    try:
+        loaded = load(options.data, options.data_root)
+        for kind in options.problem.split(","):
+            for line in options.methods.split(","):
+                if line not in LINES:
+                    raise ValueError(f"`--methods` must be of {', '.join(LINES)}, got {line!r}")
+                if kind == "network" or line != "delta-stn-dense":
+                    cases += [
+                        (Exact(kind, split(*loaded, seed)), line, float(sigma), seed)
+                        for sigma in options.sigmas.split(",")
+                        for seed in range(options.seeds)
+                    ]
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", rd.RunWarning)
+    rows = []
+    for exact, line, sigma, seed in cases:
+        row = measure(exact, line, sigma, seed, steps=options.steps, lr=options.lr)
+        rows.append(row)
+        print(f"seed {seed}  {summary([row])[0]}  {row['seconds']:.0f} s", flush=True)
+    print("\n".join(summary(rows)))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, allow_nan=False).replace("}, {", "},\n {") + "\n")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

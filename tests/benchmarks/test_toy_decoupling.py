@@ -1,0 +1,96 @@
+"""The angle is an angle, and an uncentred response drives λ away from zero where a centred one does not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import toy_decoupling as toy
+from benchmarks.toy_jacobian import learned_hypergradient
+from benchmarks.toy_problems import Data, Problem, load, split
+
+
+def problem(**options):
+    return Problem("ridge", split(*load("diabetes"), seed=0), **options)
+
+
+def same(initial=None):
+    """A problem whose validation rows are its training rows."""
+    data = problem().data
+    return Problem("ridge", Data("same", data.x, data.t, data.x, data.t), initial=initial)
+
+
+def test_angle_against_autograd():
+    ridge, lam = problem(), torch.tensor(1.3, dtype=torch.float64)
+    v = torch.linspace(-1, 1, ridge.dimension).double().requires_grad_()
+    (first,) = torch.autograd.grad(ridge.train_loss(lam, v), v)
+    (second,) = torch.autograd.grad(ridge.valid_loss(v), v)
+    expected = torch.rad2deg(torch.acos(first @ second / (first.norm() * second.norm()))).item()
+    assert toy.angle(ridge, lam, v.detach()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_angle_is_zero_without_penalty_where_both_sets_are_one():
+    ridge = same()
+    v = torch.linspace(-1, 1, ridge.dimension).double()
+    assert toy.angle(ridge, torch.tensor(-torch.inf).double(), v) == pytest.approx(0, abs=1e-12)
+    assert toy.angle(ridge, torch.tensor(9.0).double(), v) > 1
+
+
+def test_first_step_of_an_uncentred_response_is_the_training_gradient_times_lambda():
+    # (3.6): Φ moves by −α ∇L_T (λ+ε)ᵀ, a centred one by the noise term −α ∇L_T εᵀ alone.
+    ridge = problem(initial=50.0)
+    for variant, least, most in (("stn", 0.9, 1.1), ("centered-only", -0.3, 0.3)):
+        tuner = toy.rd.SelfTuner(ridge.task(0), toy.VARIANTS[variant][0], batch_size=4096, device="cpu", seed=0)
+        x, t = ridge.data.x.float(), ridge.data.t.float()[:, None]
+        x, t = x.repeat(20, 1), t.repeat(20, 1)  # the mean over ε
+        response, lam = tuner.response, tuner.space.lam.detach()
+        weight = tuner.model[-1].weight
+        torch.nn.init.zeros_(weight)
+        loss = tuner.objective.train_loss(x, t, tuner.algorithm._perturbation(len(x)))
+        moved = torch.autograd.grad(loss, response.U)[0]
+        gradient = -ridge.correlation.float()  # ∇_w L_T at w = 0
+        aligned = gradient @ next(iter(response.directions.values()))[0] * lam
+        assert least < (moved[0, 0] / aligned[0]).item() < most
+
+
+def test_early_hypergradient_drives_lambda_away_from_zero_only_where_uncentred():
+    # (3.8) with gradients that agree: the sign of the spike is that of λ, whatever λ is good.
+    found = {}
+    for variant in ("stn", "centered-only"):
+        for initial in (50.0, 0.02):
+            ridge = same(initial)
+            pushes = []
+            for seed in range(4):
+                tuner = toy.rd.SelfTuner(
+                    ridge.task(seed), toy.VARIANTS[variant][0], lr=1e-4, momentum=0.9, clip_grad=1.0, tune_scale=False,
+                    batch_size=10, epochs=1, warmup_steps=99, seed=seed, device="cpu",
+                )  # fmt: skip
+                tuner.step()
+                away = torch.sign(tuner.space.lam.detach())
+                pushes.append(-(away * learned_hypergradient(tuner, ridge.data)).item())
+            found[variant, initial] = np.array(pushes)
+    print(found)
+    for initial in (50.0, 0.02):
+        assert (found["stn", initial] > 0).all()
+        assert (np.abs(found["centered-only", initial]) < 0.3 * found["stn", initial]).all()
+
+
+def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
+    out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
+    run = ["--seeds", "2", "--cycles", "3", "--settings", "0.001:0,0.03:20", "--variants", "stn,delta-stn"]
+    toy.main([*run, "--json", str(out), "--plot", str(picture)])
+    rows = json.loads(out.read_text())
+    assert [(row["lr"], row["warmup"], row["seed"], row["variant"]) for row in rows] == [
+        (lr, warmup, seed, variant)
+        for lr, warmup in ((0.001, 0), (0.03, 20))
+        for seed in (0, 1)
+        for variant in ("stn", "delta-stn")
+    ]
+    assert [len(row.get("trajectory", [])) for row in rows] == [4] * 4 + [0] * 4
+    assert picture.stat().st_size > 10_000
+    assert "median (largest) excursion  stn" in capsys.readouterr().out
+    for wrong, message in (("--settings=0.001", "must be pairs"), ("--variants=fixed", "`--variants` must be of stn")):
+        with pytest.raises(SystemExit):
+            toy.main([wrong])
+        assert message in capsys.readouterr().err
