@@ -1,13 +1,17 @@
 """What self-tuning costs: cycles of a method against plain training, interleaved in one process.
 
     python -m benchmarks.speed --nets mlp,cnn,resnet18 --methods stn,centered-stn,delta-stn --json FILE
+    python -m benchmarks.speed --nets alexnet,vgg16,resnet18 --device cuda --precision bf16 --batch 128
 
-One cycle is T_train = 5 train steps and T_valid = 1 hyper step; plain training takes the same 5 train steps.
+One cycle is T_train = 5 train steps and T_valid = 1 hyper step; plain training takes the same 5 train steps, in the
+same precision.
 
 - `flop_ratio`: matmul and convolution FLOPs, by `torch.utils.flop_counter`; exact, the same on every machine.
 - `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of neighbouring cycles.
 - `saved_memory_ratio`: bytes that autograd keeps for the backward pass, parameters left out, the largest pass of the
   method over that of plain training.
+- `images_per_second`: training examples of the method over wall time.
+- `peak_memory_ratio`: largest memory on a GPU, the method's over plain training's, parameters and all.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ray_deltastn as rd
 from ray_deltastn.methods import get_method
+from ray_deltastn.settings import PRECISIONS
 from ray_deltastn.tasks import networks
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
@@ -37,6 +42,8 @@ TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
 NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
     "mlp": (networks.mlp, 128, (1, 28, 28), 10),
     "cnn": (networks.simple_cnn, 128, (1, 28, 28), 5),
+    "alexnet": (networks.alexnet, 32, (3, 32, 32), 2),
+    "vgg16": (networks.vgg16, 32, (3, 32, 32), 2),
     "resnet18": (networks.resnet18, 32, (3, 32, 32), 2),
 }
 
@@ -44,7 +51,16 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
 class Cycle:
     """One cycle of a method on random data; call it to run it."""
 
-    def __init__(self, net: str, method: str, response_fraction: float, batch: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        net: str,
+        method: str,
+        response_fraction: float,
+        batch: int,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
         torch.manual_seed(seed)
         make, _, shape, _ = NETS[net]
         model = make()
@@ -53,9 +69,10 @@ class Cycle:
         data = (torch.randn(batch, *shape), torch.randint(0, 10, (batch,)))
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data)
         self.tuner = rd.SelfTuner(
-            task, method, batch_size=batch, response_fraction=response_fraction, device="cpu", seed=seed
-        )
-        self.data = data
+            task, method, batch_size=batch, response_fraction=response_fraction, device=device, seed=seed,
+            precision=precision,
+        )  # fmt: skip
+        self.data = tuple(t.to(self.tuner.device) for t in data)
 
     def __call__(self) -> None:
         """Run five train steps and, if the method tunes, one hyper step."""
@@ -66,6 +83,17 @@ class Cycle:
             self.tuner.model.eval()
             for _ in range(VALID_INTERVAL):
                 self.tuner.algorithm.hyper_step(*self.data)
+
+    def peak(self) -> int:
+        """Bytes on the GPU at the most in a cycle; 0 on a CPU."""
+        device = self.tuner.device
+        if device.type != "cuda":
+            self()
+            return 0
+        self()
+        torch.cuda.reset_peak_memory_stats(device)
+        self()
+        return torch.cuda.max_memory_allocated(device)
 
     def flops(self) -> int:
         """Matmul and convolution FLOPs of a cycle."""
@@ -111,7 +139,16 @@ class Cycle:
         return largest
 
 
-def measure(net: str, method: str, response_fraction: float, pairs: int | None = None) -> dict[str, Any]:
+def measure(
+    net: str,
+    method: str,
+    response_fraction: float,
+    pairs: int | None = None,
+    *,
+    batch: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> dict[str, Any]:
     """One row: a method against plain training on one network.
 
     Args:
@@ -119,36 +156,57 @@ def measure(net: str, method: str, response_fraction: float, pairs: int | None =
         method: name of a method.
         response_fraction: share of each minibatch that trains Θ; methods that train it with w₀ take the whole.
         pairs: pairs of cycles timed.
+        batch: examples in a minibatch.
+        device: `cpu` or `cuda`.
+        precision: see `Settings`.
     """
-    _, batch, _, usual = NETS[net]
+    _, usual_batch, _, usual = NETS[net]
+    batch = batch or usual_batch
     if not get_method(method).split:
         response_fraction = 1.0
-    plain, tuned = Cycle(net, "fixed", 1.0, batch), Cycle(net, method, response_fraction, batch)
-    plain()
-    tuned()
+
+    def ready(method: str, fraction: float) -> tuple[Cycle, int]:
+        held = torch.cuda.memory_allocated() if device == "cuda" else 0
+        cycle = Cycle(net, method, fraction, batch, device=device, precision=precision)
+        return cycle, cycle.peak() - held
+
+    plain, least = ready("fixed", 1.0)
+    tuned, most = ready(method, response_fraction)
     flops = tuned.flops() / plain.flops()
     memory = tuned.saved_bytes() / plain.saved_bytes()
-    cpu, wall = [], []
+    cpu, wall, taken = [], [], []
     for _ in range(pairs or usual):
         seconds = []
         for cycle in (plain, tuned):
             before = time.process_time(), time.perf_counter()
             cycle()
+            wait_for(cycle.tuner.device)
             seconds.append((time.process_time() - before[0], time.perf_counter() - before[1]))
         cpu.append(seconds[1][0] / seconds[0][0])
         wall.append(seconds[1][1] / seconds[0][1])
+        taken.append(seconds[1][1])
     return {
         "net": net,
         "method": method,
         "response_fraction": response_fraction,
         "batch": batch,
+        "device": device,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "flop_ratio": round(flops, 4),
         "cpu_time_ratio": round(statistics.median(cpu), 3),
         "wall_time_ratio": round(statistics.median(wall), 3),
         "saved_memory_ratio": round(memory, 3),
+        "images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(taken)),
+        "peak_memory_ratio": round(most / least, 3) if device == "cuda" else None,
         **versions(),
     }
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def versions() -> dict[str, str]:
@@ -168,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
     parser.add_argument("--response-fraction", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="examples in a minibatch (default: 128, with large networks 32)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--pairs", type=int, help="pairs of cycles timed (default: 10, 5, 2)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)
@@ -179,7 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for net in options.nets.split(","):
         for method in options.methods.split(","):
-            rows.append(measure(net, method, options.response_fraction, options.pairs))
+            row = measure(
+                net, method, options.response_fraction, options.pairs, batch=options.batch, device=options.device,
+                precision=options.precision,
+            )  # fmt: skip
+            rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -37,11 +37,13 @@ def evaluate(objective: Objective, stream: Stream, loss: Loss, metrics: Mapping[
     with torch.no_grad():
         delta = objective.delta(objective.space.lam.detach(), None)
         for x, y in stream.in_order():
-            if delta is None or objective.response is None:
-                output = model(x)
-            else:
-                with objective.response.displaced(delta):
+            with objective.precision(x):
+                if delta is None or objective.response is None:
                     output = model(x)
+                else:
+                    with objective.response.displaced(delta):
+                        output = model(x)
+            output = output.float() if objective.half else output
             found = {"loss": loss(output, y).double().mean()}
             if is_classification(output, y):
                 found["accuracy"] = accuracy(output, y)

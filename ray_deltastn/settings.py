@@ -23,6 +23,7 @@ SCHEDULES: dict[str, Any] = {
 OPTIMIZERS = ("sgd", "adam", "adamw")
 HYPER_OPTIMIZERS = ("rmsprop", "adam")
 SOLVERS = ("cg", "neumann")
+PRECISIONS = ("fp32", "tf32", "bf16")
 #: preset → what the options that are not given become.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {"response_fraction": 1.0}, "fast": {"response_fraction": 0.25}}
 
@@ -60,6 +61,8 @@ class Settings:
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
         implicit_steps: for `ift`: products with the Hessian in a hyper step.
         implicit_damping: for `ift`: added to the Hessian's diagonal.
+        precision: `fp32`; `tf32`, with float32 products rounded to 10 bits where the device can; or `bf16`, with the
+            network's passes under autocast and everything else in float32.
         patience: stop after so many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
@@ -94,6 +97,7 @@ class Settings:
     implicit_solver: str = "cg"
     implicit_steps: int = 20
     implicit_damping: float = 0.0
+    precision: str = "fp32"
     patience: int | None = None
     steps_per_report: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +131,7 @@ class Settings:
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
         choices = (
             ("optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS), ("implicit_solver", SOLVERS),
+            ("precision", PRECISIONS),
         )  # fmt: skip
         for name, known in choices:
             if getattr(self, name) not in known:

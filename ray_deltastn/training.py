@@ -92,7 +92,7 @@ class SelfTuner:
         self.objective = Objective(
             self.model, task.loss, self.space, self.setting, self.method, self.response,
             valid_loss=task.valid_loss, augment=task.augmentations, penalty=task.penalties,
-            valid_penalty=task.valid_penalties,
+            valid_penalty=task.valid_penalties, half=s.precision == "bf16",
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
@@ -168,6 +168,9 @@ class SelfTuner:
             raise RuntimeError(f"`step` needs a run that has not ended, got one that stopped: {self.stop_reason}")
         outer = random_state.capture(self.device)
         random_state.restore(self._global_random, self.device)
+        rounding = torch.get_float32_matmul_precision()
+        if self.settings.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
         try:
             target = min(self.steps + (self.settings.steps_per_report or len(self.train)), self.total_steps)
             self.model.train()
@@ -177,6 +180,7 @@ class SelfTuner:
                     self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
             return self._report()
         finally:
+            torch.set_float32_matmul_precision(rounding)
             self._global_random = random_state.capture(self.device)
             random_state.restore(outer, self.device)
 

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ class Objective:
         augment: changes of the training inputs, in this order.
         penalty: terms of L_T in weights and hyperparameters.
         valid_penalty: the same for L_V, which then depends on λ directly (2.4).
+        half: run the network under bfloat16 autocast; outputs, losses, penalties and parameters stay in their own type.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Objective:
         augment: Sequence[Augmentation] = (),
         penalty: Sequence[Penalty] = (),
         valid_penalty: Sequence[Penalty] = (),
+        half: bool = False,
     ) -> None:
+        self.half = half
         self.model = model
         self.loss = loss
         self.valid_loss = valid_loss or loss
@@ -91,18 +96,23 @@ class Objective:
 
     def predict(self, x: Tensor, delta: Tensor | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Output of the network displaced by δ, in the way of the method; `weights` stand in for w₀ by name."""
-        if weights is not None:
-            output = functional_call(self.model, self._standing_in(weights), (x,))
-        elif delta is None or self.response is None:
-            output = self.model(x)
-        elif self.method.linearized:
-            output = linearised_forward(self.model, x, self.response, delta)
-        else:
-            with self.response.displaced(delta):
+        with self.precision(x):
+            if weights is not None:
+                output = functional_call(self.model, self._standing_in(weights), (x,))
+            elif delta is None or self.response is None:
                 output = self.model(x)
+            elif self.method.linearized:
+                output = linearised_forward(self.model, x, self.response, delta)
+            else:
+                with self.response.displaced(delta):
+                    output = self.model(x)
         if not isinstance(output, Tensor):
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
-        return output
+        return output.float() if self.half else output
+
+    def precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        """The arithmetic of a pass of the network on `x`."""
+        return torch.autocast(x.device.type, torch.bfloat16) if self.half else nullcontext()
 
     def train_loss(
         self,

@@ -181,7 +181,7 @@ class Response(nn.Module):
         x = fwAD.unpack_dual(x).primal if self._linearised else x
         applied = kind.apply(layer, x, None) if kind.rows == "element" else None
         if not self._linearised:
-            return output + self._branch(layer, x, output, applied)
+            return output + self._branch(layer, x, output, applied).to(output.dtype)
         primal, tangent = fwAD.unpack_dual(output)
         change = self._branch(layer, x, primal, applied).to(primal.dtype)
         if self._input_tangent is not None and kind.tangent is not None:

@@ -1,0 +1,91 @@
+"""bfloat16 autocast: the same gradients and the same schedule as float32, within its rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ray_deltastn as rd
+from ray_deltastn.methods import METHODS, Objective, get_method
+from ray_deltastn.regularizers import Setting
+from ray_deltastn.response import Response
+from ray_deltastn.tasks import build_task
+from tests.networks import NETWORKS
+from tests.oracles import randomise
+
+RESPONDING = [name for name, method in METHODS.items() if method.responds]
+
+
+def response_gradient(network, method, half, training):
+    model, x = network(batch=8)
+    model = model.float().train(training)
+    x = x.float() if x.is_floating_point() else x
+    response = randomise(Response(model, 2)).float()
+    space = rd.HyperSpace(a=rd.Unbounded(0.1), b=rd.Unbounded(0.2))
+    objective = Objective(
+        model, lambda out, y: out.square().mean(), space, Setting(space), get_method(method), response, half=half
+    )
+    torch.manual_seed(3)
+    eps = torch.randn(8, 2)
+    torch.manual_seed(4)
+    loss = objective.train_loss(x, x, eps)
+    assert loss.dtype == torch.float32
+    found = torch.autograd.grad(loss, list(response.parameters()), allow_unused=True)
+    assert all(g.dtype == torch.float32 for g in found if g is not None)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("method", ["stn", "delta-stn"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_response_gradients_agree_with_float32(network, method, training):
+    exact, half = (response_gradient(network, method, half, training) for half in (False, True))
+    assert not torch.equal(exact, half)
+    assert torch.cosine_similarity(exact, half, 0) > 0.99
+    assert abs(half.norm() / exact.norm() - 1) < 0.05
+
+
+@pytest.mark.parametrize("method", RESPONDING)
+def test_schedule_is_that_of_float32_within_its_own_noise(method):
+    def schedule(precision, seed=0):
+        torch.manual_seed(0)
+        tuner = rd.SelfTuner(
+            build_task({"task": "digits-mlp", "width": 64}), method, epochs=4, batch_size=64, lr=0.02, warmup=1,
+            hyper_lr=0.05, seed=seed, precision=precision, device="cpu",
+        )  # fmt: skip
+        lams = []
+        for _ in tuner.fit():
+            lams.append(tuner.space.lam.detach().clone())
+        return torch.stack(lams)
+
+    exact, half, other = schedule("fp32"), schedule("bf16"), schedule("fp32", seed=1)
+    assert not torch.equal(exact, half)
+    assert (half - exact).abs().mean() < (other - exact).abs().mean()
+
+
+def test_evaluation_runs_in_the_precision_of_the_run():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        tuner = rd.SelfTuner(build_task({"task": "digits-mlp", "width": 64}), "fixed", epochs=1, precision=precision)
+        losses[precision] = tuner._evaluate_valid()["loss"]
+    assert losses["fp32"] != losses["bf16"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
+def test_parameters_and_states_stay_in_float32():
+    tuner = rd.SelfTuner(build_task({"task": "digits-mlp", "width": 16}), epochs=1, precision="bf16", warmup=0)
+    tuner.step()
+    tensors = [*tuner.model.parameters(), *tuner.response.parameters(), tuner.space.lam]
+    assert {t.dtype for t in tensors} == {torch.float32}
+    assert {t.dtype for t in tuner.export().values()} == {torch.float32}
+
+
+def test_tf32_is_for_the_run_only():
+    seen = []
+    task = build_task({"task": "digits-mlp", "width": 16})
+    task.loss = lambda out, y: seen.append(torch.get_float32_matmul_precision()) or F.cross_entropy(out, y)
+    before = torch.get_float32_matmul_precision()
+    rd.SelfTuner(task, epochs=1, precision="tf32", device="cpu").step()
+    assert "high" in seen
+    assert torch.get_float32_matmul_precision() == before
