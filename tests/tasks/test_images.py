@@ -9,6 +9,7 @@ from ray_deltastn.tasks import READY, build_task, images
 from ray_deltastn.tasks.image_sets import load_images
 from ray_deltastn.tasks.images import ImageRecipe, hold_out, image_task, task_of
 from ray_deltastn.tasks.networks import Normalize, alexnet, mlp, resnet18, simple_cnn, vgg16
+from tests.oracles import NoSync
 
 RECIPES = {
     "mnist-mlp": images.MNIST_MLP,
@@ -243,16 +244,6 @@ def test_initial_values_and_scale_may_be_others(name):
         task(name, initial_values={"droput1": 0.3})
     with pytest.raises(ValueError, match=r"`low < initial < high` must hold.*'dropout1'"):
         task(name, initial_values={"dropout1": 0.95})
-
-
-class NoSync(torch.utils._python_dispatch.TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a number, shapes from data, copies of lists."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in self.FORBIDDEN, func
-        return func(*args, **(kwargs or {}))
 
 
 @CIFAR

@@ -1,0 +1,48 @@
+"""A cycle never makes the host wait for the device: a GPU's queue of launches stays full."""
+
+import pytest
+import torch
+
+import ray_deltastn as rd
+from ray_deltastn.methods import METHODS
+from tests.oracles import NoSync
+from tests.tasks.test_images import task
+
+LEARNED = [name for name, method in METHODS.items() if method.responds or not method.tunes]
+
+
+def started(method, name, device):
+    """A run after its first step, which makes the optimisers' buffers and the order of the pass."""
+    torch.manual_seed(0)
+    tuner = rd.SelfTuner(
+        task(name), method, batch_size=4, valid_batch_size=4, epochs=50, warmup=0, train_interval=2, clip_grad=1.0,
+        device=device,
+    )  # fmt: skip
+    tuner.model.train()
+    for _ in range(2):
+        tuner._train_step()
+    # A new pass copies its order to the device: once per epoch, and not looked at here.
+    tuner.train.position = tuner.valid.position = 0
+    tuner.steps = 1
+    return tuner
+
+
+@pytest.mark.parametrize("name", ["fashion-cnn", "cifar10-resnet18"])
+@pytest.mark.parametrize("method", LEARNED)
+def test_a_cycle_has_no_synchronising_call(method, name):
+    tuner = started(method, name, "cpu")
+    before = tuner.space.lam.detach().clone()
+    with NoSync():
+        tuner._train_step()
+    assert METHODS[method].tunes != torch.equal(tuner.space.lam, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", LEARNED)
+def test_a_cycle_has_no_synchronising_call_on_a_gpu(method):
+    tuner = started(method, "cifar10-resnet18", "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tuner._train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
