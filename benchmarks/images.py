@@ -196,7 +196,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else None
 
 
-def _change(text: str) -> tuple[str, Any]:
+def change(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of records and states")
     parser.add_argument("--label", help="name of the run (default: its method)")
     parser.add_argument("--minutes", type=float, help="stop cleanly after so long; continue with the same command")
-    parser.add_argument("--set", type=_change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--schedule-of", type=Path, metavar="FILE.json", help="record whose schedule `fixed` follows")
     parser.add_argument("--schedule-form", choices=FORMS, default="schedule")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")

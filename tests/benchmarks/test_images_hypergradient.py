@@ -1,0 +1,63 @@
+"""The three looks at a hypergradient, where the answers are known."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import images_hypergradient as look
+from benchmarks.toy_problems import Problem
+from tests.benchmarks.test_toy import small
+
+
+def ridge_run(seed=0, **changes):
+    problem = Problem("ridge", small(seed))
+    config = {
+        "task": lambda config: problem.task(seed), "method": "delta-stn", "seed": seed, "lr": 0.1, "epochs": 3,
+        "batch_size": 1000, "warmup": 1, "train_interval": 1, "device": "cpu", **changes,
+    }  # fmt: skip
+    return problem, config, look.tuner_of(config)
+
+
+def test_long_retraining_is_the_exact_difference():
+    problem, config, tuner = ridge_run()
+    list(tuner.fit())
+    shift, lam = 0.5, tuner.space.lam.detach().double()
+    (found,) = look.retrained(tuner, config, 0, shift, [1500])
+    exact = (problem.outer(lam + shift) - problem.outer(lam - shift)).item() / (2 * shift)
+    assert 2 * found == pytest.approx(2 * exact, rel=1e-3)
+
+
+def test_looking_leaves_the_run_as_it_was():
+    _, config, tuner = ridge_run()
+    _, _, other = ridge_run()
+    tuner.step()
+    other.step()
+    look.look(tuner, config, [4], 3, [2, 4], 0.5)
+    found, expected = tuner.step(), other.step()
+    assert {k: v for k, v in found.items() if "seconds" not in k} == {
+        k: v for k, v in expected.items() if "seconds" not in k
+    }
+
+
+def test_noise_falls_with_the_root_of_the_batch():
+    _, _, tuner = ridge_run()
+    for _ in tuner.fit():
+        pass
+    spread = [look.hypergradients(tuner, batch, 400).std().item() for batch in (16, 256)]
+    assert spread[0] / spread[1] == pytest.approx(4.0, rel=0.25)
+
+
+def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
+    out, picture = tmp_path / "rows.json", tmp_path / "rows.png"
+    run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--epochs", "2,3"]
+    sizes = ["--batches", "4,8", "--draws", "3", "--horizons", "2,4"]
+    look.main([*run, *sizes, "--json", str(out), "--plot", str(picture)])
+    record = json.loads(out.read_text())
+    assert [(row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [
+        (2, "dropout"), (2, "decay"), (3, "dropout"), (3, "decay"),
+    ]  # fmt: skip
+    assert record["rows"][0]["retrained"].keys() == {"2", "4"}
+    assert picture.stat().st_size > 10_000
+    assert "re-trained for 4 steps: same sign as learned in" in capsys.readouterr().out
+    assert torch.get_num_threads() == 1
