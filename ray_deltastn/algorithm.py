@@ -1,8 +1,12 @@
-"""The train step and the hyper step of a run, from its objective, optimisers and settings."""
+"""The train step and the hyper step of a run, from its objective, optimisers and settings, and its arithmetic."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from ray_deltastn.methods import ImplicitSteps, Objective, Steps, UnrolledSteps
 from ray_deltastn.optimizers import Optimizers
@@ -23,3 +27,23 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
     if objective.method.hypergradient == "unrolled":
         return UnrolledSteps(*moved, window=settings.train_interval, **options)
     return Steps(*moved, **options)
+
+
+@contextmanager
+def float32_products(tf32: bool, device: torch.device) -> Iterator[None]:
+    """Let float32 products and convolutions round to TF32 while inside, or keep them from it.
+
+    Args:
+        tf32: whether they may; convolutions on a GPU otherwise do by PyTorch's default.
+        device: the training device; nothing but the products' switch is touched for a CPU.
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = convolutions

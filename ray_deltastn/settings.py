@@ -61,8 +61,9 @@ class Settings:
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
         implicit_steps: for `ift`: products with the Hessian in a hyper step.
         implicit_damping: for `ift`: added to the Hessian's diagonal.
-        precision: `fp32`; `tf32`, with float32 products rounded to 10 bits where the device can; or `bf16`, with the
-            network's passes under autocast and everything else in float32.
+        precision: `fp32`; `tf32`, with factors of float32 products and convolutions rounded to 10 bits where the device
+            can; or `bf16`, with the network's passes under autocast, and random numbers, losses, penalties and
+            parameters in float32.
         patience: stop after so many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 #: Version of the layout of `SelfTuner.state_dict`.
-VERSION = 1
+VERSION = 2
 
 
 def identity(

@@ -6,13 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ray_deltastn import random_state
-from ray_deltastn.algorithm import make_steps
+from ray_deltastn.algorithm import float32_products, make_steps
 from ray_deltastn.checks import check_differentiable, check_small_batches, try_out
 from ray_deltastn.data import stream
 from ray_deltastn.evaluation import evaluate
@@ -39,7 +40,7 @@ class SelfTuner:
 
     Attributes:
         model: the task's model, trained in place.
-        coverage: which parameters respond; None for `fixed`.
+        coverage: which parameters respond; None for a method without response.
         done: whether the run has ended, and `stop_reason` why.
         last_report: the latest report, empty before the first.
         algorithm: the train step and the hyper step, see `Steps`.
@@ -79,6 +80,8 @@ class SelfTuner:
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not self._trainable:
             raise ValueError("`model` needs at least one trainable parameter, got none")
+        if s.precision != "fp32" and self._trainable[0].dtype != torch.float32:
+            raise ValueError(f"`precision={s.precision}` needs a float32 model, got {self._trainable[0].dtype}")
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
         self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
@@ -168,21 +171,22 @@ class SelfTuner:
             raise RuntimeError(f"`step` needs a run that has not ended, got one that stopped: {self.stop_reason}")
         outer = random_state.capture(self.device)
         random_state.restore(self._global_random, self.device)
-        rounding = torch.get_float32_matmul_precision()
-        if self.settings.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
         try:
             target = min(self.steps + (self.settings.steps_per_report or len(self.train)), self.total_steps)
             self.model.train()
-            while self.steps < target:
-                self._train_step()
-                if self.steps % len(self.train) == 0:
-                    self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
-            return self._report()
+            with self.arithmetic():
+                while self.steps < target:
+                    self._train_step()
+                    if self.steps % len(self.train) == 0:
+                        self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
+                return self._report()
         finally:
-            torch.set_float32_matmul_precision(rounding)
             self._global_random = random_state.capture(self.device)
             random_state.restore(outer, self.device)
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """How float32 products round while inside, by `precision`: PyTorch's switches are global."""
+        return float32_products(self.settings.precision == "tf32", self.device)
 
     def _train_step(self) -> None:
         started = time.perf_counter()

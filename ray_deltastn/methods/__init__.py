@@ -1,6 +1,7 @@
 """The methods: `fixed`, `stn`, `centered-stn`, `delta-stn`, one code path with small differences; `ift`, `unrolled`."""
 
 from ray_deltastn.methods.alternatives import ImplicitSteps, UnrolledSteps
+from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
 from ray_deltastn.methods.frozen import RunningStatistics
 from ray_deltastn.methods.method import METHODS, Method, get_method
 from ray_deltastn.methods.objective import Loss, Objective
@@ -15,5 +16,9 @@ __all__ = [
     "RunningStatistics",
     "Steps",
     "UnrolledSteps",
+    "conjugate_gradient",
     "get_method",
+    "implicit_hypergradient",
+    "neumann",
+    "unroll",
 ]

@@ -33,14 +33,25 @@ class WindowSteps(Steps):
         self.length = window
         #: Inputs, targets and learning rate of each train step of this cycle.
         self.window: list[tuple[Tensor, Tensor, float]] = []
+        self._used = False
         self.names = {p: name for name, p in self.objective.model.named_parameters() if p.requires_grad}
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move w₀ on one minibatch, on L_T(λ, w₀), and remember it."""
-        if len(self.window) >= self.length:
+        if self.complete or not self.window:
             self.window.clear()
+            self._used = False
+            self._begin()
         self.window.append((x, y, self.weights_optimizer.param_groups[0]["lr"]))
         return super().train_step(x, y)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the next train step begins a new window: λ has moved, or warm-up has come so far."""
+        return self._used or len(self.window) >= self.length
+
+    def _begin(self) -> None:
+        """Note what a new window needs of the moment before it."""
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move λ on one validation minibatch; the model must be in evaluation mode.
@@ -49,6 +60,7 @@ class WindowSteps(Steps):
             The validation objective before the step, a detached scalar.
         """
         assert self.hyper_optimizer is not None
+        self._used = True
         loss, gradient = self.hypergradient(x, y)
         self._move(self.hyper_optimizer, [self.objective.space.lam], (gradient,), clip=False)
         return loss.detach()
@@ -67,17 +79,21 @@ class WindowSteps(Steps):
             self.objective.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """The window: a run may be saved inside a cycle."""
-        return {"window": list(self.window)}
+        """The window, of a run that is saved inside a cycle."""
+        return {"length": self.length, "window": [] if self.complete else list(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a window."""
+        """Take over a window; one of another length is dropped, and the first cycle sees a shorter one."""
         device = self.objective.space.lam.device
-        self.window = [(x.to(device), y.to(device), lr) for x, y, lr in state["window"]]
+        window = state["window"] if state["length"] == self.length else []
+        self.window = [(x.to(device), y.to(device), lr) for x, y, lr in window]
+        self._used = False
 
 
 class ImplicitSteps(WindowSteps):
     """λ moves along the implicit-differentiation hypergradient (Eqn. 2.2), with L_T on the minibatches of the window.
+
+    They are taken as one batch, also by batch normalisation.
 
     Args:
         arguments: those of `WindowSteps`.
@@ -99,19 +115,22 @@ class ImplicitSteps(WindowSteps):
         xs, ys, rates = zip(*self.window, strict=True)
         with self._training():
             train_loss = objective.train_loss(torch.cat(xs), torch.cat(ys), lam=lam)
+        # The weights settle where ∇L_T plus the optimiser's own decay vanishes.
+        damping = self.damping + self.weights_optimizer.param_groups[0]["weight_decay"]
         valid_loss = objective.valid_objective(x, y, lam)
         if self.solver == "cg":
             solve = partial(conjugate_gradient, iterations=self.iterations)
         else:
             solve = partial(neumann, iterations=self.iterations, step=rates[-1])
-        return valid_loss, implicit_hypergradient(train_loss, valid_loss, self.weights, lam, solve, self.damping)
+        return valid_loss, implicit_hypergradient(train_loss, valid_loss, self.weights, lam, solve, damping)
 
 
 class UnrolledSteps(WindowSteps):
     """λ moves along the gradient through the train steps of the window, taken again with their graph.
 
     The weights at the start of the window count as constant. SGD only; randomness of the model itself (a constant
-    dropout, say) is drawn anew.
+    dropout, say) and of constant augmentations is drawn anew. Running statistics of normalisation layers count as they
+    are.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -120,14 +139,11 @@ class UnrolledSteps(WindowSteps):
         self.start: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
 
-    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Move w₀ on one minibatch, on L_T(λ, w₀), and remember it."""
-        if len(self.window) in (0, self.length):
-            state = self.weights_optimizer.state
-            self.start = {name: p.detach().clone() for p, name in self.names.items()}
-            buffers = {name: state[p].get("momentum_buffer") for p, name in self.names.items() if p in state}
-            self.momenta = {name: b.detach().clone() for name, b in buffers.items() if b is not None}
-        return super().train_step(x, y)
+    def _begin(self) -> None:
+        state = self.weights_optimizer.state
+        self.start = {name: p.detach().clone() for p, name in self.names.items()}
+        buffers = {name: state[p].get("momentum_buffer") for p, name in self.names.items() if p in state}
+        self.momenta = {name: b.detach().clone() for name, b in buffers.items() if b is not None}
 
     def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Validation objective on a minibatch and its gradient in λ, (h,)."""
@@ -149,6 +165,8 @@ class UnrolledSteps(WindowSteps):
 
     def state_dict(self) -> dict[str, Any]:
         """The window and the weights and momenta at its start."""
+        if self.complete:
+            return {**super().state_dict(), "start": {}, "momenta": {}}
         return {**super().state_dict(), "start": dict(self.start), "momenta": dict(self.momenta)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

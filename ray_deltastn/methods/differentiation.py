@@ -13,6 +13,9 @@ updates that led to the weights instead, w_{t+1} = w_t − α v_{t+1} with v_{t+
 | w       | `weights`    | list of parameters  |
 | λ       | `lam`        | (h,)                |
 | Hv      | `product(v)` | (p,), p weights in all |
+| q       | `q`          | (p,)                |
+| ρ       | `damping`    | ()                  |
+| α, μ    | `step` or `rates`, `momentum` | () |
 """
 
 from __future__ import annotations
@@ -28,28 +31,32 @@ Product = Callable[[Tensor], Tensor]
 def conjugate_gradient(product: Product, b: Tensor, iterations: int, tolerance: float = 1e-12) -> Tensor:
     """Solution x of Hx = b for symmetric positive definite H, by conjugate gradients (Hestenes and Stiefel 1952).
 
-    Along a direction d with dᵀHd ≤ 0, which H has where L_T is not convex, no further step is taken. A solution that is
-    reached early stays: there is no test that would wait for the device.
+    At the first direction d with dᵀHd ≤ 0, which H has where L_T is not convex, it stops for good with the x it has; if
+    that is the very first direction, b itself, it returns b, the direction that H = I would give. A solution that is
+    reached early stays. There is no test that would wait for the device.
 
     Args:
         product: v (p,) ↦ Hv (p,).
         b: right-hand side (p,).
         iterations: number of products; p of them give the solution but for rounding.
-        tolerance: relative residual ‖b − Hx‖²/‖b‖² below which it is zero.
+        tolerance: relative residual ‖b − Hx‖/‖b‖ below which x is the solution.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     squared = residual.dot(residual)
     least = tolerance**2 * squared
-    for _ in range(iterations):
+    going = squared > 0
+    began = ~going
+    for iteration in range(iterations):
         image = product(direction)
         curvature = direction.dot(image)
-        going = (squared > least) & (curvature > 0)
+        going = going & (squared > least) & (curvature > 0)
+        began = began if iteration else going
         step = torch.where(going, squared / curvature.where(going, torch.ones_like(curvature)), 0.0)
         x = x + step * direction
         residual = residual - step * image
         before, squared = squared, residual.dot(residual)
         direction = residual + squared / before.clamp_min(torch.finfo(b.dtype).tiny) * direction
-    return x
+    return torch.where(began, x, b)
 
 
 def neumann(product: Product, b: Tensor, iterations: int, step: float) -> Tensor:
@@ -80,7 +87,8 @@ def implicit_hypergradient(
 ) -> Tensor:
     """d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨(H + ρI)⁻¹ ∇_w L_V, ∂²L_T/∂w∂λ⟩, (h,) (Eqn. 2.2).
 
-    Exact where ∇_w L_T = 0, as good as the linear solver; elsewhere it is what the theorem's formula gives.
+    An optimiser's own weight decay belongs to ρ: the weights settle where ∇_w L_T + ρw = 0. Exact there, as good as
+    the linear solver; elsewhere it is what the theorem's formula gives.
 
     Args:
         train_loss: L_T(λ, w), a scalar with its graph.

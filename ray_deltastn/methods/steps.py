@@ -20,7 +20,7 @@ class Steps:
         objective: L_T and L_V of the task under the method.
         weights_optimizer: moves w₀.
         response_optimizer: moves Θ; None for a method without response.
-        hyper_optimizer: moves λ, and σ if it is tuned; None for a method without response.
+        hyper_optimizer: moves λ, and σ if it is tuned; None for a method that tunes nothing.
         entropy_weight: τ.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
         tune_scale: move σ.

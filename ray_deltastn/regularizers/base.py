@@ -30,7 +30,7 @@ class Setting:
         self.values: Mapping[str, Tensor] = {}
 
     def value(self, name: str, like: Tensor) -> Tensor:
-        """Value of one hyperparameter, shaped (B or 1, 1, …) and typed to act on `like` (B, …).
+        """Value of one hyperparameter, shaped (B or 1, 1, …) to act on `like` (B, …), in its type or at least float32.
 
         Raises:
             RuntimeError: outside a pass, when no values are set.
@@ -38,7 +38,7 @@ class Setting:
         """
         if name not in self.values:
             raise RuntimeError(f"`{name}` has a value only while a method runs the model; use `model.eval()` outside")
-        value = self.values[name].to(like.dtype)
+        value = self.values[name].to(_at_least_single(like.dtype))
         if value.dim() and value.shape[0] != like.shape[0]:
             raise ValueError(
                 f"`x.shape[0]` must be the batch size for '{name}' per example, got {like.shape[0]} for a batch of "
@@ -47,8 +47,13 @@ class Setting:
         return value.view(-1, *(1,) * (like.dim() - 1))
 
     def rand(self, *shape: int, like: Tensor) -> Tensor:
-        """Uniform random numbers on the device and in the type of `like`."""
-        return torch.rand(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        """Uniform random numbers on the device of `like`, in its type or, if that is coarser, in float32."""
+        return torch.rand(shape, generator=self.generator, device=like.device, dtype=_at_least_single(like.dtype))
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    # bfloat16 has 8 bits: a dropout rate of 0.001 would drop three times as much.
+    return torch.promote_types(dtype, torch.float32)
 
 
 @runtime_checkable
@@ -64,7 +69,7 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A term of the objective in the weights and hyperparameters."""
+    """A term of the objective in the weights, as `weights` has them, and the hyperparameters."""
 
     names: tuple[str, ...]
 

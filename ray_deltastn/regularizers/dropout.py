@@ -43,7 +43,7 @@ class Dropout(Regularizer):
         p = self.setting.value(self.names[0], like=x)
         keep = self.setting.rand(*self.mask_shape(x), like=x) >= p
         # At p = 1 nothing is kept, and nothing divided by zero.
-        return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps))
+        return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps)).to(x.dtype)
 
 
 class ChannelDropout(Dropout):

@@ -104,8 +104,7 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
             self._check_ends(name, parse_domain(name, text))
 
-    @staticmethod
-    def _check_ends(name: str, domain: Any) -> None:
+    def _check_ends(self, name: str, domain: Any) -> None:
         """Raise ValueError if an option would break its rule somewhere in its domain."""
         if name not in Settings.names():
             return
@@ -115,7 +114,13 @@ class ExperimentConfig(_Section):
             whole = isinstance(domain.upper, int)
             ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
         for end in ends:
-            Settings(**{name: end})
+            Settings(**{**self.train, name: end})
+
+    def methods(self) -> list[Any]:
+        """The methods that trials of this experiment may have."""
+        if "method" in self.search:
+            return list(parse_domain("method", self.search["method"]).categories)
+        return [self.train.get("method", Settings.method)]
 
     def param_space(self) -> dict[str, Any]:
         """Config of a trial, with Tune domains where it is searched."""

@@ -17,6 +17,8 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.search import BasicVariantGenerator
 
 from ray_deltastn import random_state
+from ray_deltastn.checks import check_differentiable
+from ray_deltastn.methods import get_method
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.progress import Progress
@@ -155,6 +157,8 @@ def check_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     watched = _Watched({"task": config.task, **config.options, **config.train})
     with random_state.isolated(0):
         task = build_task(watched)
+    for method in config.methods():
+        check_differentiable(task, get_method(method))
     for name in (*config.options, *searched):
         # A task may read an option later, or in some cases only: what is refused is a slip of the pen.
         near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)

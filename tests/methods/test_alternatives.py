@@ -40,9 +40,29 @@ def test_conjugate_gradient_stays_at_a_solution_it_has_reached():
     assert not conjugate_gradient(matrix.mv, torch.zeros_like(b), 5).any()
 
 
-def test_conjugate_gradient_takes_no_step_along_negative_curvature():
-    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    assert not conjugate_gradient(lambda v: -v, b, 5).any()
+def test_conjugate_gradient_stops_for_good_at_negative_curvature():
+    matrix = torch.diag(lams(3.0, 1.0, 0.5, -0.3))
+    stopped = 0
+    for seed in range(50):
+        b = torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        directions = []
+
+        def product(v, directions=directions):
+            directions.append(v)
+            return matrix @ v
+
+        found = conjugate_gradient(product, b, 8)
+        convex = [bool(d @ matrix @ d > 0) for d in directions]
+        first = convex.index(False) if False in convex else 8
+        stopped += 0 < first < 4
+        expected = conjugate_gradient(matrix.mv, b, first) if first else b
+        torch.testing.assert_close(found, expected)
+    assert stopped > 10
+
+
+def test_conjugate_gradient_against_negative_curvature_from_the_start_returns_the_right_hand_side():
+    b = lams(1.0, 2.0)
+    assert torch.equal(conjugate_gradient(lambda v: -v, b, 5), b)
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 7])
@@ -157,19 +177,59 @@ def test_unrolled_hypergradient_is_the_derivative_of_the_retraced_training():
     torch.testing.assert_close(found, lams((retrained(h) - retrained(-h)) / (2 * h)), rtol=1e-6, atol=1e-12)
 
 
-def test_ift_in_a_run_sees_the_minibatches_of_its_window():
-    tuner = run_of("ift", batch_size=40)  # a minibatch is the whole training set
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_ift_in_a_run_sees_the_whole_window_and_the_optimisers_decay(decay):
+    problem = Problem("ridge", small())
+    data, lam = problem.data, lams(problem.initial)
+    tuner = run_of("ift", weight_decay=decay, lr=1e-30, train_interval=3)  # the weights stay where they are put
     tuner.model.double()
     tuner.space.double()
-    problem = Problem("ridge", small())
-    algorithm = tuner.algorithm
+    system = problem._system(lam)[0] + decay * torch.eye(problem.dimension, dtype=torch.float64)
+    v = torch.linalg.solve(system, problem.correlation)
     with torch.no_grad():
-        tuner.model[0].weight.copy_(problem.best_response(tuner.space.lam.detach()))
-    data = problem.data
-    algorithm.window.append((data.x, data.t[:, None], 0.05))
+        tuner.model[0].weight.copy_(v)
+    for rows in (slice(0, 5), slice(5, 20), slice(20, None)):
+        tuner.algorithm.train_step(data.x[rows], data.t[rows, None])
     tuner.model.eval()
-    _, found = algorithm.hypergradient(data.x_valid, data.t_valid[:, None])
-    torch.testing.assert_close(found, problem.hypergradient(tuner.space.lam.detach()), rtol=1e-6, atol=1e-9)
+    _, found = tuner.algorithm.hypergradient(data.x_valid, data.t_valid[:, None])
+    outer = (v @ data.x_valid.T - data.t_valid) @ data.x_valid / len(data.t_valid)
+    exact = -outer @ torch.linalg.solve(system, problem.strength(lam)[1] * v)
+    torch.testing.assert_close(found[0], exact, rtol=1e-6, atol=1e-12)
+
+
+@ALTERNATIVES
+def test_a_changed_interval_takes_effect_within_a_cycle(method):
+    first = run_of(method, train_interval=10, steps_per_report=7)
+    first.step()
+    second = run_of(method, train_interval=5, steps_per_report=1)
+    second.load_state_dict(first.state_dict())
+    seen, hypergradient = [], second.algorithm.hypergradient
+
+    def spy(x, y):
+        seen.append((second.steps, len(second.algorithm.window)))
+        return hypergradient(x, y)
+
+    second.algorithm.hypergradient = spy
+    while second.steps < 25:
+        second.step()
+    assert seen == [(10, 3), (15, 5), (20, 5), (25, 5)]
+
+
+@ALTERNATIVES
+def test_several_hyper_steps_look_at_the_same_window(method):
+    tuner = run_of(method, valid_interval=3, train_interval=4, steps_per_report=12, warmup_steps=0)
+    seen, hypergradient = [], tuner.algorithm.hypergradient
+
+    def spy(x, y):
+        seen.append([id(x) for x, *_ in tuner.algorithm.window])
+        return hypergradient(x, y)
+
+    tuner.algorithm.hypergradient = spy
+    tuner.step()
+    assert len(seen) == 9
+    for k in (0, 3, 6):
+        assert seen[k] == seen[k + 1] == seen[k + 2]
+        assert len(seen[k]) == 4
 
 
 @pytest.mark.parametrize(
@@ -225,6 +285,54 @@ class Block(nn.Module):
 
     def forward(self, x):
         return self.last(self.norm(torch.tanh(self.second(torch.tanh(self.first(x))))))
+
+
+def block_task():
+    torch.manual_seed(0)
+    model = Block().double()
+    model.norm.momentum = 0.0  # running statistics follow the weights; the hypergradient takes them as they are
+    x = torch.randn(64, 4, dtype=torch.float64)
+    return rd.Task(
+        space=rd.HyperSpace(decay=rd.Positive(1e-1)), model=model, loss=F.mse_loss, penalty=rd.L2("decay"),
+        train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
+    )  # fmt: skip
+
+
+def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_normalisation():
+    options = {
+        "epochs": 9, "batch_size": 10, "warmup": 0, "train_interval": 3, "device": "cpu", "weight_decay": 0.02,
+        "clip_grad": 0.1, "lr": 0.1, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}, "seed": 4,
+    }  # fmt: skip
+    tuner = rd.SelfTuner(block_task(), "unrolled", steps_per_report=5, **options)
+    tuner.step()  # one minibatch into the second cycle, at a second learning rate
+    state = copy.deepcopy(tuner.state_dict())
+    found = []
+    hypergradient = tuner.algorithm.hypergradient
+    tuner.algorithm.hypergradient = lambda x, y: found.append(hypergradient(x, y)) or found[-1]
+    tuner._train_step()
+    ((loss, gradient),) = found
+
+    def retrained(shift):
+        # The cycle began before its first step: go there, with λ moved, and take its three steps again.
+        other = rd.SelfTuner(block_task(), "unrolled", steps_per_report=3, **options)
+        other.step()
+        other.algorithm.hyper_optimizer.param_groups[0]["lr"] = 0.0
+        with torch.no_grad():
+            other.space.lam.copy_(state["space"]["lam"] + shift)
+        losses = []
+        other.algorithm.hypergradient = lambda x, y: (
+            losses.append(other.objective.valid_objective(x, y, other.space.lam).item()),
+            (torch.zeros(()), torch.zeros_like(other.space.lam)),
+        )[1]
+        for _ in range(3):
+            other._train_step()
+            if other.steps % len(other.train) == 0:
+                other.optimizers.end_epoch(lambda: 0.0)
+        return losses[0]
+
+    h = 1e-4
+    assert loss.item() == pytest.approx(retrained(0.0), rel=1e-9)
+    assert gradient.item() == pytest.approx((retrained(h) - retrained(-h)) / (2 * h), rel=1e-5)
 
 
 @ALTERNATIVES

@@ -81,6 +81,27 @@ def test_parameters_and_states_stay_in_float32():
     assert {t.dtype for t in tuner.export().values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("rate", [0.002, 0.05])
+def test_dropout_keeps_its_rate(rate):
+    space = rd.HyperSpace(rate=rd.Bounded(rate, low=0.0, high=0.9))
+    setting = Setting(space, torch.Generator().manual_seed(0))
+    setting.values = space.named(space.values())
+    layer = rd.Dropout("rate")
+    layer.bind(setting)
+    many = 1_000_000
+    out = layer.train()(torch.ones(1, many, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    dropped = (out == 0).double().mean().item()
+    assert abs(dropped - rate) < 5 * (rate * (1 - rate) / many) ** 0.5
+
+
+def test_half_precision_wants_a_single_precision_model():
+    task = build_task({"task": "digits-mlp", "width": 16})
+    task.model.double()
+    with pytest.raises(ValueError, match=r"`precision=bf16` needs a float32 model, got torch\.float64"):
+        rd.SelfTuner(task, precision="bf16")
+
+
 def test_tf32_is_for_the_run_only():
     seen = []
     task = build_task({"task": "digits-mlp", "width": 16})

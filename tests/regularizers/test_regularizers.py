@@ -278,10 +278,13 @@ def test_values_of_another_batch_are_refused():
 
 def test_values_are_shaped_and_typed_to_act_on_the_batch():
     setting = setting_of(rate=[0.1, 0.2])
-    like = torch.ones(2, 3, 4, 5, dtype=torch.float16)
-    value = setting.value("rate", like=like)
-    assert value.shape == (2, 1, 1, 1)
-    assert value.dtype == like.dtype
+    for given, expected in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        like = torch.ones(2, 3, 4, 5, dtype=given)
+        value = setting.value("rate", like=like)
+        assert value.shape == (2, 1, 1, 1)
+        # A rate of 0.001 is not for 8 bits.
+        assert value.dtype == expected
+        assert setting.rand(2, like=like).dtype == expected
     assert setting_of(rate=0.3).value("rate", like=like).shape == (1, 1, 1, 1)
 
 

@@ -140,13 +140,17 @@ def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damag
         ("tune.metric=valid_los", "did you mean `best_valid_loss`"),
         ("options.widht=12", "did you mean `options.width`"),
         ("search.lr=uniform(-1, 1)", "`lr > 0` must hold, got lr=-1"),
+        ("train.method=ift", "'ift' differentiates the training loss in the hyperparameters"),
+        ("search.method=choice(['delta-stn', 'unrolled'])", "got 'dropout', of Dropout"),
+        ("search.optimizer=choice(['sgd', 'adam'])", None),
     ],
 )
 def test_mistakes_show_before_any_trial_starts(resumed, tmp_path, capsys, override, reason):
     _, config, _, _ = resumed
-    assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", override]) == 1
+    more = [] if reason else ["--set", "train.method=unrolled"]
+    assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", override, *more]) == 1
     error = capsys.readouterr().err.strip()
-    assert reason in error
+    assert (reason or "`optimizer` must be sgd for 'unrolled', got 'adam'") in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
