@@ -14,12 +14,14 @@ validation split is on which hyperparameters are tuned; the test split is only e
 
 `--schedule-of FILE.json` trains `fixed` on the schedule that another run found (Table 4): `--schedule-form` takes it as
 it is (`schedule`), its last values as constants (`final`), or these, perturbed in every epoch (`noise`: by N(0, 1) on
-the unconstrained axis).
+the unconstrained axis). Such a run is called `fixed-schedule`, `fixed-final` or `fixed-noise`; its record has the other
+one's name and a checksum of the values, and goes on only with the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -32,7 +34,9 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
-from benchmarks.speed import versions
+from benchmarks.arguments import whole
+from benchmarks.record import rounded
+from benchmarks.speed import hardware, versions
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
 
@@ -50,6 +54,10 @@ PAPER: dict[str, tuple[int, dict[str, Any]]] = {
 CURVE = ("epoch", "steps", "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "lr")
 UNFINISHED = 3
 FORMS = ("schedule", "final", "noise")
+#: What a record says of the schedule it follows; no key is the same as null.
+SCHEDULE = ("schedule_of", "schedule_form", "schedule_sha256")
+#: Options with a flag of their own.
+FLAGS = ("task", "method", "epochs", "seed")
 
 
 def configuration(task: str, method: str, epochs: int, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +89,16 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
 
     Returns:
         name → one value, or one value per epoch.
+
+    Raises:
+        ValueError: if the record is not one of a run with these hyperparameters.
     """
     names = space.names
-    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in record["curve"]]).double()
+    curve = record.get("curve") if isinstance(record, Mapping) else None
+    missing = [n for n in names if not curve or any(f"hyperparameters/{n}" not in point for point in curve)]
+    if not curve or missing:
+        raise ValueError(f"`--schedule-of` must be a record of a run that tuned {', '.join(names)}, got another")
+    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in curve]).double()
     if form == "final":
         return dict(zip(names, rows[-1].tolist(), strict=True))
     if form == "noise":
@@ -116,14 +131,20 @@ class Run:
         torch.manual_seed(config["seed"])
         task = build_task(config)
         options = {name: config[name] for name in Settings.names() if name in config}
+        followed: dict[str, str] = {}
         if schedule is not None:
             path, form = schedule
-            options["hyperparameters"] = schedule_of(json.loads(path.read_text()), form, task.space, config["seed"])
+            if "hyperparameters" in config:
+                raise ValueError("`--schedule-of` gives the hyperparameters, got `--set hyperparameters=…` too")
+            values = schedule_of(json.loads(path.read_text()), form, task.space, config["seed"])
+            options["hyperparameters"] = values
+            checksum = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+            followed = dict(zip(SCHEDULE, (path.stem, form, checksum), strict=True))
         self.tuner = rd.SelfTuner(task, **options)
         self.record: dict[str, Any] = {
             "label": label,
             "config": config,
-            **({} if schedule is None else {"schedule_of": schedule[0].stem, "schedule_form": schedule[1]}),
+            **followed,
             "hardware": hardware(self.tuner.device),
             "threads": torch.get_num_threads(),
             **versions(),
@@ -137,8 +158,10 @@ class Run:
         if not self.record_file.exists():
             return
         found = json.loads(self.record_file.read_text())
-        if found["config"] != json.loads(json.dumps(self.config)):
-            different = sorted(k for k in found["config"] | self.config if found["config"].get(k) != self.config.get(k))
+        was, now = found["config"], json.loads(json.dumps(self.config))
+        different = sorted(key for key in was | now if was.get(key) != now.get(key))
+        different += [key for key in SCHEDULE if found.get(key) != self.record.get(key)]
+        if different:
             raise ValueError(
                 f"`{self.record_file}` must be of this configuration, got another {', '.join(different)}; give another "
                 "`--label` or `--out`"
@@ -152,7 +175,7 @@ class Run:
     def _note(self, report: Mapping[str, Any]) -> None:
         prefixes = ("hyperparameters/", "scale/", "seconds/", "warning/")
         kept = [*CURVE, *(key for key in report if key.startswith(prefixes))]
-        self.record["curve"].append({key: _short(report[key]) for key in kept if key in report})
+        self.record["curve"].append({key: rounded(report[key]) for key in kept if key in report})
         self.record.update(done=self.tuner.done, stop_reason=report["stop_reason"])
 
     def go(self, minutes: float | None = None) -> bool:
@@ -185,21 +208,12 @@ class Run:
             self.state_file.unlink(missing_ok=True)
 
 
-def hardware(device: torch.device) -> str:
-    """Name of what a run was on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _short(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else None
-
-
 def change(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    if key in FLAGS:
+        raise argparse.ArgumentTypeError(f"must not hold {key}, which has a flag of its own, `--{key}`, got {text!r}")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -211,15 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
     parser.add_argument("--method", default="delta-stn")
-    parser.add_argument("--epochs", type=int, help="default: the paper's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=whole(), help="default: the paper's")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of records and states")
-    parser.add_argument("--label", help="name of the run (default: its method)")
+    parser.add_argument("--label", help="name of the run (default: its method, or fixed-<form>)")
     parser.add_argument("--minutes", type=float, help="stop cleanly after so long; continue with the same command")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--schedule-of", type=Path, metavar="FILE.json", help="record whose schedule `fixed` follows")
     parser.add_argument("--schedule-form", choices=FORMS, default="schedule")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--threads", type=whole(), help="CPU threads (default: PyTorch's)")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -228,8 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = configuration(options.task, options.method, epochs, options.seed, dict(options.changes))
         schedule = (options.schedule_of, options.schedule_form) if options.schedule_of else None
-        run = Run(config, options.label or options.method, options.out, schedule)
-    except (FileNotFoundError, TypeError, ValueError) as error:
+        usual = f"fixed-{options.schedule_form}" if schedule else options.method
+        run = Run(config, options.label or usual, options.out, schedule)
+    except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     if not run.go(options.minutes):
         sys.exit(UNFINISHED)

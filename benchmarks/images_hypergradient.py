@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +32,11 @@ import torch
 from torch import Tensor
 
 import ray_deltastn as rd
+from benchmarks import record
+from benchmarks.arguments import number, prepare, several, whole
 from benchmarks.images import PAPER, change, configuration
-from benchmarks.speed import versions
-from benchmarks.toy import rounded
+from benchmarks.speed import hardware, versions
+from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
 
@@ -43,18 +45,20 @@ def tuner_of(config: dict[str, Any], **changes: Any) -> rd.SelfTuner:
     """A run of a configuration, with other settings where given."""
     torch.manual_seed(config["seed"])
     options = {name: config[name] for name in Settings.names() if name in config}
-    return rd.SelfTuner(build_task(config), **{**options, **changes})
+    task = build_task(config)
+    task.test = None  # never looked at here, and evaluation would cost more than the steps
+    return rd.SelfTuner(task, **{**options, **changes})
 
 
 def hypergradients(tuner: rd.SelfTuner, batch: int, draws: int, seed: int = 0) -> Tensor:
     """Hypergradients (draws, h) on validation minibatches drawn with replacement, perturbed afresh each time."""
     space, objective = tuner.space, tuner.objective
     x, y = (torch.cat(parts) for parts in zip(*tuner.valid.in_order(), strict=True))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(space.lam.device).manual_seed(seed)
     found = []
     tuner.model.eval()
     for _ in range(draws):
-        rows = torch.randint(len(x), (batch,), generator=generator)
+        rows = torch.randint(len(x), (batch,), generator=generator, device=generator.device)
         with torch.no_grad():
             eps = space.sample(batch, generator)
         loss = objective.hyper_loss(x[rows], y[rows], eps, 0.0)
@@ -76,7 +80,7 @@ def retrained(
             config, method="fixed", preset="paper", response_fraction=1.0, hyperparameters=values, schedule=None,
             epochs=10_000, steps_per_report=math.gcd(*horizons),
         )  # fmt: skip
-        plain.model.load_state_dict(tuner.model.state_dict())
+        plain.model.load_state_dict(tuner.export())  # for `stn` r(λ), the weights at δ = 0 for the others
         # A copy: an optimiser that loads a state shares its buffers.
         plain.optimizers.weights.load_state_dict(copy.deepcopy(tuner.optimizers.weights.state_dict()))
         reports = {}
@@ -179,50 +183,48 @@ def agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, f"median signal to noise at the smallest batch: {statistics.median(noise):.2f}"]
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, stop at each epoch asked for, and look."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
     parser.add_argument("--method", default="delta-stn")
-    parser.add_argument("--epochs", type=_numbers, default=[6, 20], help="where to stop and look")
-    parser.add_argument("--batches", type=_numbers, default=[128, 512, 1500], help="sizes of the hyper batch")
-    parser.add_argument("--draws", type=int, default=50)
-    parser.add_argument("--horizons", type=_numbers, default=[10, 60, 300], help="train steps of re-training")
-    parser.add_argument("--shift", type=float, default=1.0, help="change of λ in re-training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=several(whole()), default=[6, 20], help="where to stop and look")
+    parser.add_argument("--batches", type=several(whole()), default=[128, 512, 1500], help="sizes of the hyper batch")
+    parser.add_argument("--draws", type=whole(2), default=50)
+    parser.add_argument("--horizons", type=several(whole()), default=[10, 60, 300], help="train steps of re-training")
+    parser.add_argument("--shift", type=number(above=0), default=1.0, help="change of λ in re-training")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(), default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", rd.RunWarning)
-    config = configuration(options.task, options.method, max(options.epochs), options.seed, dict(options.changes))
-    tuner = tuner_of(config)
+    try:
+        if not get_method(options.method).responds:
+            raise ValueError(f"`--method` must learn a response, got {options.method!r}")
+        last = max(options.epochs)
+        config = configuration(options.task, options.method, last, options.seed, dict(options.changes))
+        tuner = tuner_of(config)
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    prepare(parser, options.json, options.plot)
+    shown = {k: v for k, v in config.items() if k != "data_root"}
+    head = {"config": shown, "shift": options.shift, "draws": options.draws, "hardware": hardware(tuner.device)}
     rows: list[dict[str, Any]] = []
     while not tuner.done:
         tuner.step()
         print(f"epoch {tuner.epoch}  validation loss {tuner.last_report['valid_loss']:.4f}", flush=True)
         if tuner.epoch in options.epochs:
             rows += look(tuner, config, options.batches, options.draws, options.horizons, options.shift)
+            if options.json:
+                record.write(options.json, record.rounded({**head, **versions(), "rows": rows}))
+    if not rows:
+        sys.exit(f"the run must reach an epoch of `--epochs`, got: {tuner.stop_reason}")
     print("\n".join(agreement(rows)))
-    if options.json:
-        shown = {k: v for k, v in config.items() if k != "data_root"}
-        record = {"config": shown, "shift": options.shift, "draws": options.draws, **versions(), "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(_deep(record), indent=1, allow_nan=False) + "\n")
     if options.plot:
         plot(rows, options.plot)
-
-
-def _deep(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _deep(v) for key, v in value.items()}
-    return [_deep(v) for v in value] if isinstance(value, list) else rounded(value)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.arguments import prepare
+from benchmarks.record import rounded, spread
 
 POINTS = 60
 COLUMNS = {
@@ -79,22 +81,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "n": len(mine),
                 "seeds": [record["config"]["seed"] for record in mine],
                 "config": config,
-                **{k: mine[0][k] for k in ("schedule_of", "schedule_form") if k in mine[0]},
+                **{k: mine[0][k] for k in ("schedule_of", "schedule_form", "schedule_sha256") if k in mine[0]},
                 **{k: mine[0][k] for k in ("hardware", "threads", "processor", "python", "torch", "ray_deltastn")},
                 **{key: spread([o[key] for o in outcomes]) for key in COLUMNS},
                 "runs": [
-                    {"seed": r["config"]["seed"], **{k: _json(v) for k, v in o.items()}, "curve": thin(r["curve"])}
+                    {"seed": r["config"]["seed"], **rounded(o), "curve": thin(r["curve"])}
                     for r, o in zip(mine, outcomes, strict=True)
                 ],
             }
         )
     return sorted(entries, key=lambda entry: _order(entry["best_valid_loss"]["mean"]))
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation; no deviation of a single value."""
-    deviation = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
-    return {"mean": _json(statistics.fmean(values)), "std": None if deviation is None else _json(deviation)}
 
 
 def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -103,22 +99,14 @@ def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     best, bests = math.inf, []
     for point in curve:
         best = min(best, math.inf if point["valid_loss"] is None else point["valid_loss"])
-        bests.append(_json(best))
+        bests.append(best)
     names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss") or k.startswith("hyperparameters/")]
-    columns = {name: [_brief(curve[i].get(name)) for i in sorted(kept)] for name in names}
-    return {**columns, "best_valid_loss": [_brief(bests[i]) for i in sorted(kept)]}
+    columns = {name: rounded([curve[i].get(name) for i in sorted(kept)], 4) for name in names}
+    return {**columns, "best_valid_loss": rounded([bests[i] for i in sorted(kept)], 4)}
 
 
 def _order(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def _json(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _brief(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -218,12 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records, unfinished = load(options.folder)
     except FileNotFoundError as error:
         parser.error(str(error))
+    prepare(parser, options.json)
     entries = summarise(records)
     print(table(entries))
     for name in unfinished:
         print(f"left out, not finished: {name}")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(entries, separators=(",", ":"), allow_nan=False) + "\n")
     if options.plot:
         print("\n".join(str(path) for path in plot(entries, options.plot)))

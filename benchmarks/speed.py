@@ -4,7 +4,9 @@
     python -m benchmarks.speed --nets alexnet,vgg16,resnet18 --device cuda --precision bf16 --batch 128
 
 One cycle is T_train = 5 train steps and T_valid = 1 hyper step; plain training takes the same 5 train steps, in the
-same precision.
+same precision. The methods that learn a response tune the dropout rates of the network. `ift` and `unrolled` cannot:
+they tune a weight decay, the rates are constants, and so it is in the plain training they are compared with (`tuned` in
+a row says which).
 
 - `flop_ratio`: matmul and convolution FLOPs, by `torch.utils.flop_counter`; exact, the same on every machine.
 - `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of neighbouring cycles.
@@ -17,7 +19,6 @@ same precision.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -32,6 +33,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ray_deltastn as rd
+from benchmarks import record
+from benchmarks.arguments import number, prepare, whole
 from ray_deltastn.methods import get_method
 from ray_deltastn.settings import PRECISIONS
 from ray_deltastn.tasks import networks
@@ -48,8 +51,33 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
 }
 
 
+#: Dropout rate of the networks, tuned or constant.
+RATE = 0.05
+#: What may be tuned.
+TUNED = ("dropout", "decay")
+
+
+def constant_dropout(model: nn.Module) -> None:
+    """Give a network's dropout layers, in place, a constant rate."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, rd.Dropout):
+                setattr(parent, name, nn.Dropout(RATE))
+
+
 class Cycle:
-    """One cycle of a method on random data; call it to run it."""
+    """One cycle of a method on random data; call it to run it.
+
+    Args:
+        net: key of `NETS`.
+        method: name of a method.
+        response_fraction: share of each minibatch that trains Θ.
+        batch: examples in a minibatch.
+        seed: seed of weights, data and run.
+        device: `cpu` or `cuda`.
+        precision: see `Settings`.
+        tuned: `dropout` for the network's own rates, `decay` for a weight decay, with constant rates.
+    """
 
     def __init__(
         self,
@@ -60,29 +88,37 @@ class Cycle:
         seed: int = 0,
         device: str = "cpu",
         precision: str = "fp32",
+        tuned: str = "dropout",
     ) -> None:
         torch.manual_seed(seed)
         make, _, shape, _ = NETS[net]
         model = make()
-        names = dict.fromkeys(m.names[0] for m in model.modules() if isinstance(m, rd.Dropout))
-        space = rd.HyperSpace(**{name: rd.Bounded(0.05, low=0.0, high=0.95) for name in names})
+        if tuned == "decay":
+            constant_dropout(model)
+            space = rd.HyperSpace(decay=rd.Positive(1e-4))
+        else:
+            names = dict.fromkeys(m.names[0] for m in model.modules() if isinstance(m, rd.Dropout))
+            space = rd.HyperSpace(**{name: rd.Bounded(RATE, low=0.0, high=0.95) for name in names})
         data = (torch.randn(batch, *shape), torch.randint(0, 10, (batch,)))
-        task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data)
+        penalty = [rd.L2("decay")] if tuned == "decay" else []
+        task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)
         self.tuner = rd.SelfTuner(
             task, method, batch_size=batch, response_fraction=response_fraction, device=device, seed=seed,
-            precision=precision,
+            precision=precision, train_interval=TRAIN_INTERVAL,
         )  # fmt: skip
         self.data = tuple(t.to(self.tuner.device) for t in data)
 
     def __call__(self) -> None:
         """Run five train steps and, if the method tunes, one hyper step."""
-        self.tuner.model.train()
-        for _ in range(TRAIN_INTERVAL):
-            self.tuner.algorithm.train_step(*self.data)
-        if self.tuner.method.tunes:
-            self.tuner.model.eval()
-            for _ in range(VALID_INTERVAL):
-                self.tuner.algorithm.hyper_step(*self.data)
+        tuner = self.tuner
+        with tuner.arithmetic():
+            tuner.model.train()
+            for _ in range(TRAIN_INTERVAL):
+                tuner.algorithm.train_step(*self.data)
+            if tuner.method.tunes:
+                tuner.model.eval()
+                for _ in range(VALID_INTERVAL):
+                    tuner.algorithm.hyper_step(*self.data)
 
     def peak(self) -> int:
         """Bytes on the GPU at the most in a cycle; 0 on a CPU."""
@@ -162,12 +198,14 @@ def measure(
     """
     _, usual_batch, _, usual = NETS[net]
     batch = batch or usual_batch
-    if not get_method(method).split:
+    of = get_method(method)
+    if not (of.responds and of.split):
         response_fraction = 1.0
+    what = TUNED[of.tunes and not of.responds]
 
     def ready(method: str, fraction: float) -> tuple[Cycle, int]:
         held = torch.cuda.memory_allocated() if device == "cuda" else 0
-        cycle = Cycle(net, method, fraction, batch, device=device, precision=precision)
+        cycle = Cycle(net, method, fraction, batch, device=device, precision=precision, tuned=what)
         return cycle, cycle.peak() - held
 
     plain, least = ready("fixed", 1.0)
@@ -191,6 +229,8 @@ def measure(
         "response_fraction": response_fraction,
         "batch": batch,
         "device": device,
+        "hardware": hardware(tuned.tuner.device),
+        "tuned": what,
         "precision": precision,
         "threads": torch.get_num_threads(),
         "flop_ratio": round(flops, 4),
@@ -209,6 +249,11 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def hardware(device: torch.device) -> str:
+    """Name of what a run was on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def versions() -> dict[str, str]:
     """What the numbers depend on: machine and versions."""
     return {
@@ -224,30 +269,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--nets", default="mlp,cnn,resnet18", help=f"of {','.join(NETS)}")
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
-    parser.add_argument("--response-fraction", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, help="examples in a minibatch (default: 128, with large networks 32)")
+    parser.add_argument("--response-fraction", type=number(above=0, most=1), default=1.0)
+    parser.add_argument("--threads", type=whole(), default=1)
+    parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128, with large networks 32)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--pairs", type=int, help="pairs of cycles timed (default: 10, 5, 2)")
+    parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)
+    methods = options.methods.split(",")
+    try:
+        unknown = [net for net in options.nets.split(",") if net not in NETS]
+        if unknown:
+            raise ValueError(f"`--nets` must be of {', '.join(NETS)}, got {unknown[0]!r}")
+        for method in methods:
+            get_method(method)
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("`--device cuda` needs a GPU, got none")
+    except ValueError as error:
+        parser.error(str(error))
+    prepare(parser, options.json)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", rd.RunWarning)
-    unknown = [net for net in options.nets.split(",") if net not in NETS]
-    if unknown:
-        parser.error(f"`--nets` must be of {', '.join(NETS)}, got {unknown[0]!r}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for net in options.nets.split(","):
-        for method in options.methods.split(","):
+        for method in methods:
             row = measure(
                 net, method, options.response_fraction, options.pairs, batch=options.batch, device=options.device,
                 precision=options.precision,
             )  # fmt: skip
             rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+            if options.json:
+                record.write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Self-tuning on problems with known answers (Appendix H.1; Figures 3, 4, 7 and 8 of the paper).
 
     python -m benchmarks.toy --problem ridge --data bostonHousing --rows-per-dim 4 --json FILE --plot FILE.png
+    python -m benchmarks.toy --rows FILE.json --json FILE.json --plot FILE.png
+
+The second form runs nothing: it draws the picture and writes the summary again from a record written before. Arguments
+of the run that are given with it become the record's command, if it has none.
 
 Runs `SelfTuner` as the paper does: T_train = 10, T_valid = 1, 100 warm-up steps, σ = 1 held fixed, RMSProp for λ. The
 paper does not say which momentum its toy runs use; `--momentum` is 0.9 by default, as in all its other experiments.
 Gradients of w₀ and of Θ are clipped at a norm of 1 (`--clip-grad`), for all methods: with σ = 1 the penalty e^(λ+ε) of
 an example has a heavy tail, and at this momentum runs diverge without clipping. The paper mentions none. The pair
 was chosen for Δ-STN's regret on ridge with four rows per dimension, pooled over bostonHousing, concrete and
-wine-quality-red, so figures on those sets are not held out, and STN does better at a smaller momentum.
+wine-quality-red; `benchmarks/README.md` has the figures without momentum and clipping, and those of other sets.
 
 One row for each data set, method and seed. λ is unconstrained; the split, the initial weights and so the optimum
 belong to the seed.
@@ -18,12 +22,15 @@ belong to the seed.
   first tenth of the cycles: zero for a run that goes straight to the optimum.
 - `seconds`: process time of the training alone.
 - `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 100 points; the last is the last λ.
+
+The record's `summary` has mean, standard deviation and median over the seeds for each data set and method; a run that
+diverged counts as infinite. `lambda_error` is λ_final − λ_optimal where the optimum is not at the edge of the searched
+range. The file is written after each run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -35,15 +42,27 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
+from benchmarks import record
+from benchmarks.arguments import number, prepare, whole
+from benchmarks.looks import LOOKS
+from benchmarks.record import evenly, rounded
 from benchmarks.speed import versions
 from benchmarks.toy_problems import Problem, load, split
 from ray_deltastn.methods import get_method
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100
+#: What the rows of a record must have to be drawn again.
+KEYS = (
+    "problem", "data", "method", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "regret_initial",
+    "regret_final", "max_early_excursion", "seconds", "trajectory", "regret_trajectory", "optimum_at_edge", "cycles",
+    "training_rows", "dimension",
+)  # fmt: skip
+#: What rows that differ by their seed only have in common.
+CASE = ("problem", "data", "method")
 
 
-def trajectory(
+def tuner_of(
     problem: Problem,
     method: str,
     seed: int = 0,
@@ -54,8 +73,8 @@ def trajectory(
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
     **settings: Any,
-) -> tuple[list[float], float]:
-    """λ at the start and after each hyper step of one run of `SelfTuner`, and the run's process time in seconds.
+) -> rd.SelfTuner:
+    """One run of `SelfTuner`, not yet begun; its first report is its last.
 
     Args:
         problem: the problem, with its data.
@@ -69,12 +88,25 @@ def trajectory(
         settings: further options of `SelfTuner`.
     """
     steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
-    task = problem.task(seed, get_method(method).linearized)
-    tuner = rd.SelfTuner(
+    of = get_method(method)
+    task = problem.task(seed, linearized=of.responds and of.linearized)
+    return rd.SelfTuner(
         task, method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size, epochs=steps,
         steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS, clip_grad=clip_grad,
         tune_scale=False, seed=seed, device="cpu", **settings,
     )  # fmt: skip
+
+
+def trajectory(problem: Problem, method: str, seed: int = 0, **options: Any) -> tuple[list[float], float]:
+    """λ at the start and after each hyper step of one run, and the run's process time in seconds.
+
+    Args:
+        problem: the problem, with its data.
+        method: name of a method that tunes.
+        seed: seed of initial weights, order and perturbations.
+        options: further arguments of `tuner_of`.
+    """
+    tuner = tuner_of(problem, method, seed, **options)
     lam = tuner.space.lam
     visited = [lam.detach().clone()]
     assert tuner.algorithm.hyper_optimizer is not None
@@ -100,14 +132,13 @@ def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dic
         problem: the problem, with its data.
         method: name of a method that tunes.
         seed: seed of the run.
-        options: further arguments of `trajectory`.
+        options: further arguments of `tuner_of`.
     """
     path, seconds = trajectory(problem, method, seed, **options)
     cycles = len(path) - 1
     final = statistics.fmean(path[1:][-FINAL:])
     optimum, _ = problem.optimum()
-    thin = [round(i * cycles / (POINTS - 1)) for i in range(POINTS)] if cycles >= POINTS else range(cycles + 1)
-    shown = [path[i] for i in thin]
+    shown = [path[i] for i in evenly(cycles, POINTS)]
     regrets = problem.regret(torch.tensor([path[0], final, *shown], dtype=torch.float64)).tolist()
     row = {
         "problem": problem.kind if problem.divided or problem.kind != "ridge" else "ridge, undivided",
@@ -135,15 +166,6 @@ def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dic
     return {key: rounded(value) for key, value in row.items()}
 
 
-def rounded(value: Any) -> Any:
-    """Six significant digits, in lists too; JSON has no NaN and no infinity: null."""
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw λ over hyper steps (above) and regret (below), a column per data set and a colour per method.
 
@@ -158,8 +180,6 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     sets = list(dict.fromkeys(row["data"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    # On ridge, centred STN and Δ-STN are the same to the last digit: the first is drawn wide, under the second.
-    known = {"stn": ("#d1495b", 1.8), "centered-stn": ("#edae49", 5.0), "delta-stn": ("#00798c", 1.8)}
     figure, axes = plt.subplots(
         2, len(sets), figsize=(1.2 + 4.2 * len(sets), 6.2), sharex=True, squeeze=False, layout="constrained"
     )
@@ -167,7 +187,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         above, below = axes[0][column], axes[1][column]
         for method in methods:
             mine = [row for row in rows if row["data"] == name and row["method"] == method]
-            colour, width = known.get(method, (None, 1.8))
+            if not mine:
+                continue
+            colour, width, _ = LOOKS[method]
             step = np.linspace(0, mine[0]["cycles"], len(mine[0]["trajectory"]))
             lam = np.array([row["trajectory"] for row in mine], float)
             regret = 100 * np.array([row["regret_trajectory"] for row in mine], float)
@@ -195,25 +217,43 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Per data set and method: medians over the seeds."""
-    lines = []
-    for name, method in dict.fromkeys((row["data"], row["method"]) for row in rows):
-        mine = [row for row in rows if (row["data"], row["method"]) == (name, method)]
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per problem, data set and method: mean, standard deviation and median over the seeds."""
+    keys = ("regret_initial", "regret_final", "max_early_excursion")
+    return [
+        {
+            **dict(zip(CASE, case, strict=True)),
+            "n": len(mine),
+            **record.off(mine),
+            **{key: record.figures(row[key] for row in mine) for key in keys},
+        }
+        for case, mine in record.cases(rows, CASE)
+    ]
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Medians over the seeds as text, a line per data set and method."""
+    text = []
+    for (_, name, method), mine in record.cases(rows, CASE):
 
         def median(key: str, mine: list[dict[str, Any]] = mine) -> float:
             return statistics.median(math.inf if row[key] is None else row[key] for row in mine)
 
-        lines.append(
+        text.append(
             f"{name:24} {method:14} median regret {100 * median('regret_initial'):7.3f} % -> "
             f"{100 * median('regret_final'):7.3f} %   early excursion {median('max_early_excursion'):.2f}   "
             f"{1000 * median('seconds') / mine[0]['cycles']:.1f} ms per cycle"
         )
-    return lines
+    return text
+
+
+RECORD = record.Kind(
+    "benchmarks.toy", KEYS, ("trajectory", "regret_trajectory"), POINTS, tuple(versions()), summary, lines, plot
+)
 
 
 def rows_per_dim(text: str) -> int | None:
@@ -235,21 +275,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--rows-per-dim", type=rows_per_dim, default="all", metavar="K|all",
         help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cycles", type=int, default=3000)
-    parser.add_argument("--lr", type=float, default=0.03)
-    parser.add_argument("--hyper-lr", type=float, default=0.03)
-    parser.add_argument("--momentum", type=float, default=0.9, help="of w₀ and Θ; the paper gives none for its toys")
-    parser.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none")
+    parser.add_argument("--seeds", type=whole(), default=5)
+    parser.add_argument("--cycles", type=whole(), default=3000)
+    parser.add_argument("--lr", type=number(above=0), default=0.03)
+    parser.add_argument("--hyper-lr", type=number(above=0), default=0.03)
+    parser.add_argument(
+        "--momentum", type=number(least=0, below=1), default=0.9, help="of w₀ and Θ; the paper gives none for its toys"
+    )
+    parser.add_argument(
+        "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none"
+    )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
-    parser.add_argument("--initial", type=float, help="initial penalty or dropout rate (default: Appendix H.1's)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")
+    parser.add_argument("--threads", type=whole(), default=1)
+    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
+    parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="file for the picture")
     options = parser.parse_args(arguments)
-    for name in ("seeds", "cycles"):
-        if getattr(options, name) < 1:
-            parser.error(f"`--{name} >= 1` must hold, got {getattr(options, name)}")
+    command = RECORD.command(arguments)
+    if options.rows:
+        RECORD.redraw(parser, options, command)
+        return
+    warnings.simplefilter("ignore", rd.RunWarning)
+    settings = {name: getattr(options, name) for name in ("cycles", "lr", "hyper_lr", "momentum")}
+    settings["clip_grad"] = options.clip_grad or None
     methods = options.methods.split(",")
     problems = []
     try:
@@ -261,13 +310,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(options.seeds):
                 data = split(*loaded, seed, options.rows_per_dim)
                 problems.append((seed, Problem(options.problem, data, not options.no_divide, options.initial)))
-    except (FileNotFoundError, ValueError) as error:
+        for method in methods:  # what no method can do here, and options that are wrong, show before the first run
+            tuner_of(problems[0][1], method, **settings).release()
+    except (FileNotFoundError, TypeError, ValueError) as error:
         parser.error(str(error))
+    prepare(parser, options.json, options.plot)
     torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore", rd.RunWarning)
-    settings = {name: getattr(options, name) for name in ("cycles", "lr", "hyper_lr", "momentum")}
-    settings["clip_grad"] = options.clip_grad or None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed, problem in problems:
         for method in methods:
             row = measure(problem, method, seed, **settings)
@@ -279,11 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"regret {100 * row['regret_initial']:.2f} % -> {100 * regret:.3f} %  {row['seconds']:.0f} s",
                 flush=True,
             )
-    print("\n".join(summary(rows)))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-        options.json.write_text(f"[\n{lines}\n]\n")
+            if options.json:
+                RECORD.save(options.json, command, rows, missing=len(problems) * len(methods) - len(rows))
+    print("\n".join(lines(rows)))
     if options.plot:
         plot(rows, options.plot)
 

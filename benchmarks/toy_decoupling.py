@@ -30,12 +30,13 @@ One row for each setting, data set, variant and seed:
 - `angle_initial`: degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets before the first step.
 - `trajectory`, `angle`: λ and that angle at the current weights (for `stn` r(λ)), at the start and after hyper steps,
   thinned to at most 100 points; in rows of the drawn setting only.
+
+The record's `summary` has figures over the seeds; `--rows FILE.json` draws and sums up again, as in `benchmarks.toy`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -48,19 +49,29 @@ import torch
 from torch import Tensor
 
 import ray_deltastn as rd
+from benchmarks import record
+from benchmarks.arguments import number, prepare, whole
+from benchmarks.looks import LOOKS
+from benchmarks.record import evenly, rounded
 from benchmarks.speed import versions
-from benchmarks.toy import TRAIN_INTERVAL, excursion, rounded, rows_per_dim
+from benchmarks.toy import TRAIN_INTERVAL, excursion, rows_per_dim
 from benchmarks.toy_jacobian import linear_map
 from benchmarks.toy_problems import Problem, load, split
 from ray_deltastn.methods import Method, get_method
 
-#: Name → method, colour, line width; where split and full coincide the first is drawn wide, under the second.
-VARIANTS: dict[str, tuple[Method, str, float]] = {
-    "stn": (get_method("stn"), "#d1495b", 1.8),
-    "centered-only": (Method("centered-only", split=False, linearized=False), "#7b5ea7", 1.8),
-    "centered-stn": (get_method("centered-stn"), "#edae49", 5.0),
-    "delta-stn": (get_method("delta-stn"), "#00798c", 1.8),
+VARIANTS: dict[str, Method] = {
+    "stn": get_method("stn"),
+    "centered-only": Method("centered-only", split=False, linearized=False),
+    "centered-stn": get_method("centered-stn"),
+    "delta-stn": get_method("delta-stn"),
 }
+#: What rows that differ by their variant and seed only have in common.
+CASE = ("problem", "data", "lr", "warmup")
+#: What the rows of a record must have to be drawn again.
+KEYS = (
+    *CASE, "variant", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "optimum_at_edge", "excursion",
+    "angle_initial", "training_rows", "dimension",
+)  # fmt: skip
 POINTS = 100
 
 
@@ -126,10 +137,10 @@ def measure(problem: Problem, variant: str, seed: int, curves: bool = True, **op
         options: further arguments of `trajectory`.
     """
     started = time.process_time()
-    lams, angles = trajectory(problem, VARIANTS[variant][0], seed, **options)
+    lams, angles = trajectory(problem, VARIANTS[variant], seed, **options)
     seconds = time.process_time() - started
     last = len(lams) - 1
-    shown = sorted({round(i * last / (POINTS - 1)) for i in range(POINTS)})
+    shown = evenly(last, POINTS)
     row = {
         "problem": "ridge" if problem.divided else "ridge, undivided",
         "data": problem.data.name,
@@ -174,7 +185,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for column, name in enumerate(sets):
         above, below = axes[0][column], axes[1][column]
         mine = [row for row in rows if row["data"] == name]
-        for variant, (_, colour, width) in VARIANTS.items():
+        for variant in VARIANTS:
+            colour, width, _ = LOOKS[variant]
             runs = [row for row in mine if row["variant"] == variant]
             if not runs:
                 continue
@@ -214,12 +226,28 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per setting, data set and variant: mean, standard deviation, median and largest over the seeds."""
+    keys = (*CASE, "variant")
+    entries = []
+    for case, mine in record.cases(rows, keys):
+        away = [row["excursion"] for row in mine]
+        entries.append(
+            {
+                **dict(zip(keys, case, strict=True)),
+                "n": len(mine),
+                **record.off(mine),
+                "excursion": {**record.figures(away), "largest": None if None in away else max(away)},
+                "angle_initial": record.figures(row["angle_initial"] for row in mine),
+            }
+        )
+    return entries
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line per setting and data set: median excursion, and the largest, of each variant."""
-    keys = ("problem", "data", "lr", "warmup")
-    lines = []
-    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        mine = [row for row in rows if tuple(row[key] for key in keys) == case]
+    text = []
+    for case, mine in record.cases(rows, CASE):
         parts = []
         for variant in VARIANTS:
             found = [row["excursion"] for row in mine if row["variant"] == variant]
@@ -227,18 +255,26 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
                 known = [math.inf if e is None else e for e in found]
                 parts.append(f"{variant} {statistics.median(known):5.2f} ({max(known):.2f})")
         start = statistics.median(row["angle_initial"] for row in mine)
-        lines.append(
+        text.append(
             f"{case[0]}, {case[1]}, lr {case[2]:g}, warm-up {case[3]}, initial λ {mine[0]['lambda_initial']:.1f}, "
             f"angle {start:.0f}°: median (largest) excursion  " + "   ".join(parts)
         )
-    return lines
+    return text
+
+
+RECORD = record.Kind(
+    "benchmarks.toy_decoupling", KEYS, ("hyper_steps", "trajectory", "angle"), POINTS, tuple(versions()), summary,
+    lines, plot,
+)  # fmt: skip
 
 
 def _settings(text: str) -> list[tuple[float, int]]:
     try:
-        return [(float(lr), int(warmup)) for lr, warmup in (pair.split(":") for pair in text.split(","))]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be pairs like 0.001:0,0.03:100, got {text!r}") from None
+        pairs = [pair.split(":") for pair in text.split(",")]
+        return [(number(above=0)(lr), whole(0)(warmup)) for lr, warmup in pairs]
+    except (ValueError, argparse.ArgumentTypeError):
+        rule = "must be pairs of a number > 0 and a whole number >= 0 like 0.001:0,0.03:100"
+        raise argparse.ArgumentTypeError(f"{rule}, got {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,16 +288,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
     )  # fmt: skip
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cycles", type=int, default=200, help="hyper steps of a run")
+    parser.add_argument("--seeds", type=whole(), default=5)
+    parser.add_argument("--cycles", type=whole(), default=200, help="hyper steps of a run")
     parser.add_argument(
         "--settings", type=_settings, default="0.001:0", metavar="LR:WARMUP,…",
         help="pairs of a learning rate of w₀ and Θ and of train steps before the first cycle; the first pair is drawn",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--threads", type=whole(), default=1)
+    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
+    parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="file for the picture")
     options = parser.parse_args(arguments)
+    command = RECORD.command(arguments)
+    if options.rows:
+        RECORD.redraw(parser, options, command)
+        return
     problems = []
     try:
         variants = options.variants.split(",")
@@ -275,13 +316,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 problems.append((seed, Problem("ridge", data, not options.no_divide)))
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    prepare(parser, options.json, options.plot)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", rd.RunWarning)
-    rows = []
-    for number, (lr, warmup) in enumerate(options.settings):
+    rows: list[dict[str, Any]] = []
+    planned = len(options.settings) * len(problems) * len(variants)
+    for place, (lr, warmup) in enumerate(options.settings):
         for seed, problem in problems:
             for variant in variants:
-                row = measure(problem, variant, seed, number == 0, cycles=options.cycles, lr=lr, warmup=warmup)
+                row = measure(problem, variant, seed, place == 0, cycles=options.cycles, lr=lr, warmup=warmup)
                 rows.append(row)
                 final, away = (math.nan if row[key] is None else row[key] for key in ("lambda_final", "excursion"))
                 print(
@@ -290,10 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"excursion {away:.2f}  {row['seconds']:.0f} s",
                     flush=True,
                 )
-    print("\n".join(summary(rows)))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, allow_nan=False).replace("}, {", "},\n {") + "\n")
+                if options.json:
+                    RECORD.save(options.json, command, rows, missing=planned - len(rows))
+    print("\n".join(lines(rows)))
     if options.plot:
         plot(rows, options.plot)
 

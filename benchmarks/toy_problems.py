@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +92,23 @@ def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[st
             f"`--data` must be 'diabetes', a file '….npz' with `X` and `y`, or a set in <data root>/uci, got {name!r}; "
             f"looked for it at {looked}"
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = [key for key in ("X", "y") if key not in arrays]
-        if missing:
-            raise ValueError(f"`{path}` must hold `X (n, d)` and `y (n,)`, got {sorted(arrays)}")
-        x, y = np.asarray(arrays["X"], np.float64), np.asarray(arrays["y"], np.float64)
+    rule = f"`{path}` must hold `X (n, d)` and `y (n,)` of finite numbers"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {key: arrays[key] for key in ("X", "y") if key in arrays}
+            names = sorted(arrays)
+    except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{rule}, got no such archive: {error}") from None
+    if len(found) < 2:
+        raise ValueError(f"{rule}, got {names}")
+    if any(array.dtype.kind not in "iuf" for array in found.values()):
+        raise ValueError(f"{rule}, got X of {found['X'].dtype} and y of {found['y'].dtype}")
+    x, y = (array.astype(np.float64) for array in found.values())
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if x.ndim != 2 or y.shape != (len(x),):
-        raise ValueError(f"`{path}` must hold `X (n, d)` and `y (n,)`, got shapes {x.shape} and {y.shape}")
+        raise ValueError(f"{rule}, got shapes {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(f"`{path}` must hold finite numbers, got NaN or infinity")
+        raise ValueError(f"{rule}, got NaN or infinity")
     return path.stem, x, y
 
 

@@ -33,12 +33,14 @@ Curves, at evenly spaced points of log(train steps):
   at the network's current weights (for `stn` of v(r(λ))).
 - `hypergradient_cosine`, `hypergradient_ratio`: of q, the hyper step's gradient at ε = 0 on all validation rows, with
   the exact d = dL_V(v*(λ))/dλ; the ratio is ⟨q, d⟩/⟨d, d⟩, and 1 is right.
+
+The record's `summary` has figures over the seeds of their last points; `--rows FILE.json` draws and sums up again, as
+in `benchmarks.toy`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -50,20 +52,27 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
+from benchmarks import record
+from benchmarks.arguments import number, prepare, several, whole
+from benchmarks.looks import LOOKS
+from benchmarks.record import rounded
 from benchmarks.speed import versions
-from benchmarks.toy import rounded
 from benchmarks.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
 from benchmarks.toy_problems import load, split
 
-#: Line → method, colour, width, style. Where centred STN and Δ-STN coincide, the first is drawn wide under the second.
+#: Line → method.
 LINES = {
-    "stn": ("stn", "#d1495b", 1.8, "-"),
-    "centered-stn": ("centered-stn", "#edae49", 5.0, "-"),
-    "delta-stn": ("delta-stn", "#00798c", 1.8, "-"),
-    "delta-stn-dense": ("delta-stn", "#00798c", 1.4, "--"),
+    "stn": "stn",
+    "centered-stn": "centered-stn",
+    "delta-stn": "delta-stn",
+    "delta-stn-dense": "delta-stn",
 }
 CURVES = ("jacobian_error", "jacobian_cosine", "hypergradient_cosine", "hypergradient_ratio")
 POINTS, BATCH = 30, 100
+#: What rows that differ by their seed only have in common.
+CASE = ("problem", "data", "sigma", "method")
+#: What the rows of a record must have to be drawn again.
+KEYS = (*CASE, "seed", "limit_error", "training_rows", "steps", *CURVES)
 
 
 def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 2000, lr: float = 0.03) -> dict[str, Any]:
@@ -77,7 +86,7 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
         steps: train steps, rounded up to whole epochs.
         lr: learning rate of w₀ and Θ at the start.
     """
-    method = LINES[line][0]
+    method = LINES[line]
     epochs = math.ceil(steps / math.ceil(len(exact.data.x) / BATCH))
     tuner = rd.SelfTuner(
         exact.task(seed, sigma, line == "delta-stn"), method, lr=lr, momentum=0.9, batch_size=BATCH, epochs=epochs,
@@ -139,11 +148,12 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         2 * len(kinds), len(sigmas), figsize=(1.4 + 3 * len(sigmas), 0.9 + 4.6 * len(kinds)), sharex="row",
         sharey="row", squeeze=False, layout="constrained",
     )  # fmt: skip
-    for number, kind in enumerate(kinds):
+    for pair, kind in enumerate(kinds):
         scalar = kind == "ridge"
         for column, sigma in enumerate(sigmas):
-            above, below = axes[2 * number][column], axes[2 * number + 1][column]
-            for line, (_, colour, width, style) in LINES.items():
+            above, below = axes[2 * pair][column], axes[2 * pair + 1][column]
+            for line in LINES:
+                colour, width, style = LOOKS[line]
                 mine = [row for row in rows if (row["problem"], row["sigma"], row["method"]) == (kind, sigma, line)]
                 if not mine:
                     continue
@@ -166,8 +176,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.set_xscale("log")
                 axis.spines[["top", "right"]].set_visible(False)
                 axis.grid(alpha=0.2)
-        axes[2 * number][0].set_ylabel("error of dv/dλ,\nrelative")
-        axes[2 * number + 1][0].set_ylabel("hypergradient,\n" + ("learned / exact" if scalar else "cosine with exact"))
+        axes[2 * pair][0].set_ylabel("error of dv/dλ,\nrelative")
+        axes[2 * pair + 1][0].set_ylabel("hypergradient,\n" + ("learned / exact" if scalar else "cosine with exact"))
     for axis in axes[-1]:
         axis.set_xlabel("train steps")
     found: dict[str, Any] = {}
@@ -183,21 +193,41 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per problem, σ and method: mean, standard deviation and median over the seeds at the end of the runs."""
+    entries = []
+    for case, mine in record.cases(rows, CASE):
+        limits = [row["limit_error"] for row in mine if row["limit_error"] is not None]
+        entries.append(
+            {
+                **dict(zip(CASE, case, strict=True)),
+                "n": len(mine),
+                "limit_error": record.figures(limits),
+                **{key: record.figures(row[key][-1] for row in mine) for key in CURVES},
+            }
+        )
+    return entries
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line per problem, σ and method: medians over the seeds at the end of the runs."""
-    lines = []
-    for case in dict.fromkeys((row["problem"], row["sigma"], row["method"]) for row in rows):
-        mine = [row for row in rows if (row["problem"], row["sigma"], row["method"]) == case]
+    text = []
+    for (problem, _, sigma, line), mine in record.cases(rows, CASE):
         error, cosine, direction, ratio = (
             statistics.median(math.nan if row[key][-1] is None else row[key][-1] for row in mine) for key in CURVES
         )
         limits = [row["limit_error"] for row in mine if row["limit_error"] is not None]
-        lines.append(
-            f"{case[0]:8} σ {case[1]:<4g} {case[2]:16} Jacobian error {error:.3f}"
+        text.append(
+            f"{problem:8} σ {sigma:<4g} {line:16} Jacobian error {error:.3f}"
             + (f" (limit {statistics.median(limits):.3f})" if limits else " " * 14)
             + f"  cosine {cosine:5.2f}   hypergradient cosine {direction:5.2f}  ratio {ratio:5.2f}"
         )
-    return lines
+    return text
+
+
+RECORD = record.Kind(
+    "benchmarks.toy_response", KEYS, ("steps", *CURVES), POINTS, tuple(versions()), summary, lines, plot
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,14 +239,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
     parser.add_argument("--methods", default=",".join(LINES), help="delta-stn-dense is for the network only")
-    parser.add_argument("--sigmas", default="0.1,0.5,1,2", help="perturbation scales")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="train steps")
-    parser.add_argument("--lr", type=float, default=0.03, help="learning rate of w₀ and Θ at the start")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--sigmas", type=several(number(above=0)), default="0.1,0.5,1,2", help="perturbation scales")
+    parser.add_argument("--seeds", type=whole(), default=3)
+    parser.add_argument("--steps", type=whole(), default=2000, help="train steps")
+    parser.add_argument("--lr", type=number(above=0), default=0.03, help="learning rate of w₀ and Θ at the start")
+    parser.add_argument("--threads", type=whole(), default=1)
+    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
+    parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="file for the picture")
     options = parser.parse_args(arguments)
+    command = RECORD.command(arguments)
+    if options.rows:
+        RECORD.redraw(parser, options, command)
+        return
     cases = []
     try:
         loaded = load(options.data, options.data_root)
@@ -226,23 +261,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise ValueError(f"`--methods` must be of {', '.join(LINES)}, got {line!r}")
                 if kind == "network" or line != "delta-stn-dense":
                     cases += [
-                        (Exact(kind, split(*loaded, seed)), line, float(sigma), seed)
-                        for sigma in options.sigmas.split(",")
+                        (Exact(kind, split(*loaded, seed)), line, sigma, seed)
+                        for sigma in options.sigmas
                         for seed in range(options.seeds)
                     ]
+        if not cases:
+            raise ValueError("`--problem` must include network for 'delta-stn-dense', got ridge alone")
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    prepare(parser, options.json, options.plot)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", rd.RunWarning)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for exact, line, sigma, seed in cases:
         row = measure(exact, line, sigma, seed, steps=options.steps, lr=options.lr)
         rows.append(row)
-        print(f"seed {seed}  {summary([row])[0]}  {row['seconds']:.0f} s", flush=True)
-    print("\n".join(summary(rows)))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, allow_nan=False).replace("}, {", "},\n {") + "\n")
+        print(f"seed {seed}  {lines([row])[0]}  {row['seconds']:.0f} s", flush=True)
+        if options.json:
+            RECORD.save(options.json, command, rows, missing=len(cases) - len(rows))
+    print("\n".join(lines(rows)))
     if options.plot:
         plot(rows, options.plot)
 

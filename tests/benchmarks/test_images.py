@@ -187,3 +187,57 @@ def test_report_of_an_empty_folder_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         images_report.main([str(tmp_path)])
     assert "must hold finished records of `benchmarks.images`, got none" in capsys.readouterr().err
+
+
+def test_schedule_runs_are_named_after_their_form_and_go_on_only_with_the_same(tmp_path, refusal):
+    run(tmp_path)
+    follow = ["--method", "fixed", "--schedule-of", str(tmp_path / "delta-stn-s0.json"), "--schedule-form"]
+    for form in images.FORMS:
+        run(tmp_path, *follow, form)
+    for form in images.FORMS:
+        record = read(tmp_path, f"fixed-{form}-s0")
+        assert (record["schedule_of"], record["schedule_form"]) == ("delta-stn-s0", form)
+        run(tmp_path, *follow, form)
+
+    def refused(*more):
+        return refusal(images.main, *TINY, "--out", str(tmp_path), *more)
+
+    assert "got another schedule_form, schedule_sha256;" in refused(*follow, "final", "--label", "fixed-schedule")
+    assert "got another schedule_of, schedule_form, schedule_sha256;" in refused(
+        "--method", "fixed", "--label", "fixed-schedule"
+    )
+    other = read(tmp_path)
+    other["curve"][-1]["hyperparameters/dropout"] += 0.01
+    (tmp_path / "delta-stn-s0.json").write_text(json.dumps(other))
+    assert "got another schedule_sha256;" in refused(*follow, "final")
+    (tmp_path / "none.json").write_text('{"curve": []}')
+    follow[3] = str(tmp_path / "none.json")
+    assert "must be a record of a run that tuned dropout, decay, got another" in refused(*follow, "final")
+
+
+def test_a_record_without_word_of_a_schedule_is_one_of_a_run_without(tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--minutes", "0")
+    assert not [key for key in read(tmp_path) if key.startswith("schedule")]
+    run(tmp_path)
+    assert read(tmp_path)["done"]
+
+
+@pytest.mark.parametrize("key", ["method", "task", "seed", "epochs"])
+def test_changes_do_not_stand_for_flags(key, tmp_path, refusal):
+    said = refusal(images.main, "--out", str(tmp_path), "--set", f"{key}=3")
+    assert said == f"argument --set: must not hold {key}, which has a flag of its own, `--{key}`, got '{key}=3'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--task nothing", "`task` must be one of"),
+        ("--epochs 0", "argument --epochs: must be a whole number >= 1, got '0'"),
+        ("--threads 0", "argument --threads: must be a whole number >= 1, got '0'"),
+        ("--schedule-of nowhere.json --method fixed", "nowhere.json"),
+        ("--schedule-of some.json --method fixed --set hyperparameters={}", "got `--set hyperparameters=…` too"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(arguments, message, tmp_path, refusal):
+    assert message in refusal(images.main, *TINY, "--out", str(tmp_path), *arguments.split())

@@ -25,7 +25,33 @@ def test_long_retraining_is_the_exact_difference():
     shift, lam = 0.5, tuner.space.lam.detach().double()
     (found,) = look.retrained(tuner, config, 0, shift, [1500])
     exact = (problem.outer(lam + shift) - problem.outer(lam - shift)).item() / (2 * shift)
-    assert 2 * found == pytest.approx(2 * exact, rel=1e-3)
+    assert found == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["stn", "delta-stn"])
+def test_retraining_starts_from_the_exported_weights(method, monkeypatch):
+    _, config, tuner = ridge_run(method=method)
+    list(tuner.fit())
+    started, make = [], look.tuner_of
+
+    def making(*arguments, **options):
+        plain = make(*arguments, **options)
+        step = plain.step
+        plain.step = lambda: (started.append(plain.model[0].weight.detach().clone()), step())[1]
+        return plain
+
+    monkeypatch.setattr(look, "tuner_of", making)
+    look.retrained(tuner, config, 0, 0.5, [1])
+    exported = tuner.export()["0.weight"]
+    assert [torch.equal(weight, exported) for weight in started] == [True, True]
+    assert torch.equal(exported, tuner.model[0].weight) == (method != "stn")  # r(λ), not the weights at δ = 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_hypergradients_are_drawn_where_lambda_is():
+    _, _, tuner = ridge_run(device="cuda")
+    tuner.step()
+    assert look.hypergradients(tuner, 4, 3).device.type == "cuda"
 
 
 def test_looking_leaves_the_run_as_it_was():
@@ -61,3 +87,24 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert picture.stat().st_size > 10_000
     assert "re-trained for 4 steps: same sign as learned in" in capsys.readouterr().out
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--task nothing", "`task` must be one of"),
+        ("--method fixed", "`--method` must learn a response, got 'fixed'"),
+        ("--method ift", "`--method` must learn a response, got 'ift'"),
+        ("--method fxed", "`method` must be one of"),
+        ("--horizons 0", "argument --horizons: must be a whole number >= 1, got '0'"),
+        ("--epochs 0", "argument --epochs: must be a whole number >= 1, got '0'"),
+        ("--draws 1", "argument --draws: must be a whole number >= 2, got '1'"),
+        ("--shift 0", "argument --shift: must be a finite number > 0, got '0'"),
+        ("--set lr=-1", "`lr > 0` must hold, got lr=-1"),
+        ("--set epochs=3", "which has a flag of its own, `--epochs`"),
+        ("--json {folder}", "`{folder}` must be a file to write, got a folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal, tmp_path):
+    given = [word.format(folder=tmp_path) for word in arguments.split()]
+    assert message.format(folder=tmp_path) in refusal(look.main, "--task", "tests.tune.tiny:build", *given)

@@ -187,9 +187,6 @@ def test_unknown_data_says_what_was_looked_for_and_where(tmp_path, monkeypatch, 
         load("yacht", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"looked for it at .*nowhere\.npz"):
         load("nowhere.npz", tmp_path)
-    np.savez(tmp_path / "wrong.npz", X=np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"must hold `X \(n, d\)` and `y \(n,\)`"):
-        load(str(tmp_path / "wrong.npz"))
     with pytest.raises(SystemExit):
         toy.main(["--data", "yacht", "--data-root", str(tmp_path)])
     assert "yacht" in capsys.readouterr().err
@@ -217,7 +214,11 @@ def test_the_command_writes_rows_and_a_picture(tmp_path):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     run = ["--problem", "dropout", "--methods", "stn,delta-stn", "--rows-per-dim", "4", "--seeds", "2", "--cycles", "3"]
     toy.main([*run, "--json", str(out), "--plot", str(picture)])
-    rows = json.loads(out.read_text())
+    record = json.loads(out.read_text())
+    assert list(record) == ["command", "summary", "versions", "rows"]
+    assert record["command"] == f"python -m benchmarks.toy {' '.join(run)} --json {out} --plot {picture}"
+    assert record["versions"]["torch"] == torch.__version__
+    rows = record["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [
         ("stn", 0),
         ("delta-stn", 0),
@@ -231,9 +232,120 @@ def test_the_command_writes_rows_and_a_picture(tmp_path):
         assert row["regret_initial"] >= 0
         assert row["regret_final"] >= 0
     assert picture.stat().st_size > 10_000
+    assert [(entry["method"], entry["n"]) for entry in record["summary"]] == [("stn", 2), ("delta-stn", 2)]
+    for entry in record["summary"]:
+        mine = [row for row in rows if row["method"] == entry["method"]]
+        for key in ("regret_final", "max_early_excursion"):
+            mean = sum(row[key] for row in mine) / 2
+            assert entry[key]["mean"] == entry[key]["median"] == pytest.approx(mean, rel=1e-5)
+        errors = [row["lambda_final"] - row["lambda_optimal"] for row in mine if not row["optimum_at_edge"]]
+        assert entry["optimum_at_edge"] == 2 - len(errors)
+        assert entry["lambda_error"]["mean"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
-def test_methods_must_tune(capsys):
-    with pytest.raises(SystemExit):
-        toy.main(["--methods", "fixed"])
-    assert "must tune hyperparameters, got 'fixed'" in capsys.readouterr().err
+def test_older_records_are_redrawn_thinned_and_summed_up(tmp_path, capsys):
+    row = toy.measure(Problem("ridge", small()), "delta-stn", cycles=1)
+    path = [float(i) for i in range(300)]
+    old = [{**row, "seed": seed, "regret_final": 0.1 * seed, "cycles": 3000, "trajectory": path,
+            "regret_trajectory": path} for seed in range(3)]  # fmt: skip
+    file, picture = tmp_path / "rows.json", tmp_path / "toy.png"
+    file.write_text(json.dumps(old))
+    toy.main(["--rows", str(file), "--json", str(file), "--plot", str(picture)])
+    new = json.loads(file.read_text())
+    assert (new["command"], new["summary"][0]["n"], new["summary"][0]["regret_final"]["median"]) == (None, 3, 0.1)
+    for found in new["rows"]:
+        assert len(found["trajectory"]) == len(found["regret_trajectory"]) == toy.POINTS
+        assert (found["trajectory"][0], found["trajectory"][-1]) == (0.0, 299.0)
+    assert picture.stat().st_size > 10_000
+    once = file.read_text()
+    toy.main(["--rows", str(file), "--json", str(file)])
+    assert file.read_text() == once
+    assert "median regret" in capsys.readouterr().out
+
+
+def test_rows_that_were_finished_before_a_failure_are_in_the_record(tmp_path, monkeypatch):
+    measure, done = toy.measure, []
+
+    def failing(*arguments, **options):
+        if len(done) == 2:
+            raise RuntimeError("a fault on demand")
+        done.append(arguments)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(toy, "measure", failing)
+    with pytest.raises(RuntimeError, match="on demand"):
+        toy.main(["--seeds", "3", "--cycles", "1", "--methods", "stn", "--json", str(tmp_path / "rows.json")])
+    record = json.loads((tmp_path / "rows.json").read_text())
+    assert ([row["seed"] for row in record["rows"]], record["missing"], record["summary"][0]["n"]) == ([0, 1], 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--methods fixed", "`--methods` must tune hyperparameters, got 'fixed'"),
+        ("--methods fxed", "`method` must be one of"),
+        ("--methods ift --problem dropout", "must act through penalties, got 'hyperparameter', of Dropout"),
+        ("--methods delta-stn,unrolled --problem dropout", "must act through penalties"),
+        ("--lr -1", "argument --lr: must be a finite number > 0, got '-1'"),
+        ("--hyper-lr nan", "argument --hyper-lr: must be a finite number > 0, got 'nan'"),
+        ("--momentum 1.5", "argument --momentum: must be a finite number >= 0 and < 1, got '1.5'"),
+        ("--clip-grad inf", "argument --clip-grad: must be a finite number >= 0, got 'inf'"),
+        ("--threads 0", "argument --threads: must be a whole number >= 1, got '0'"),
+        ("--seeds 0", "argument --seeds: must be a whole number >= 1, got '0'"),
+        ("--cycles -3", "argument --cycles: must be a whole number >= 1, got '-3'"),
+        ("--initial -2", "hyperparameter"),
+        ("--initial 0.96 --problem dropout", "hyperparameter"),
+        ("--initial nan", "argument --initial: must be a finite number, got 'nan'"),
+        ("--data {folder}/damaged.npz", "`{folder}/damaged.npz` must hold `X (n, d)` and `y (n,)` of finite numbers"),
+        ("--json {folder}", "`{folder}` must be a file to write, got a folder"),
+        ("--plot {folder}/damaged.npz/toy.png", "`{folder}/damaged.npz/toy.png` must be a file to write, got "),
+        ("--rows {folder}/none.json", "`{folder}/none.json` must hold a record in JSON, got: "),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line_before_the_first_run(arguments, message, tmp_path, refusal, monkeypatch):
+    monkeypatch.setattr(toy, "measure", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no zip file")
+    given = [word.format(folder=tmp_path) for word in arguments.split()]
+    assert message.format(folder=tmp_path) in refusal(toy.main, *given)
+
+
+def damaged(path):
+    np.savez(path, X=np.zeros((50, 2)), y=np.zeros(50))
+    data = bytearray(path.read_bytes())
+    data[200] ^= 255
+    path.write_bytes(data)
+
+
+X = np.ones((3, 2))
+
+
+@pytest.mark.parametrize(
+    ("write", "got"),
+    [
+        (lambda path: path.write_text("x,y\n1,2\n"), "no such archive"),
+        (lambda path: path.write_bytes(b""), "no such archive"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip file"), "no such archive"),
+        (damaged, "no such archive: Bad CRC-32"),
+        (lambda path: np.save(path.open("wb"), X), "no such archive"),
+        (lambda path: np.savez(path, X=X, y=np.array([1, "a", None], object)), "no such archive"),
+        (lambda path: np.savez(path, X=X), r"\['X'\]"),
+        (lambda path: np.savez(path, X=X, y=np.array(["a", "b", "c"])), "X of float64 and y of <U1"),
+        (lambda path: np.savez(path, X=X, y=np.array(1.0)), r"shapes \(3, 2\) and \(\)"),
+        (lambda path: np.savez(path, X=X, y=np.array([1, 2, np.nan])), "NaN or infinity"),
+    ],
+    ids=["text", "empty", "cut", "damaged", "array", "objects", "no y", "strings", "scalar", "nan"],
+)
+def test_data_that_is_no_data_says_what_must_be_there(write, got, tmp_path):
+    path = tmp_path / "wrong.npz"
+    write(path)
+    with pytest.raises(ValueError, match=rf"must hold `X \(n, d\)` and `y \(n,\)` of finite numbers, got {got}"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("method", "linearized"),
+    [("stn", False), ("centered-stn", False), ("delta-stn", True), ("ift", False), ("unrolled", False)],
+)
+def test_penalty_is_of_the_network_that_predicts(method, linearized):
+    tuner = toy.tuner_of(Problem("jacobian", small()), method)
+    assert tuner.task.penalties[0].linearized == linearized

@@ -41,7 +41,7 @@ def test_first_step_of_an_uncentred_response_is_the_training_gradient_times_lamb
     # (3.6): Φ moves by −α ∇L_T (λ+ε)ᵀ, a centred one by the noise term −α ∇L_T εᵀ alone.
     ridge = problem(initial=50.0)
     for variant, least, most in (("stn", 0.9, 1.1), ("centered-only", -0.3, 0.3)):
-        tuner = toy.rd.SelfTuner(ridge.task(0), toy.VARIANTS[variant][0], batch_size=4096, device="cpu", seed=0)
+        tuner = toy.rd.SelfTuner(ridge.task(0), toy.VARIANTS[variant], batch_size=4096, device="cpu", seed=0)
         x, t = ridge.data.x.float(), ridge.data.t.float()[:, None]
         x, t = x.repeat(20, 1), t.repeat(20, 1)  # the mean over ε
         response, lam = tuner.response, tuner.space.lam.detach()
@@ -63,14 +63,13 @@ def test_early_hypergradient_drives_lambda_away_from_zero_only_where_uncentred()
             pushes = []
             for seed in range(4):
                 tuner = toy.rd.SelfTuner(
-                    ridge.task(seed), toy.VARIANTS[variant][0], lr=1e-4, momentum=0.9, clip_grad=1.0, tune_scale=False,
+                    ridge.task(seed), toy.VARIANTS[variant], lr=1e-4, momentum=0.9, clip_grad=1.0, tune_scale=False,
                     batch_size=10, epochs=1, warmup_steps=99, seed=seed, device="cpu",
                 )  # fmt: skip
                 tuner.step()
                 away = torch.sign(tuner.space.lam.detach())
                 pushes.append(-(away * learned_hypergradient(tuner, ridge.data)).item())
             found[variant, initial] = np.array(pushes)
-    print(found)
     for initial in (50.0, 0.02):
         assert (found["stn", initial] > 0).all()
         assert (np.abs(found["centered-only", initial]) < 0.3 * found["stn", initial]).all()
@@ -80,7 +79,9 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     run = ["--seeds", "2", "--cycles", "3", "--settings", "0.001:0,0.03:20", "--variants", "stn,delta-stn"]
     toy.main([*run, "--json", str(out), "--plot", str(picture)])
-    rows = json.loads(out.read_text())
+    record = json.loads(out.read_text())
+    assert list(record) == ["command", "summary", "versions", "rows"]
+    rows = record["rows"]
     assert [(row["lr"], row["warmup"], row["seed"], row["variant"]) for row in rows] == [
         (lr, warmup, seed, variant)
         for lr, warmup in ((0.001, 0), (0.03, 20))
@@ -90,7 +91,31 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert [len(row.get("trajectory", [])) for row in rows] == [4] * 4 + [0] * 4
     assert picture.stat().st_size > 10_000
     assert "median (largest) excursion  stn" in capsys.readouterr().out
-    for wrong, message in (("--settings=0.001", "must be pairs"), ("--variants=fixed", "`--variants` must be of stn")):
-        with pytest.raises(SystemExit):
-            toy.main([wrong])
-        assert message in capsys.readouterr().err
+    assert [(e["lr"], e["variant"], e["n"]) for e in record["summary"]] == [
+        (0.001, "stn", 2), (0.001, "delta-stn", 2), (0.03, "stn", 2), (0.03, "delta-stn", 2),
+    ]  # fmt: skip
+    mine = [row["excursion"] for row in rows if (row["lr"], row["variant"]) == (0.001, "stn")]
+    found = record["summary"][0]["excursion"]
+    assert found["largest"] == max(mine)
+    assert found["mean"] == pytest.approx(sum(mine) / 2, rel=1e-5)
+    bare, again = tmp_path / "bare.json", tmp_path / "again.png"
+    bare.write_text(json.dumps(rows))
+    toy.main(["--rows", str(bare), "--json", str(bare), "--plot", str(again)])
+    assert json.loads(bare.read_text()) == {**record, "command": None}
+    assert again.read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--settings 0.001", "must be pairs of a number > 0 and a whole number >= 0 like"),
+        ("--settings 0:0", "must be pairs of a number > 0 and a whole number >= 0 like"),
+        ("--settings 0.1:-1", "must be pairs of a number > 0 and a whole number >= 0 like"),
+        ("--variants fixed", "`--variants` must be of stn"),
+        ("--seeds 0", "argument --seeds: must be a whole number >= 1, got '0'"),
+        ("--cycles 0", "argument --cycles: must be a whole number >= 1, got '0'"),
+        ("--rows nowhere.json", "`nowhere.json` must hold a record in JSON"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal):
+    assert message in refusal(toy.main, *arguments.split())

@@ -1,7 +1,6 @@
 """The exact answers are exact, what is read off a tuner is what it holds, and Δ-STN learns the Jacobian."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -137,14 +136,12 @@ def test_delta_stn_learns_the_jacobian_of_ridge_up_to_its_bias():
     assert row["steps"][-1] == 1200
 
 
-def test_rounding_keeps_six_digits_and_no_nan():
-    assert toy.rounded([1.23456789, math.nan, 3]) == [1.23457, None, 3]
-
-
-def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
+def test_the_command_writes_rows_and_a_picture(tmp_path):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     toy.main(["--sigmas", "0.5", "--seeds", "1", "--steps", "20", "--json", str(out), "--plot", str(picture)])
-    rows = json.loads(out.read_text())
+    record = json.loads(out.read_text())
+    assert list(record) == ["command", "summary", "versions", "rows"]
+    rows = record["rows"]
     lines = [*[("ridge", line) for line in list(toy.LINES)[:3]], *[("network", line) for line in toy.LINES]]
     assert [(row["problem"], row["method"]) for row in rows] == lines
     for row in rows:
@@ -152,6 +149,27 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
         assert row["steps"][-1] == 20
         assert len(row["jacobian_error"]) == len(row["hypergradient_cosine"]) == len(row["steps"])
     assert picture.stat().st_size > 10_000
-    with pytest.raises(SystemExit):
-        toy.main(["--methods", "fixed"])
-    assert "`--methods` must be of stn" in capsys.readouterr().err
+    assert [(e["problem"], e["method"], e["n"]) for e in record["summary"]] == [(*line, 1) for line in lines]
+    assert record["summary"][0]["jacobian_error"]["median"] == rows[0]["jacobian_error"][-1]
+    bare, again = tmp_path / "bare.json", tmp_path / "again.png"
+    bare.write_text(json.dumps(rows))
+    toy.main(["--rows", str(bare), "--json", str(bare), "--plot", str(again)])
+    assert json.loads(bare.read_text()) == {**record, "command": None}
+    assert again.read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--methods fixed", "`--methods` must be of stn"),
+        ("--problem other", "`problem` must be one of ridge, network, got 'other'"),
+        ("--problem ridge --methods delta-stn-dense", "must include network for 'delta-stn-dense'"),
+        ("--seeds 0", "argument --seeds: must be a whole number >= 1, got '0'"),
+        ("--sigmas 0", "argument --sigmas: must be a finite number > 0, got '0'"),
+        ("--sigmas 0.5,x", "argument --sigmas: must be a finite number > 0, got 'x'"),
+        ("--steps 0", "argument --steps: must be a whole number >= 1, got '0'"),
+        ("--rows nowhere.json", "`nowhere.json` must hold a record in JSON"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal):
+    assert message in refusal(toy.main, *arguments.split())

@@ -380,5 +380,5 @@ def test_unrolled_is_for_sgd():
 def test_command_compares_them(tmp_path, capsys):
     toy.main(["--rows-per-dim", "4", "--seeds", "1", "--cycles", "3", "--methods", "ift,unrolled",
               "--json", str(tmp_path / "rows.json")])  # fmt: skip
-    assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["ift", "unrolled"]
+    assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["ift", "unrolled"]
     assert "unrolled" in capsys.readouterr().out
