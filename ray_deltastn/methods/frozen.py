@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,9 +30,12 @@ class RunningStatistics:
         self.batch = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.instance = [m for m in model.modules() if isinstance(m, _InstanceNorm) and m.track_running_stats]
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Normalise by batch statistics in training mode, without updating the running ones."""
+        return self._held() if self.batch or self.instance else nullcontext()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         kept = [(layer.running_mean, layer.running_var) for layer in self.instance]
         for m in self.batch:
             m.track_running_stats = False

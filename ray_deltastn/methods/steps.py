@@ -134,5 +134,6 @@ class Steps:
 def _clip(gradients: list[Tensor], most: float) -> None:
     # PyTorch's clip_grad_norm_ without its bookkeeping, which costs as much as a whole step of a tiny network.
     if gradients:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norms = torch._foreach_norm(gradients)
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))

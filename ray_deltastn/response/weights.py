@@ -61,14 +61,14 @@ class Weights:
         Returns:
             (B,) under a displacement, else a scalar.
         """
-        once = {id(p): p for p in self.parameters.values()}
-        parameters = [p for p in once.values() if biases or p.dim() > 1]
+        once = {id(p): p for p in self.parameters.values() if biases or p.dim() > 1}
+        parameters = list(once.values())
         if not parameters:
             raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
         base = _total([p.square().sum() for p in parameters])
         if self.response is None or self.delta is None:
             return base
-        slots = [slot for slot in self.response.slots if biases or slot.parameter.dim() > 1]
+        slots = self.response.slots if biases else [s for s in self.response.slots if s.parameter.dim() > 1]
         if not slots:
             return base.expand(self.delta.shape[0])
         along = [slot.by_row(self.response.direction(slot)) for slot in slots]
