@@ -12,8 +12,10 @@ from torch.func import functional_call
 
 import ray_deltastn as rd
 from ray_deltastn.evaluation import evaluate
-from ray_deltastn.methods import METHODS
+from ray_deltastn.methods import METHODS as ALL_METHODS
 
+#: Methods for any hyperparameter; `ift` and `unrolled` are for penalties only, and have no response to export.
+METHODS = {name: method for name, method in ALL_METHODS.items() if method.responds or not method.tunes}
 CENTERED = [name for name, method in METHODS.items() if method.centered]
 
 

@@ -372,6 +372,16 @@ def test_refuses_what_has_no_derivative(method):
         rd.SelfTuner(task, method)
 
 
+@ALTERNATIVES
+def test_export_is_the_trained_model_and_release_frees_it(method):
+    tuner = run_of(method)
+    list(tuner.fit())
+    exported, model = tuner.export(), tuner.release()
+    torch.testing.assert_close(exported, dict(model.state_dict()))
+    assert not any(module._forward_hooks for module in model.modules())
+    copy.deepcopy(model)(torch.zeros(1, 4))
+
+
 def test_unrolled_is_for_sgd():
     with pytest.raises(ValueError, match=r"`optimizer` must be sgd for 'unrolled', got 'adam'"):
         run_of("unrolled", optimizer="adam")
