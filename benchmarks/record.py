@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import prepare
+from benchmarks.arguments import prepare, whole
 
 #: Options that say where to read from and write to, not what is run.
 FILES = ("--rows", "--json", "--plot")
@@ -147,6 +147,14 @@ class Kind:
     summary: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
     lines: Callable[[Sequence[dict[str, Any]]], list[str]]
     plot: Callable[[Sequence[dict[str, Any]], Path], None]
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Options that all these benchmarks have: where to read from, write to and how many threads."""
+        parser.add_argument("--threads", type=whole(), default=1)
+        parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw again; runs nothing")
+        parser.add_argument("--json", type=Path, help="file for the record")
+        parser.add_argument("--plot", type=Path, help="file for the picture")
 
     def command(self, arguments: Sequence[str] | None) -> str | None:
         """The command line of a run; None if it only redraws what is in a file."""

@@ -287,10 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")
-    parser.add_argument("--threads", type=whole(), default=1)
-    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
-    parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--plot", type=Path, help="file for the picture")
+    RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
     command = RECORD.command(arguments)
     if options.rows:

@@ -294,10 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--settings", type=_settings, default="0.001:0", metavar="LR:WARMUP,…",
         help="pairs of a learning rate of w₀ and Θ and of train steps before the first cycle; the first pair is drawn",
     )  # fmt: skip
-    parser.add_argument("--threads", type=whole(), default=1)
-    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
-    parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--plot", type=Path, help="file for the picture")
+    RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
     command = RECORD.command(arguments)
     if options.rows:

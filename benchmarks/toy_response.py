@@ -243,10 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=whole(), default=3)
     parser.add_argument("--steps", type=whole(), default=2000, help="train steps")
     parser.add_argument("--lr", type=number(above=0), default=0.03, help="learning rate of w₀ and Θ at the start")
-    parser.add_argument("--threads", type=whole(), default=1)
-    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw and sum up again; runs nothing")
-    parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--plot", type=Path, help="file for the picture")
+    RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
     command = RECORD.command(arguments)
     if options.rows:

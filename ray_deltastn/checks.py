@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ def check_differentiable(task: Task, method: Method) -> None:
             f"'{method.name}' differentiates the training loss in the hyperparameters, which must act through "
             f"penalties, got '{name}', {reason}, in which it has no derivative; use 'delta-stn'"
         )
+
+
+def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
+    """Raise ValueError if a model that is not in float32 is to run in a coarser precision than its own."""
+    other = [str(p.dtype) for p in parameters if p.dtype != torch.float32]
+    if precision != "fp32" and other:
+        raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
 def try_out(objective: Objective, valid: Stream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -82,3 +83,23 @@ class Health:
             "warning/large_steps": float(self._large),
             "warning/short_run": float(self.short),
         }
+
+
+def divergence(space: HyperSpace, train_loss: float, valid_loss: float, steps: int) -> str:
+    """Why a run counts as diverged, naming every number that is not finite; empty if all are.
+
+    Args:
+        space: λ (h,) and σ (h,).
+        train_loss: mean of L_T since the last report.
+        valid_loss: L_V.
+        steps: train steps taken.
+    """
+    bad = [
+        f"{symbol} of '{name}'={value:g}"
+        for symbol, values in (("λ", space.lam.tolist()), ("σ", space.scale.tolist()))
+        for name, value in zip(space.names, values, strict=True)
+        if not math.isfinite(value)
+    ]
+    if not bad and math.isfinite(train_loss) and math.isfinite(valid_loss):
+        return ""
+    return "; ".join([f"diverged: train_loss={train_loss:g}, valid_loss={valid_loss:g} at step {steps}", *bad])

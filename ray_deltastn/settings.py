@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -144,6 +144,11 @@ class Settings:
             )
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":
             raise ValueError(f"`optimizer` must be sgd for '{method.name}', got {self.optimizer!r}")
+        if method.hypergradient == "implicit" and self.optimizer == "adamw" and self.weight_decay:
+            raise ValueError(
+                f"`weight_decay` of adamw is no part of the loss that '{method.name}' differentiates, got "
+                f"{self.weight_decay}; use sgd or adam, or the penalty `L2`"
+            )
         if self.hyperparameters and method.tunes:
             raise ValueError(
                 f"`hyperparameters` are constants for method 'fixed', got them with '{method.name}'; set initial "
@@ -161,6 +166,15 @@ class Settings:
     def names(cls) -> tuple[str, ...]:
         """Names of all options."""
         return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def require_known(cls, given: Iterable[str]) -> None:
+        """Raise ValueError, with the option that was probably meant, for the first name that is none."""
+        unknown = [name for name in given if name not in cls.names()]
+        if unknown:
+            near = cls.nearest(unknown[0])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"options must be those of `Settings`, got {unknown[0]!r}{hint}")
 
     @classmethod
     def nearest(cls, name: str) -> str | None:

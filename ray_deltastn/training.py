@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ray_deltastn import random_state
 from ray_deltastn.algorithm import float32_products, make_steps
-from ray_deltastn.checks import check_differentiable, check_small_batches, try_out
+from ray_deltastn.checks import check_differentiable, check_precision, check_small_batches, try_out
 from ray_deltastn.data import stream
 from ray_deltastn.evaluation import evaluate
-from ray_deltastn.health import Health
+from ray_deltastn.health import Health, divergence
 from ray_deltastn.methods import Method, Objective, get_method
 from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.regularizers import Setting
@@ -56,13 +56,7 @@ class SelfTuner:
     """
 
     def __init__(self, task: Task, method: str | Method = "delta-stn", **settings: Any) -> None:
-        unknown = [name for name in settings if name not in Settings.names()]
-        if unknown:
-            near = Settings.nearest(unknown[0])
-            raise ValueError(
-                f"options must be those of `Settings`, got {unknown[0]!r}"
-                + (f"; did you mean {near!r}?" if near else "")
-            )
+        Settings.require_known(settings)
         if not isinstance(task, Task):
             raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
         if task.in_use:
@@ -80,8 +74,7 @@ class SelfTuner:
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not self._trainable:
             raise ValueError("`model` needs at least one trainable parameter, got none")
-        if s.precision != "fp32" and self._trainable[0].dtype != torch.float32:
-            raise ValueError(f"`precision={s.precision}` needs a float32 model, got {self._trainable[0].dtype}")
+        check_precision(s.precision, self._trainable)
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
         self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
@@ -225,24 +218,17 @@ class SelfTuner:
             split["test"] = evaluate(self.objective, self.test, self.objective.valid_loss, self.task.metrics)
         scores = {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
         self._seconds["evaluate"] += time.perf_counter() - started
-        watched = {"λ": self.space.lam.tolist(), "σ": self.space.scale.tolist()}
-        bad = [
-            f"{symbol} of '{name}'={value:g}"
-            for symbol, values in watched.items()
-            for name, value in zip(self.space.names, values, strict=True)
-            if not math.isfinite(value)
-        ]
-        diverged = bool(bad) or not (math.isfinite(train_loss) and math.isfinite(scores["valid_loss"]))
-        if diverged:
-            losses = f"train_loss={train_loss:g}, valid_loss={scores['valid_loss']:g}"
-            self.stop_reason = "; ".join([f"diverged: {losses} at step {self.steps}", *bad])
+        reason = divergence(self.space, train_loss, scores["valid_loss"], self.steps)
+        if reason:
+            self.stop_reason = reason
             # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
             scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
             train_loss = math.inf
         self._note_best(scores["valid_loss"])
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
-        values, scale = self.objective.current_values(), self.space.scale.detach()
+        values = self.objective.current_values()
+        scale = self.space.scale.detach() * float(self.method.responds)  # zero where nothing is perturbed
         report: dict[str, Any] = {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -255,11 +241,9 @@ class SelfTuner:
             **{f"seconds/{k}": v for k, v in self._seconds.items()},
             "seconds/total": sum(self._seconds.values()),
             **self.health.report(),
-            "diverged": diverged,
+            "diverged": bool(reason),
             "stop_reason": self.stop_reason,
         }
-        if not self.method.responds:
-            report.update({f"scale/{name}": 0.0 for name in self.space.names})
         self.health.reset()
         self.last_report = report
         return report

@@ -382,6 +382,11 @@ def test_export_is_the_trained_model_and_release_frees_it(method):
     copy.deepcopy(model)(torch.zeros(1, 4))
 
 
+def test_ift_refuses_a_decay_that_is_no_part_of_the_loss():
+    with pytest.raises(ValueError, match=r"`weight_decay` of adamw .* 'ift' differentiates, got 0\.1"):
+        run_of("ift", optimizer="adamw", weight_decay=0.1)
+
+
 def test_unrolled_is_for_sgd():
     with pytest.raises(ValueError, match=r"`optimizer` must be sgd for 'unrolled', got 'adam'"):
         run_of("unrolled", optimizer="adam")
