@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -108,6 +109,21 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
     return {name: rows[:, i].tolist() for i, name in enumerate(names)}
 
 
+def draw(space: rd.HyperSpace, number: int) -> dict[str, float]:
+    """Proposal `number` of random search: name → value, uniform in its search range, or in the range's logarithm."""
+    generator = torch.Generator().manual_seed(number)
+    values = {}
+    for name, p in space.hyperparameters.items():
+        (low, high), share = p.search_range(name), torch.rand((), generator=generator, dtype=torch.float64).item()
+        if p.integer:
+            values[name] = float(min(math.floor(low + share * (high - low + 1)), high))
+        elif p.log_search:
+            values[name] = low * (high / low) ** share
+        else:
+            values[name] = low + share * (high - low)
+    return values
+
+
 class Run:
     """One run and its files; `go` trains until it is done or its time is up.
 
@@ -116,13 +132,19 @@ class Run:
         label: what the run is called in tables and file names.
         folder: where its files are.
         schedule: record of a run whose schedule `fixed` follows, and the form; None for none.
+        proposal: number of the draw of random search that `fixed` trains with; None for none.
 
     Raises:
-        ValueError: if the files there are of another configuration.
+        ValueError: if the files there are of another configuration, or the hyperparameters are given twice.
     """
 
     def __init__(
-        self, config: dict[str, Any], label: str, folder: Path, schedule: tuple[Path, str] | None = None
+        self,
+        config: dict[str, Any],
+        label: str,
+        folder: Path,
+        schedule: tuple[Path, str] | None = None,
+        proposal: int | None = None,
     ) -> None:
         self.config, self.label = config, label
         stem = f"{label}-s{config['seed']}"
@@ -130,12 +152,17 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config["seed"])
         task = build_task(config)
+        if (schedule is not None) + (proposal is not None) + ("hyperparameters" in config) > 1:
+            raise ValueError(
+                "only one of `--schedule-of`, `--draw` and `--set hyperparameters=…` may give the hyperparameters, got "
+                "several"
+            )
+        if proposal is not None:
+            self.config = config = {**config, "hyperparameters": draw(task.space, proposal)}
         options = {name: config[name] for name in Settings.names() if name in config}
         followed: dict[str, str] = {}
         if schedule is not None:
             path, form = schedule
-            if "hyperparameters" in config:
-                raise ValueError("`--schedule-of` gives the hyperparameters, got `--set hyperparameters=…` too")
             values = schedule_of(json.loads(path.read_text()), form, task.space, config["seed"])
             options["hyperparameters"] = values
             checksum = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
@@ -228,11 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=whole(), help="default: the paper's")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of records and states")
-    parser.add_argument("--label", help="name of the run (default: its method, or fixed-<form>)")
+    parser.add_argument("--label", help="name of the run (default: its method, fixed-<form> or random-N)")
     parser.add_argument("--minutes", type=float, help="stop cleanly after so long; continue with the same command")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--schedule-of", type=Path, metavar="FILE.json", help="record whose schedule `fixed` follows")
     parser.add_argument("--schedule-form", choices=FORMS, default="schedule")
+    parser.add_argument("--draw", type=whole(0), metavar="N", help="train `fixed` on random search's N-th proposal")
     parser.add_argument("--threads", type=whole(), help="CPU threads (default: PyTorch's)")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -243,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = configuration(options.task, options.method, epochs, options.seed, dict(options.changes))
         schedule = (options.schedule_of, options.schedule_form) if options.schedule_of else None
         usual = f"fixed-{options.schedule_form}" if schedule else options.method
-        run = Run(config, options.label or usual, options.out, schedule)
+        usual = usual if options.draw is None else f"random-{options.draw}"
+        run = Run(config, options.label or usual, options.out, schedule, options.draw)
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     if not run.go(options.minutes):

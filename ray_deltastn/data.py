@@ -99,7 +99,7 @@ class TensorStream(Stream):
             self._order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         self.position += 1
-        return self.x[rows].to(self.device), self.y[rows].to(self.device)
+        return self.x.index_select(0, rows).to(self.device), self.y.index_select(0, rows).to(self.device)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the order of the data, in batches of up to 1,000 examples."""

@@ -22,7 +22,7 @@ class Optimizers:
 
     Args:
         settings: kinds, learning rates and schedule.
-        weights: the trainable weights w₀.
+        model: the network, whose trainable weights are w₀.
         response: Θ, or None for a method without response.
         space: λ and σ, or None for a method that moves neither.
 
@@ -33,14 +33,17 @@ class Optimizers:
     """
 
     def __init__(
-        self, settings: Settings, weights: list[nn.Parameter], response: Response | None, space: HyperSpace | None
+        self, settings: Settings, model: nn.Module, response: Response | None, space: HyperSpace | None
     ) -> None:
         self.base_lr = settings.lr
-        self.weights = settings.make_optimizer(weights, settings.weight_decay)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        dense = not any(getattr(layer, "sparse", False) for layer in model.modules())
+        fused = weights[0].device.type in ("cpu", "cuda")
+        self.weights = settings.make_optimizer(weights, settings.weight_decay, fused and dense)
         self.response: Optimizer | None = None
         self.hyper: Optimizer | None = None
         if response is not None:
-            self.response = settings.make_optimizer(response.parameters())
+            self.response = settings.make_optimizer(response.parameters(), fused=fused)
         if space is not None:
             self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale)
         self.schedule = settings.make_schedule(self.weights)

@@ -210,13 +210,20 @@ class Settings:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    def make_optimizer(self, parameters: Any, weight_decay: float = 0.0) -> Optimizer:
-        """Optimiser for w₀ or Θ; Θ is never decayed, that would bias the response."""
+    def make_optimizer(self, parameters: Any, weight_decay: float = 0.0, fused: bool = False) -> Optimizer:
+        """Optimiser for w₀ or Θ; Θ is never decayed, that would bias the response.
+
+        Args:
+            parameters: what it moves.
+            weight_decay: constant weight decay.
+            fused: move a parameter in one kernel, which takes dense gradients on a CPU or CUDA device only.
+        """
         parameters = list(parameters)
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": weight_decay, "fused": fused or None}
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=weight_decay)
+            return torch.optim.SGD(parameters, momentum=self.momentum, **options)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, betas=(self.momentum, 0.999), weight_decay=weight_decay)
+        return kind(parameters, betas=(self.momentum, 0.999), **options)
 
     def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter) -> Optimizer:
         """Optimiser for λ and, if tuned, σ."""

@@ -92,7 +92,7 @@ class SelfTuner:
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
-        self.optimizers = Optimizers(s, self._trainable, self.response, tuned)
+        self.optimizers = Optimizers(s, self.model, self.response, tuned)
         self.algorithm = make_steps(self.objective, self.optimizers, s)
         cycles = max(0, self.total_steps // s.train_interval - self.warmup_steps // s.train_interval)
         planned = cycles * s.valid_interval

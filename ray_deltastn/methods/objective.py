@@ -192,7 +192,8 @@ class Objective:
             every = self._parameters if parameters is None else self._standing_in(parameters)
             weights = Weights(self.model, self.response, delta, every)
             for penalty in penalties:
-                loss = loss + penalty(named, weights).mean()
+                term = penalty(named, weights)
+                loss = loss + (term.mean() if term.dim() else term)
         return loss
 
     def _standing_in(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

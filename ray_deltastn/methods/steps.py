@@ -81,8 +81,10 @@ class Steps:
     def _response_step(self, x: Tensor, y: Tensor) -> None:
         assert self.response_optimizer is not None
         rows = max(1, round(self.response_fraction * x.shape[0]))
+        if rows < x.shape[0]:
+            x, y = x[:rows], y[:rows]
         with frozen(self.weights), self._statistics.held():
-            loss = self.objective.train_loss(x[:rows], y[:rows], self._perturbation(rows))
+            loss = self.objective.train_loss(x, y, self._perturbation(rows))
             gradients = torch.autograd.grad(loss, self.response, allow_unused=True)
         self._move(self.response_optimizer, self.response, gradients)
 
@@ -136,4 +138,4 @@ def _clip(gradients: list[Tensor], most: float) -> None:
     if gradients:
         norms = torch._foreach_norm(gradients)
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_div_(gradients, (norm / most).clamp(min=1.0))

@@ -28,4 +28,4 @@ class L2:
     def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
         """Penalty (B,) under a displacement, else a scalar."""
         norm = weights.squared_norm(self.biases)
-        return values[self.names[0]].to(norm.dtype) * norm * (0.5 / self.divide_by)
+        return (values[self.names[0]] * (0.5 / self.divide_by)).to(norm.dtype) * norm

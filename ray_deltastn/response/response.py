@@ -50,6 +50,18 @@ class Slot:
         return part.view(*part.shape, *(1,) * (direction.dim() - 1)) * direction
 
 
+class _Pass:
+    """What the hooks of one pass share; kept out of the module, whose attributes cost more to set."""
+
+    __slots__ = ("by_slot", "linearised", "primal", "tangent")
+
+    def __init__(self) -> None:
+        self.by_slot: dict[str, Tensor] = {}  # Uδ and Vδ by parameter; empty: no displacement
+        self.linearised = False
+        self.primal: Tensor | None = None  # input of the layer at work, taken apart by `_before`
+        self.tangent: Tensor | None = None
+
+
 class _Hook:
     """A hook that a copied or saved model does not take along."""
 
@@ -104,13 +116,12 @@ class Response(nn.Module):
             start = stop
         like = self.slots[0].parameter
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
-        self._by_slot: dict[str, Tensor] = {}
-        self._linearised = False
+        self._pass = _Pass()
+        self._sizes = [slot.stop - slot.start for slot in self.slots]
         #: Whether the model may call fused attention, which has to be kept from its fast kernels.
         self.attends = True
         self.called: set[str] = set()
         self._names = {layer: name for name, layer in model.named_modules()}
-        self._input_tangent: Tensor | None = None
         self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]
         self._handles += [
             layer.register_forward_pre_hook(_Hook(self._before), with_kwargs=True)
@@ -156,44 +167,51 @@ class Response(nn.Module):
         if delta is None:
             yield
             return
-        parts = self.row_change(delta).split([slot.stop - slot.start for slot in self.slots], -1)
-        self._by_slot = dict(zip((slot.name for slot in self.slots), parts, strict=True))
-        self._linearised = linearised
+        now = self._pass
+        rows = self.row_change(delta)
+        parts = rows.split(self._sizes, -1) if len(self._sizes) > 1 else (rows,)
+        now.by_slot = dict(zip((slot.name for slot in self.slots), parts, strict=True))
+        now.linearised = linearised
         try:
             yield
         finally:
-            self._by_slot, self._input_tangent = {}, None
+            now.by_slot, now.primal, now.tangent = {}, None, None
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The layer itself sees the primal only; its kind knows the tangent.
-        if not (self._by_slot and self._linearised):
+        now = self._pass
+        if not (now.by_slot and now.linearised):
             return None
-        primal, self._input_tangent = fwAD.unpack_dual(_input(args, kwargs))
-        return (primal,), {}
+        now.primal, now.tangent = fwAD.unpack_dual(_input(args, kwargs))
+        return (now.primal,), {}
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        if not self._by_slot:
+        now = self._pass
+        if not now.by_slot:
             return None
-        x = _input(args, kwargs)
         self.called.add(self._names[layer])
         kind = next(iter(self._layers[layer].values()))[1]
-        # The factor Uδ of the change has no primal part, so W_resp ẋ is never needed: only the primal x is.
-        x = fwAD.unpack_dual(x).primal if self._linearised else x
+        x, primal, tangent = _input(args, kwargs), output, None
+        if now.linearised and kind.tangent is not None and now.primal is not None:
+            # The layer saw no tangent, so its output has none.
+            x, x_tangent, now.primal, now.tangent = now.primal, now.tangent, None, None
+        elif now.linearised:
+            # The factor Uδ of the change has no primal part, so W_resp ẋ is never needed: only the primal x is.
+            x, x_tangent = fwAD.unpack_dual(x).primal, None
+            primal, tangent = fwAD.unpack_dual(output)
         applied = kind.apply(layer, x, None) if kind.rows == "element" else None
-        if not self._linearised:
-            return output + self._branch(layer, x, output, applied).to(output.dtype)
-        primal, tangent = fwAD.unpack_dual(output)
         change = self._branch(layer, x, primal, applied).to(primal.dtype)
-        if self._input_tangent is not None and kind.tangent is not None:
-            tangent = kind.tangent(layer, x, self._input_tangent, applied)
-            self._input_tangent = None
+        if not now.linearised:
+            return output + change
+        if x_tangent is not None and kind.tangent is not None:
+            tangent = kind.tangent(layer, x, x_tangent, applied)
         return fwAD.make_dual(primal, change if tangent is None else tangent + change)
 
     def _branch(self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
         for role, (slot, kind) in self._layers[layer].items():
-            rows, direction = self._by_slot[slot.name], self.direction(slot)
+            rows, direction = self._pass.by_slot[slot.name], self.direction(slot)
             if rows.shape[0] not in (1, output.shape[0]):
                 raise ValueError(
                     f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "

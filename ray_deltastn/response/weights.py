@@ -65,7 +65,7 @@ class Weights:
         parameters = list(once.values())
         if not parameters:
             raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
-        base = _total([p.square().sum() for p in parameters])
+        base = _total([(p * p).sum() for p in parameters])
         if self.response is None or self.delta is None:
             return base
         slots = self.response.slots if biases else [s for s in self.response.slots if s.parameter.dim() > 1]
@@ -73,13 +73,14 @@ class Weights:
             return base.expand(self.delta.shape[0])
         along = [slot.by_row(self.response.direction(slot)) for slot in slots]
         inner = _join([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
-        norm = _join([a.square().sum(-1) for a in along])
+        norm = _join([(a * a).sum(-1) for a in along])
         U: Tensor = self.response.U  # (rows, h)
         if len(slots) < len(self.response.slots):
             U = _join([U[slot.start : slot.stop] for slot in slots])
         # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
-        delta = self.delta.to(U.dtype)
-        return base + 2 * delta @ (U.T @ inner) + ((delta @ ((U.T * norm) @ U)) * delta).sum(-1)
+        delta, transposed = self.delta.to(U.dtype), U.T
+        along_delta = torch.addmm(transposed @ inner, delta, (transposed * norm) @ U, beta=2)
+        return base + (along_delta * delta).sum(-1)
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:

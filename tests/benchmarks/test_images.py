@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import ray_deltastn as rd
 from benchmarks import images, images_report
 from ray_deltastn.settings import Settings
 
@@ -236,8 +238,40 @@ def test_changes_do_not_stand_for_flags(key, tmp_path, refusal):
         ("--epochs 0", "argument --epochs: must be a whole number >= 1, got '0'"),
         ("--threads 0", "argument --threads: must be a whole number >= 1, got '0'"),
         ("--schedule-of nowhere.json --method fixed", "nowhere.json"),
-        ("--schedule-of some.json --method fixed --set hyperparameters={}", "got `--set hyperparameters=…` too"),
+        (
+            "--schedule-of some.json --method fixed --set hyperparameters={}",
+            "only one of `--schedule-of`, `--draw`",
+        ),
+        ("--draw 1 --method fixed --schedule-of some.json", "may give the hyperparameters, got several"),
+        ("--draw 1 --method delta-stn", "`hyperparameters`"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_line(arguments, message, tmp_path, refusal):
     assert message in refusal(images.main, *TINY, "--out", str(tmp_path), *arguments.split())
+
+
+def test_draws_of_random_search_are_within_their_ranges_and_the_same_for_the_same_number():
+    space = rd.HyperSpace(
+        rate=rd.Bounded(0.05, low=0.0, high=0.95, search=(0.0, 0.85)),
+        holes=rd.Integer(1, low=0, high=4),
+        decay=rd.Positive(1e-4, search=(1e-6, 1e-2)),
+    )
+    drawn = [images.draw(space, number) for number in range(200)]
+    assert drawn == [images.draw(space, number) for number in range(200)]
+    column = {name: torch.tensor([values[name] for values in drawn]) for name in space.names}
+    assert 0 <= column["rate"].min() < 0.05
+    assert 0.8 < column["rate"].max() <= 0.85
+    assert column["holes"].unique().tolist() == [0, 1, 2, 3, 4]
+    assert 1e-6 <= column["decay"].min() < 2e-6
+    assert 5e-3 < column["decay"].max() <= 1e-2
+    assert 0.4 < (column["decay"] < 1e-4).float().mean() < 0.6  # uniform in the logarithm
+
+
+def test_draw_trains_fixed_on_its_proposal(tmp_path):
+    run(tmp_path, "--method", "fixed", "--draw", "3")
+    record = read(tmp_path, "random-3-s0")
+    values = record["config"]["hyperparameters"]
+    space = images.build_task(record["config"]).space
+    assert values == images.draw(space, 3)
+    assert record["curve"][-1]["hyperparameters/dropout"] == pytest.approx(values["dropout"], rel=1e-3)
+    run(tmp_path, "--method", "fixed", "--draw", "3")  # a finished run is left alone
