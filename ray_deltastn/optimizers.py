@@ -25,6 +25,7 @@ class Optimizers:
         model: the network, whose trainable weights are w₀.
         response: Θ, or None for a method without response.
         space: λ and σ, or None for a method that moves neither.
+        hyper_lr: learning rate of λ.
 
     Attributes:
         weights: optimiser of w₀.
@@ -33,7 +34,12 @@ class Optimizers:
     """
 
     def __init__(
-        self, settings: Settings, model: nn.Module, response: Response | None, space: HyperSpace | None
+        self,
+        settings: Settings,
+        model: nn.Module,
+        response: Response | None,
+        space: HyperSpace | None,
+        hyper_lr: float,
     ) -> None:
         self.base_lr = settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -45,7 +51,7 @@ class Optimizers:
         if response is not None:
             self.response = settings.make_optimizer(response.parameters(), fused=fused)
         if space is not None:
-            self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale)
+            self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale, hyper_lr)
         self.schedule = settings.make_schedule(self.weights)
         self._follow()
 

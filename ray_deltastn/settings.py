@@ -25,7 +25,12 @@ HYPER_OPTIMIZERS = ("rmsprop", "adam")
 SOLVERS = ("cg", "neumann")
 PRECISIONS = ("fp32", "tf32", "bf16")
 #: preset → what the options that are not given become.
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"response_fraction": 1.0}, "fast": {"response_fraction": 0.25}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"response_fraction": 1.0, "hyper_lr": 0.01},
+    "fast": {"response_fraction": 0.25, "hyper_lr": "auto"},
+}
+#: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
+AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 12.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Settings:
 
     Args:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
-        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs and slower to move λ in short
-            runs; it decides options that are not given.
+        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a learning rate of λ that
+            fits the length of the run; it decides options that are not given.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -46,7 +51,9 @@ class Settings:
             the penalty `L2` instead.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
-        hyper_lr: learning rate α₂ of λ.
+        hyper_lr: learning rate α₂ of λ; by default the preset's, 0.01 for `paper` and `auto` for `fast`. `auto` goes
+            beyond the paper: 12 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
+            can move λ as far as a long one.
         scale_lr: learning rate α₃ of σ; by default `hyper_lr`.
         hyper_optimizer: `rmsprop` or `adam`, for λ and σ.
         entropy_weight: τ, weight of the perturbation's entropy.
@@ -84,7 +91,7 @@ class Settings:
     optimizer: str = "sgd"
     weight_decay: float = 0.0
     schedule: str | Mapping[str, Any] | None = None
-    hyper_lr: float = 0.01
+    hyper_lr: float | str | None = None
     scale_lr: float | None = None
     hyper_optimizer: str = "rmsprop"
     entropy_weight: float = 1e-3
@@ -113,6 +120,8 @@ class Settings:
             apart = method.responds and method.split
             fraction = PRESETS[self.preset]["response_fraction"] if apart else 1.0
             object.__setattr__(self, "response_fraction", fraction)
+        if self.hyper_lr is None:
+            object.__setattr__(self, "hyper_lr", PRESETS[self.preset]["hyper_lr"])
         for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
             _whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):
@@ -121,8 +130,11 @@ class Settings:
         if self.warmup_steps is not None:
             _whole("warmup_steps", self.warmup_steps, 0)
         _whole("seed", self.seed, 0)
-        for name in ("lr", "hyper_lr"):
-            _number(name, getattr(self, name), above=0.0)
+        _number("lr", self.lr, above=0.0)
+        if self.hyper_lr != "auto":
+            if isinstance(self.hyper_lr, str):
+                raise ValueError(f"`hyper_lr` must be a number or 'auto', got {self.hyper_lr!r}")
+            _number("hyper_lr", self.hyper_lr, above=0.0)
         for name in ("scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), above=0.0)
@@ -225,13 +237,20 @@ class Settings:
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, betas=(self.momentum, 0.999), **options)
 
-    def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter) -> Optimizer:
-        """Optimiser for λ and, if tuned, σ."""
-        groups: list[dict[str, Any]] = [{"params": [lam], "lr": self.hyper_lr}]
+    def hyper_rate(self, hyper_steps: int) -> float:
+        """Learning rate of λ in a run of so many hyper steps: `hyper_lr`, or what `auto` makes of it."""
+        assert self.hyper_lr is not None
+        if self.hyper_lr != "auto":
+            return float(self.hyper_lr)
+        return min(max(AUTO_WAY / max(1, hyper_steps), AUTO_LEAST), AUTO_MOST)
+
+    def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter, rate: float) -> Optimizer:
+        """Optimiser for λ, at this learning rate, and, if tuned, σ."""
+        groups: list[dict[str, Any]] = [{"params": [lam], "lr": rate}]
         if self.tune_scale:
-            groups.append({"params": [raw_scale], "lr": self.scale_lr or self.hyper_lr})
+            groups.append({"params": [raw_scale], "lr": self.scale_lr or rate})
         kind = torch.optim.RMSprop if self.hyper_optimizer == "rmsprop" else torch.optim.Adam
-        return kind(groups, lr=self.hyper_lr)
+        return kind(groups, lr=rate)
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
         """Learning-rate schedule, PyTorch's own, or None."""

@@ -40,6 +40,7 @@ class SelfTuner:
 
     Attributes:
         model: the task's model, trained in place.
+        hyper_lr: learning rate of λ, a number also where the settings say `auto`.
         coverage: which parameters respond; None for a method without response.
         done: whether the run has ended, and `stop_reason` why.
         last_report: the latest report, empty before the first.
@@ -77,6 +78,7 @@ class SelfTuner:
         check_precision(s.precision, self._trainable)
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
+        self.hyper_lr = s.hyper_rate(self.hyper_steps)
         self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
         self.setting = Setting(self.space, self.generator)
         for regularizer in task.regularizers:
@@ -92,11 +94,9 @@ class SelfTuner:
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
-        self.optimizers = Optimizers(s, self.model, self.response, tuned)
+        self.optimizers = Optimizers(s, self.model, self.response, tuned, self.hyper_lr)
         self.algorithm = make_steps(self.objective, self.optimizers, s)
-        cycles = max(0, self.total_steps // s.train_interval - self.warmup_steps // s.train_interval)
-        planned = cycles * s.valid_interval
-        self.health = Health(self.space, s.hyper_lr, planned, self.method.tunes)
+        self.health = Health(self.space, self.hyper_lr, self.hyper_steps, self.method.tunes)
         self.steps = 0
         self.best_valid_loss = math.inf
         self._reports_since_best = 0
@@ -128,6 +128,13 @@ class SelfTuner:
             self.test = stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
         self.warmup_steps = s.warmup_steps if s.warmup_steps is not None else round(s.warmup * len(self.train))
         self.total_steps = s.epochs * len(self.train)
+
+    @property
+    def hyper_steps(self) -> int:
+        """Hyper steps planned for the whole run."""
+        s = self.settings
+        cycles = self.total_steps // s.train_interval - self.warmup_steps // s.train_interval
+        return max(0, cycles) * s.valid_interval
 
     @property
     def coverage(self) -> Coverage | None:

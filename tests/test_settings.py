@@ -24,3 +24,23 @@ def test_preset_decides_what_is_not_given(given, fraction):
 def test_unknown_preset_is_named():
     with pytest.raises(ValueError, match="`preset` must be one of paper, fast, got 'quick'"):
         Settings(preset="quick")
+
+
+@pytest.mark.parametrize(
+    ("given", "hyper_steps", "rate"),
+    [
+        ({}, 250, 0.01),
+        ({"preset": "fast"}, 250, 0.048),
+        ({"preset": "fast"}, 100_000, 0.01),
+        ({"preset": "fast"}, 0, 0.1),
+        ({"preset": "fast", "hyper_lr": 0.02}, 250, 0.02),
+        ({"hyper_lr": "auto"}, 400, 0.03),
+    ],
+)
+def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_is_asked_for(given, hyper_steps, rate):
+    assert Settings(**given).hyper_rate(hyper_steps) == pytest.approx(rate)
+
+
+def test_learning_rate_of_hyperparameters_is_a_number_or_auto():
+    with pytest.raises(ValueError, match="`hyper_lr` must be a number or 'auto', got 'fast'"):
+        Settings(hyper_lr="fast")
