@@ -42,14 +42,15 @@ class Optimizers:
         hyper_lr: float,
     ) -> None:
         self.base_lr = settings.lr
+        self._response_share = (settings.response_lr or settings.lr) / settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
         dense = not any(getattr(layer, "sparse", False) for layer in model.modules())
         fused = weights[0].device.type in ("cpu", "cuda")
-        self.weights = settings.make_optimizer(weights, settings.weight_decay, fused and dense)
+        self.weights = settings.make_optimizer(weights, fused and dense)
         self.response: Optimizer | None = None
         self.hyper: Optimizer | None = None
         if response is not None:
-            self.response = settings.make_optimizer(response.parameters(), fused=fused)
+            self.response = settings.make_response_optimizer(response.parameters(), fused)
         if space is not None:
             self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale, hyper_lr)
         self.schedule = settings.make_schedule(self.weights)
@@ -57,7 +58,7 @@ class Optimizers:
 
     @property
     def lr(self) -> float:
-        """Learning rate of w₀ and Θ now."""
+        """Learning rate of w₀ now; Θ's is in proportion."""
         return float(self.weights.param_groups[0]["lr"])
 
     def end_epoch(self, valid_loss: Callable[[], float]) -> None:
@@ -73,7 +74,7 @@ class Optimizers:
     def _follow(self) -> None:
         if self.response is not None:
             for group in self.response.param_groups:
-                group["lr"] = self.lr
+                group["lr"] = self.lr * self._response_share
 
     def state_dict(self) -> dict[str, Any]:
         """Moments of all optimisers and the schedule's position."""

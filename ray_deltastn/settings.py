@@ -47,6 +47,8 @@ class Settings:
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
+        response_lr: learning rate of Θ; by default `lr`, as in the paper. It follows the schedule in proportion.
+        response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's own constant weight decay of w₀; zero for AdamW too, unless given. To tune it, use
             the penalty `L2` instead.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
@@ -89,6 +91,8 @@ class Settings:
     lr: float = 0.01
     momentum: float = 0.9
     optimizer: str = "sgd"
+    response_lr: float | None = None
+    response_optimizer: str | None = None
     weight_decay: float = 0.0
     schedule: str | Mapping[str, Any] | None = None
     hyper_lr: float | str | None = None
@@ -135,7 +139,7 @@ class Settings:
             if isinstance(self.hyper_lr, str):
                 raise ValueError(f"`hyper_lr` must be a number or 'auto', got {self.hyper_lr!r}")
             _number("hyper_lr", self.hyper_lr, above=0.0)
-        for name in ("scale_lr", "clip_grad"):
+        for name in ("response_lr", "scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), above=0.0)
         for name in ("entropy_weight", "warmup", "weight_decay", "implicit_damping"):
@@ -143,11 +147,11 @@ class Settings:
         _number("momentum", self.momentum, least=0.0, below=1.0)
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
         choices = (
-            ("optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS), ("implicit_solver", SOLVERS),
-            ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS), ("response_optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS),
+            ("implicit_solver", SOLVERS), ("precision", PRECISIONS),
         )  # fmt: skip
         for name, known in choices:
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and (name, getattr(self, name)) != ("response_optimizer", None):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.response_fraction != 1.0 and method.responds and not method.split:
             raise ValueError(
@@ -222,20 +226,26 @@ class Settings:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    def make_optimizer(self, parameters: Any, weight_decay: float = 0.0, fused: bool = False) -> Optimizer:
-        """Optimiser for w₀ or Θ; Θ is never decayed, that would bias the response.
+    def make_optimizer(self, weights: list[torch.nn.Parameter], fused: bool = False) -> Optimizer:
+        """Optimiser of w₀.
 
         Args:
-            parameters: what it moves.
-            weight_decay: constant weight decay.
+            weights: the trainable weights.
             fused: move a parameter in one kernel, which takes dense gradients on a CPU or CUDA device only.
         """
-        parameters = list(parameters)
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": weight_decay, "fused": fused or None}
-        if self.optimizer == "sgd":
+        return self._optimizer(self.optimizer, weights, self.lr, self.weight_decay, fused)
+
+    def make_response_optimizer(self, response: Iterable[torch.nn.Parameter], fused: bool = False) -> Optimizer:
+        """Optimiser of Θ, which is never decayed: that would bias the response."""
+        kind = self.response_optimizer or self.optimizer
+        return self._optimizer(kind, list(response), self.response_lr or self.lr, 0.0, fused)
+
+    def _optimizer(self, kind: str, parameters: Any, lr: float, weight_decay: float, fused: bool) -> Optimizer:
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": fused or None}
+        if kind == "sgd":
             return torch.optim.SGD(parameters, momentum=self.momentum, **options)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, betas=(self.momentum, 0.999), **options)
+        adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+        return adam(parameters, betas=(self.momentum, 0.999), **options)
 
     def hyper_rate(self, hyper_steps: int) -> float:
         """Learning rate of λ in a run of so many hyper steps: `hyper_lr`, or what `auto` makes of it."""

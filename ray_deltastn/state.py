@@ -20,7 +20,7 @@ def identity(
         "version": VERSION,
         "method": method,
         "space": dict(space),
-        **{name: settings[name] for name in ("optimizer", "hyper_optimizer", "tune_scale")},
+        **{name: settings[name] for name in ("optimizer", "response_optimizer", "hyper_optimizer", "tune_scale")},
         "schedule": schedule.get("name") if isinstance(schedule, Mapping) else schedule,
         # Positions in the data and epochs are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,
