@@ -20,7 +20,7 @@ from ray_deltastn._version import __version__
 from ray_deltastn.contact_sheet import NoImagesError, contact_sheet
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import CONFIG_FILE, RESULTS_FILE, SPACE_FILE, read_results
+from ray_deltastn.tune.experiment import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE, read_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
@@ -108,6 +108,9 @@ class Results:
             notes.append("Runs were too short for λ to cross its range.")
         if (last["warning/saturated"] > 0).any():
             notes.append("In some trials a hyperparameter ended at its bound.")
+        if (driver := self.folder / DRIVER_FILE).exists():
+            seconds = json.loads(driver.read_text())["searcher_seconds"]
+            notes.append(f"The searcher took {seconds:.1f} s of the driver's time.")
         return notes
 
 

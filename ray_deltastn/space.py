@@ -176,24 +176,32 @@ class HyperSpace(nn.Module):
                 known = ", ".join(self.names)
                 raise ValueError(f"{where} names the unknown hyperparameter {name!r}; the space has: {known}")
 
-    def to_tune(self) -> dict[str, Any]:
-        """Ray Tune domains of these hyperparameters, for black-box search with `method="fixed"`.
+    def search_ranges(self) -> dict[str, tuple[str, float, float]]:
+        """Name → Tune's domain, as the name of its function and its two bounds, for black-box search.
 
         Both bounds → `uniform`, whole numbers → `randint`, positive → `loguniform`.
 
         Raises:
             ValueError: if a domain is open and has no `search` range.
         """
-        from ray import tune  # here and not above: the mathematics works without Ray
-
-        domains = {}
+        ranges: dict[str, tuple[str, float, float]] = {}
         for name, p in self.hyperparameters.items():
             low, high = p.search_range(name)
             if p.integer:
-                domains[name] = tune.randint(int(low), int(high) + 1)
+                ranges[name] = ("randint", int(low), int(high) + 1)
             else:
-                domains[name] = tune.loguniform(low, high) if p.log_search else tune.uniform(low, high)
-        return domains
+                ranges[name] = ("loguniform" if p.log_search else "uniform", low, high)
+        return ranges
+
+    def to_tune(self) -> dict[str, Any]:
+        """Ray Tune domains of these hyperparameters, for black-box search with `method="fixed"`; see `search_ranges`.
+
+        Raises:
+            ValueError: if a domain is open and has no `search` range.
+        """
+        from ray import tune  # here and not above: the mathematics works without Ray
+
+        return {name: getattr(tune, kind)(low, high) for name, (kind, low, high) in self.search_ranges().items()}
 
     def fingerprint(self) -> dict[str, str]:
         """What a state must agree on: name → place, kind, bounds and sharing."""

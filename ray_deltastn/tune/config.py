@@ -7,7 +7,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ray import tune
 
+from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
 
 DOMAINS = (
@@ -42,7 +43,8 @@ class TuneSection(_Section):
     """How the trials are searched and run.
 
     Attributes:
-        searcher: `skopt` (Gaussian process) or `random`.
+        searcher: `bo` (Gaussian process of scikit-optimize; `skopt` is the same), `random`, `grid`, `optuna-tpe` or
+            `optuna-gp`.
         num_samples: number of trials.
         metric: report that is optimised; `mode` says which way.
         max_concurrent: trials at a time; by default as many as fit the CPUs.
@@ -53,7 +55,7 @@ class TuneSection(_Section):
         seed: seed of the searcher.
     """
 
-    searcher: Literal["skopt", "random"] = "skopt"
+    searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
     num_samples: int = Field(default=8, ge=1)
     metric: str = "best_valid_loss"
     mode: Literal["min", "max"] = "min"
@@ -64,6 +66,11 @@ class TuneSection(_Section):
     max_failures: int = Field(default=2, ge=-1)
     seed: int = Field(default=0, ge=0)
 
+    @field_validator("searcher", mode="before")
+    @classmethod
+    def _usual_name(cls, name: Any) -> Any:
+        return "bo" if name == "skopt" else name
+
 
 class ExperimentConfig(_Section):
     """One reproducible experiment.
@@ -73,7 +80,8 @@ class ExperimentConfig(_Section):
         options: what the task's function reads.
         train: options of `Settings`, the same for all trials.
         search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`; a dot reaches into a mapping, as in
-            `hyperparameters.dropout`, or into the task's own options, as in `options.width`.
+            `hyperparameters.dropout`, or into the task's own options, as in `options.width`. `hyperparameters: all`
+            searches, for method `fixed`, all of the task's hyperparameters, each in its own range.
         tune: how trials are searched and run.
     """
 
@@ -96,6 +104,14 @@ class ExperimentConfig(_Section):
         """Check what concerns several sections."""
         for name, text in self.search.items():
             head = name.split(".")[0]
+            if head == "hyperparameters":
+                self._check_constant(name)
+            if name == "hyperparameters":
+                if text != "all":
+                    raise ValueError(
+                        f"`search.hyperparameters` must be `all`, got {text!r}; one of them is `{name}.NAME`"
+                    )
+                continue
             if head not in (*Settings.names(), "options"):
                 raise ValueError(unknown_key(f"search.{name}", [f"search.{n}" for n in (*Settings.names(), "options")]))
             if _holds(self.train, name):
@@ -103,6 +119,24 @@ class ExperimentConfig(_Section):
             if _holds({"options": self.options}, name):
                 raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
             self._check_ends(name, parse_domain(name, text))
+
+    def _check_constant(self, name: str) -> None:
+        """Raise ValueError if trials may have a method that tunes the hyperparameters itself."""
+        tuning = [method for method in self.methods() if get_method(method).tunes]
+        if tuning:
+            raise ValueError(f"`search.{name}` needs `method: fixed`, got {tuning[0]!r}, which tunes them itself")
+
+    def with_ranges(self, ranges: Mapping[str, tuple[str, float, float]]) -> ExperimentConfig:
+        """This experiment with `hyperparameters: all` spelt out.
+
+        Args:
+            ranges: of the task's space, see `HyperSpace.search_ranges`; those that the file gives itself stay.
+        """
+        if "hyperparameters" not in self.search:
+            return self
+        every = {f"hyperparameters.{n}": f"{kind}({low!r}, {high!r})" for n, (kind, low, high) in ranges.items()}
+        given = {name: text for name, text in self.search.items() if name != "hyperparameters"}
+        return self.model_copy(update={"search": {**every, **given}})
 
     def _check_ends(self, name: str, domain: Any) -> None:
         """Raise ValueError if an option would break its rule somewhere in its domain."""

@@ -14,7 +14,6 @@ import ray
 from ray import tune
 from ray.tune import Callback
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
-from ray.tune.search import BasicVariantGenerator
 
 from ray_deltastn import random_state
 from ray_deltastn.checks import check_differentiable
@@ -23,11 +22,13 @@ from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
-from ray_deltastn.tune.skopt_search import SkOptSearch
+from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 
 #: Files of a results folder.
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
+#: What the driver itself has spent, in seconds.
+DRIVER_FILE = "driver.json"
 
 
 class ResumeError(RuntimeError):
@@ -63,7 +64,7 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
         ValueError: if the task or an option breaks a rule; raised before any trial starts.
     """
     out = out.resolve()  # Arrow, under Tune, refuses relative paths.
-    space = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
+    space, config = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
     known = _check_resumable(config, out) if resume else []
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -71,11 +72,17 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     if not resume:
         _check_free(out)
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (out / DRIVER_FILE).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
     slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+    params = config.param_space()
+    searcher = make_searcher(
+        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=slots, seed=config.tune.seed
+    )
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
         analysis = tune.run(
@@ -84,9 +91,9 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
             storage_path=str(out),
             metric=config.tune.metric,
             mode=config.tune.mode,
-            config=config.param_space(),
+            config=params,
             num_samples=config.tune.num_samples,
-            search_alg=_searcher(config, slots),
+            search_alg=searcher,
             max_concurrent_trials=slots,
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
@@ -107,6 +114,7 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
         )
     finally:
         progress.close()
+        _note_driver(out / DRIVER_FILE, searcher.seconds)
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
     if failed:
         where = out / TRIALS_FOLDER / failed[0] / "error.txt"
@@ -116,6 +124,12 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     results = collect(out)
     results.to_csv(out / RESULTS_FILE, index=False)
     return results
+
+
+def _note_driver(path: Path, seconds: float) -> None:
+    """Add what this run's searcher has taken to what earlier ones of the same experiment took."""
+    before = json.loads(path.read_text())["searcher_seconds"] if path.exists() else 0.0
+    path.write_text(json.dumps({"searcher_seconds": round(before + seconds, 3)}) + "\n")
 
 
 class _Watched(dict[str, Any]):
@@ -144,11 +158,12 @@ class _Watched(dict[str, Any]):
         return super().__iter__()
 
 
-def check_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig]:
     """Build the task once, as a trial would, and check what the experiment says of it.
 
     Returns:
-        Kind, initial value and bounds of the task's hyperparameters by name, as plain values.
+        Kind, initial value and bounds of the task's hyperparameters by name, as plain values; and the experiment with
+        every searched hyperparameter spelt out.
 
     Raises:
         ValueError: if the task breaks a rule, seems to misspell one of its options, or never reports the metric.
@@ -168,10 +183,15 @@ def check_task(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
     if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
         raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
-    return {
+    about = {
         name: {"kind": type(p).__name__, "initial": p.initial, "low": p.bounds[0], "high": p.bounds[1]}
         for name, p in task.space.hyperparameters.items()
     }
+    if "hyperparameters" in config.search:
+        config = config.with_ranges(task.space.search_ranges())
+    searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
+    task.space.require(searched_hyperparameters, "`search.hyperparameters`")
+    return about, config
 
 
 def _check_resources(config: ExperimentConfig) -> None:
@@ -183,13 +203,6 @@ def _check_resources(config: ExperimentConfig) -> None:
             raise ValueError(
                 f"`{key} <= {name}s of the cluster` must hold, got {wanted:g} and {cluster.get(name, 0):g}"
             )
-
-
-def _searcher(config: ExperimentConfig, slots: int) -> Any:
-    if config.tune.searcher == "random" or not config.search:
-        return BasicVariantGenerator(random_state=config.tune.seed, max_concurrent=slots)
-    initial = max(4, min(10, config.tune.num_samples // 3))
-    return SkOptSearch(n_initial_points=initial, random_state=config.tune.seed)
 
 
 def _state_files(out: Path) -> list[Path]:
@@ -240,7 +253,7 @@ def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
         if not searchers:
             raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
         for path in searchers:
-            if path.name.startswith("searcher-state-") and config.tune.searcher == "skopt":
+            if path.name.startswith("searcher-state-") and config.tune.searcher == "bo":
                 json.loads(path.read_text())
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold readable states, got: {error}") from error
