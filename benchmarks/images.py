@@ -41,7 +41,7 @@ from benchmarks.speed import hardware, versions
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
 
-_COMMON = {"batch_size": 128, "momentum": 0.9, "warmup": 5, "entropy_weight": 1e-3}
+_COMMON = {"batch_size": 128, "momentum": 0.9, "entropy_weight": 1e-3}
 _CIFAR = {**_COMMON, "schedule": {"name": "step", "step_size": 60, "gamma": 0.2}}
 #: Training settings of H.2, and the number of epochs that they are for.
 PAPER: dict[str, tuple[int, dict[str, Any]]] = {

@@ -26,11 +26,13 @@ SOLVERS = ("cg", "neumann")
 PRECISIONS = ("fp32", "tf32", "bf16")
 #: preset → what the options that are not given become.
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"response_fraction": 1.0, "hyper_lr": 0.01},
-    "fast": {"response_fraction": 0.25, "hyper_lr": "auto"},
+    "paper": {"response_fraction": 1.0, "hyper_lr": 0.01, "warmup": 5},
+    "fast": {"response_fraction": 0.25, "hyper_lr": "auto", "warmup": "auto"},
 }
 #: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
 AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 12.0
+#: Train steps before the first hyper step where `auto` decides: five epochs of the paper's FashionMNIST.
+AUTO_WARMUP = 2000
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Settings:
 
     Args:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
-        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a learning rate of λ that
-            fits the length of the run; it decides options that are not given.
+        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a warm-up and a learning
+            rate of λ that fit the length of the run; it decides options that are not given.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -61,7 +63,9 @@ class Settings:
         entropy_weight: τ, weight of the perturbation's entropy.
         train_interval: T_train, train steps in a cycle.
         valid_interval: T_valid, hyper steps in a cycle.
-        warmup: epochs without hyper steps at the start.
+        warmup: epochs without hyper steps at the start; by default the preset's, 5 for `paper` and `auto` for `fast`.
+            `auto` goes beyond the paper: 5 epochs or 2,000 train steps, whichever is more, but at most half the run. A
+            network that still underfits asks for less regularisation, down to where λ has no gradient any more.
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
             ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
@@ -101,7 +105,7 @@ class Settings:
     entropy_weight: float = 1e-3
     train_interval: int = 5
     valid_interval: int = 1
-    warmup: float = 5
+    warmup: float | str | None = None
     warmup_steps: int | None = None
     response_fraction: float | None = None
     tune_scale: bool = True
@@ -124,8 +128,9 @@ class Settings:
             apart = method.responds and method.split
             fraction = PRESETS[self.preset]["response_fraction"] if apart else 1.0
             object.__setattr__(self, "response_fraction", fraction)
-        if self.hyper_lr is None:
-            object.__setattr__(self, "hyper_lr", PRESETS[self.preset]["hyper_lr"])
+        for name in ("hyper_lr", "warmup"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, PRESETS[self.preset][name])
         for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
             _whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):
@@ -135,14 +140,16 @@ class Settings:
             _whole("warmup_steps", self.warmup_steps, 0)
         _whole("seed", self.seed, 0)
         _number("lr", self.lr, above=0.0)
-        if self.hyper_lr != "auto":
-            if isinstance(self.hyper_lr, str):
-                raise ValueError(f"`hyper_lr` must be a number or 'auto', got {self.hyper_lr!r}")
-            _number("hyper_lr", self.hyper_lr, above=0.0)
+        for name, rule in (("hyper_lr", {"above": 0.0}), ("warmup", {"least": 0.0})):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "auto":
+                raise ValueError(f"`{name}` must be a number or 'auto', got {value!r}")
+            if value != "auto":
+                _number(name, value, **rule)
         for name in ("response_lr", "scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), above=0.0)
-        for name in ("entropy_weight", "warmup", "weight_decay", "implicit_damping"):
+        for name in ("entropy_weight", "weight_decay", "implicit_damping"):
             _number(name, getattr(self, name), least=0.0)
         _number("momentum", self.momentum, least=0.0, below=1.0)
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
@@ -246,6 +253,15 @@ class Settings:
             return torch.optim.SGD(parameters, momentum=self.momentum, **options)
         adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
         return adam(parameters, betas=(self.momentum, 0.999), **options)
+
+    def warmup_train_steps(self, steps_per_epoch: int) -> int:
+        """Train steps before the first hyper step, of a run with so many train steps in an epoch."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        if self.warmup != "auto":
+            assert self.warmup is not None
+            return round(float(self.warmup) * steps_per_epoch)
+        return min(max(5 * steps_per_epoch, AUTO_WARMUP), self.epochs * steps_per_epoch // 2)
 
     def hyper_rate(self, hyper_steps: int) -> float:
         """Learning rate of λ in a run of so many hyper steps: `hyper_lr`, or what `auto` makes of it."""

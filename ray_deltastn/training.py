@@ -126,7 +126,7 @@ class SelfTuner:
         self.test = None
         if task.test is not None:
             self.test = stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
-        self.warmup_steps = s.warmup_steps if s.warmup_steps is not None else round(s.warmup * len(self.train))
+        self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
 
     @property

@@ -862,7 +862,7 @@ FILES = {
     "bad-train-value": (GOOD.replace("epochs: 2", "epochs: 0"), [], ["`epochs >= 1`", "epochs=0"]),
     "bad-train-schedule": (GOOD.replace("epochs: 2", "schedule: 5"), [], ["`schedule`", "5"]),
     "bad-tune-value": (GOOD.replace("samples: 2", "samples: 0"), [], ["`tune.num_samples`", "1", "got 0"]),
-    "bad-searcher": (GOOD + "  searcher: grid\n", [], ["`tune.searcher`", "'skopt'", "'random'", "'grid'"]),
+    "bad-searcher": (GOOD + "  searcher: gird\n", [], ["`tune.searcher`", "'bo'", "'random'", "'gird'"]),
     "missing-task": (GOOD.replace("task: digits-mlp\n", ""), [], ["`task`", "required"]),
     "section-of-a-wrong-type": (GOOD.replace("train:\n  epochs: 2", "train: 5"), [], ["`train`", "5"]),
     "list-for-a-mapping": ("- task: digits-mlp\n", [], ["{path}", "mapping", "list"]),

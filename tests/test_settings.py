@@ -44,3 +44,26 @@ def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_
 def test_learning_rate_of_hyperparameters_is_a_number_or_auto():
     with pytest.raises(ValueError, match="`hyper_lr` must be a number or 'auto', got 'fast'"):
         Settings(hyper_lr="fast")
+
+
+@pytest.mark.parametrize(
+    ("given", "steps_per_epoch", "steps"),
+    [
+        ({}, 66, 330),
+        ({"warmup": 2.5}, 10, 25),
+        ({"preset": "fast", "epochs": 24}, 66, 792),  # half the run
+        ({"preset": "fast", "epochs": 300}, 66, 2000),
+        ({"preset": "fast", "epochs": 300}, 500, 2500),  # five epochs
+        ({"preset": "fast", "epochs": 300, "warmup": 0}, 500, 0),
+        ({"preset": "fast", "epochs": 300, "warmup_steps": 7}, 500, 7),
+    ],
+)
+def test_warm_up_fits_the_run_where_that_is_asked_for(given, steps_per_epoch, steps):
+    assert Settings(**given).warmup_train_steps(steps_per_epoch) == steps
+
+
+def test_warm_up_is_a_number_or_auto():
+    with pytest.raises(ValueError, match="`warmup` must be a number or 'auto', got 'long'"):
+        Settings(warmup="long")
+    with pytest.raises(ValueError, match="`warmup >= 0` must hold, got warmup=-1"):
+        Settings(warmup=-1)

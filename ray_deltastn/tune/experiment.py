@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import ray
+from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune import Callback
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
@@ -29,6 +31,8 @@ from ray_deltastn.tune.trainable import DeltaSTNTrainable
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
 #: What the driver itself has spent, in seconds.
 DRIVER_FILE = "driver.json"
+#: Held while a command runs the experiment.
+LOCK_FILE = ".lock"
 
 
 class ResumeError(RuntimeError):
@@ -64,14 +68,35 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
         ValueError: if the task or an option breaks a rule; raised before any trial starts.
     """
     out = out.resolve()  # Arrow, under Tune, refuses relative paths.
+    if resume and not (out / CONFIG_FILE).exists():
+        raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     space, config = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
-    known = _check_resumable(config, out) if resume else []
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     _check_resources(config)
     if not resume:
         _check_free(out)
     out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        return _run(config, space, out, resume)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a results folder against other commands; a killed one holds it no longer."""
+    lock = FileLock(out / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResumeError(f"`{out}` must not be in use by another command, got one that is still running") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(config: ExperimentConfig, space: dict[str, dict[str, Any]], out: Path, resume: bool) -> pd.DataFrame:
+    known = _check_resumable(config, out) if resume else []
     if not resume:
         (out / DRIVER_FILE).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
@@ -115,6 +140,10 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     finally:
         progress.close()
         _note_driver(out / DRIVER_FILE, searcher.seconds)
+    ended = [trial for trial in analysis.trials if trial.status in ("TERMINATED", "ERROR")]
+    if len(ended) < config.tune.num_samples:
+        # Tune ends an interrupted experiment as it ends any other, with its trials where they are.
+        raise KeyboardInterrupt
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
     if failed:
         where = out / TRIALS_FOLDER / failed[0] / "error.txt"
@@ -232,8 +261,6 @@ def _check_free(out: Path) -> None:
 
 
 def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
-    if not (out / CONFIG_FILE).exists():
-        raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     saved = json.loads((out / CONFIG_FILE).read_text())
     now = json.loads(json.dumps(config.model_dump()))
     for section in now:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Name of the state's file in a checkpoint directory.
 STATE_FILE = "deltastn.pt"
+#: How Tune's names of checkpoint directories begin.
+_CHECKPOINT = "checkpoint_"
 
 
 class DeltaSTNTrainable(Trainable):
@@ -82,21 +84,36 @@ class DeltaSTNTrainable(Trainable):
         """Write the whole state, all at once or not at all (called by Tune)."""
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
-        torch.save(self.tuner.state_dict(), draft)
+        torch.save({**self.tuner.state_dict(), "iteration": self.iteration}, draft)
         os.replace(draft, path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue from a state; no code in it is run (called by Tune).
 
+        A damaged state is passed over for the newest readable one before it in the same trial, with a warning.
+
         Raises:
-            ValueError: if the file is missing, damaged, or of another task or method.
+            ValueError: if no file is readable, or the state is of another task or method.
         """
-        path = Path(checkpoint, STATE_FILE)
+        folder = Path(checkpoint)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file makes torch.load fail in any way
-            raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
+            state = _read(folder / STATE_FILE)
+        except ValueError as error:
+            state = self._earlier(folder, error)
         self.tuner.load_state_dict(state)
+
+    def _earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
+        """The newest readable state before a damaged one, from which Tune's count goes on."""
+        older = [path for path in folder.parent.glob(f"{_CHECKPOINT}*") if path.name < folder.name]
+        for path in sorted(older, reverse=True) if folder.name.startswith(_CHECKPOINT) else ():
+            try:
+                state = _read(path / STATE_FILE)
+            except ValueError:
+                continue
+            logger.warning("%s; continuing from '%s'", reason, path.name)
+            self._iteration = state["iteration"]
+            return state
+        raise reason
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process (called by Tune when actors are reused)."""
@@ -127,6 +144,14 @@ def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise ValueError(f"`resources.{name} >= 0` must hold, got {amount!r}")
     return {"CPU": float(cpu), **({"GPU": float(gpu)} if gpu else {})}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A state from its file, read as data only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch.load fail in any way
+        raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

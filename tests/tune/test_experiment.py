@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
@@ -57,8 +58,14 @@ def resumed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
     config, out = folder / "tiny.yaml", folder / "out"
     config.write_text(CONFIG)
-    process = command("run", config, "--out", out, start_new_session=True)
     trials = out / "trials"
+    process = command("run", config, "--out", out, start_new_session=True)
+    wait_for(lambda: list(trials.glob("*/checkpoint_*")), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert (process.returncode, error.splitlines()[-1]) == (130, "ray-deltastn: stopped; continue with --resume")
+    assert not (out / "results.csv").exists()
+    process = command("run", config, "--out", out, "--resume", start_new_session=True)
     # In the middle: one trial has ended, another has a checkpoint and goes on.
     wait_for(
         lambda: len(list(trials.glob("*/checkpoint_*"))) > 3 and len(list(trials.glob("*/progress.csv"))) > 2, process
@@ -78,7 +85,7 @@ def resumed(tmp_path_factory):
     return folder, config, out, printed
 
 
-def test_a_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
+def test_a_stopped_and_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
     _, _, out, _ = resumed
     results = read_results(out / "results.csv")
     assert results["trial_id"].nunique() == 6
@@ -159,6 +166,15 @@ def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_
     _, config, _, _ = resumed
     assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", "tune.cpu=64"]) == 1
     assert "`tune.cpu <= CPUs of the cluster` must hold, got 64 and 2" in capsys.readouterr().err
+
+
+def test_a_second_command_on_the_same_folder_is_refused(resumed, capsys, ray_cluster):
+    _, config, out, _ = resumed
+    (out / "results.csv").rename(out / "kept.csv")
+    with FileLock(out / ".lock"):
+        assert main(["run", str(config), "--out", str(out), "--resume"]) == 1
+    (out / "kept.csv").rename(out / "results.csv")
+    assert f"`{out}` must not be in use by another command" in capsys.readouterr().err
 
 
 def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):

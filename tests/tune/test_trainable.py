@@ -86,6 +86,34 @@ def test_reset_then_load_continues_bit_identically(tmp_path):
     assert finish(reused) == rest
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_path, caplog):
+    donor = DeltaSTNTrainable(CONFIG)
+    expected = []
+    for number in range(3):
+        expected.append(without_times(donor.train()))
+        donor.save(str(tmp_path / f"checkpoint_{number:06}"))
+    expected += finish(donor)
+    for number in range(3 - damaged, 3):
+        state = tmp_path / f"checkpoint_{number:06}" / "deltastn.pt"
+        state.write_bytes(state.read_bytes()[:1000])
+    trial = DeltaSTNTrainable(CONFIG)
+    trial.restore(str(tmp_path / "checkpoint_000002"))
+    assert f"continuing from 'checkpoint_{2 - damaged:06}'" in caplog.text
+    assert trial.iteration == 3 - damaged
+    assert finish(trial) == expected[3 - damaged :]
+
+
+def test_without_a_readable_checkpoint_the_damage_is_said(tmp_path):
+    donor = DeltaSTNTrainable(CONFIG)
+    for number in range(2):
+        donor.train()
+        donor.save(str(tmp_path / f"checkpoint_{number:06}"))
+        (tmp_path / f"checkpoint_{number:06}" / "deltastn.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"checkpoint_000001/deltastn\.pt` must be a readable checkpoint, got: "):
+        DeltaSTNTrainable(CONFIG).restore(str(tmp_path / "checkpoint_000001"))
+
+
 def test_reset_frees_the_old_model():
     trial = DeltaSTNTrainable(CONFIG)
     trial.train()
