@@ -1,4 +1,4 @@
-"""The command `ray-deltastn`: run an experiment, or write its report again."""
+"""The command `ray-deltastn`: run an experiment, see how far it is, or write its report again."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ray_deltastn._version import __version__
 from ray_deltastn.report import PAGE, Results, write_report
 from ray_deltastn.tune.config import ConfigError, load_config
 from ray_deltastn.tune.experiment import ResumeError, run_experiment
+from ray_deltastn.tune.status import status as read_status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,6 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.epochs=5")
     run.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
     run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
+    status = commands.add_parser("status", help="how far an experiment is: each trial, its loss and hyperparameters")
+    status.add_argument("folder", type=Path)
     report = commands.add_parser("report", help="write pictures and report.html of a results folder again")
     report.add_argument("folder", type=Path)
     return parser
@@ -44,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = write_report(out)
             _show(console, results)
             console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
+        elif options.command == "status":
+            state, table = read_status(options.folder, console)
+            console.print(table)
+            more = {"stopped": "; continue with --resume", "ended": f"; open {options.folder / PAGE}"}
+            console.print(state + more.get(state, ""), highlight=False)
         else:
             results = write_report(options.folder)
             _show(console, results)

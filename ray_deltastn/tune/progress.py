@@ -58,6 +58,13 @@ class Progress(Callback):
         row.update(last=result, config=trial.config, state=state)
         self._show(trial.trial_id, force=bool(result.get("done")))
 
+    def note(self, trial_id: str, state: str, config: dict[str, Any], reports: Sequence[dict[str, Any]]) -> None:
+        """Take over a trial from its files: its state, its config and its reports so far."""
+        row = self._rows.setdefault(trial_id, {"number": len(self._rows) + 1})
+        row.update(state=state, config=config)
+        if reports:
+            row.update(first=reports[0], last=reports[-1])
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial failed (called by Tune)."""
         row = self._rows.setdefault(trial.trial_id, {"number": len(self._rows) + 1, "config": trial.config})
@@ -101,10 +108,18 @@ class Progress(Callback):
         return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
 
     def _table(self) -> Table:
-        done = sum(row["state"] != "running" for row in self._rows.values())
-        seconds = time.monotonic() - self._started
-        table = Table(title=f"{done} of {self.trials} trials ended, {seconds:.0f} s", title_justify="left")
-        lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-20:])]
+        return self.table(f", {time.monotonic() - self._started:.0f} s")
+
+    def table(self, more: str = "", most: int | None = 20) -> Table:
+        """One line per trial.
+
+        Args:
+            more: what the title says after the number of trials.
+            most: how many trials are shown, the last ones; None for all.
+        """
+        done = sum(row["state"] not in ("running", "waiting") for row in self._rows.values())
+        table = Table(title=f"{done} of {self.trials} trials ended{more}", title_justify="left")
+        lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-(most or 0) :])]
         shown = self._fitting(lines)
         for index in shown:
             table.add_column(lines[0][index], justify="right", no_wrap=True)
