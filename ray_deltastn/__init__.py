@@ -36,10 +36,10 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import SelfTuner
 
 if TYPE_CHECKING:
-    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch
+    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, WarmStart
 
 #: Names that need Ray; everything else works without it.
-_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch")
+_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "WarmStart")
 
 
 def __getattr__(name: str) -> Any:
@@ -76,6 +76,7 @@ __all__ = [
     "Task",
     "Unbounded",
     "UpperBounded",
+    "WarmStart",
     "__version__",
     "linearised_forward",
 ]

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"response_fraction": 0.25, "hyper_lr": "auto", "warmup": "auto"},
 }
 #: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
-AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 12.0
+AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
 #: Train steps before the first hyper step where `auto` decides: five epochs of the paper's FashionMNIST.
 AUTO_WARMUP = 2000
 
@@ -56,7 +56,7 @@ class Settings:
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
         hyper_lr: learning rate α₂ of λ; by default the preset's, 0.01 for `paper` and `auto` for `fast`. `auto` goes
-            beyond the paper: 12 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
+            beyond the paper: 8 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
             can move λ as far as a long one.
         scale_lr: learning rate α₃ of σ; by default `hyper_lr`.
         hyper_optimizer: `rmsprop` or `adam`, for λ and σ.

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from ray_deltastn.domains import Hyperparameter
 
+#: Distance from a bounded domain's middle, on the unconstrained axis, up to which λ may start.
+_STEEP = 4.0
+
 
 class HyperSpace(nn.Module):
     """Named hyperparameters with their unconstrained values λ and perturbation scales σ.
@@ -115,6 +118,34 @@ class HyperSpace(nn.Module):
     def inverse(self, values: Tensor) -> Tensor:
         """s⁻¹(values): unconstrained values (…, h) in float64; finite also on a bound."""
         return self._per_kind("inverse", values)
+
+    def start_from(self, values: Mapping[str, float], scale: Mapping[str, float] | None = None) -> None:
+        """Begin with these values and perturbation scales, learned elsewhere; hyperparameters not named stay.
+
+        λ starts no further than 4 from the middle of a bounded domain: beyond, s is so flat that nothing moves it.
+
+        Args:
+            values: name → value in its own domain.
+            scale: name → σ.
+
+        Raises:
+            ValueError: if a name is unknown, a value lies outside its domain, or a scale is not positive.
+        """
+        scale = scale or {}
+        self.require([*values, *scale], "`start_from`")
+        for name, value in values.items():
+            self.hyperparameters[name].check_value(name, value)
+        for name, sigma in scale.items():
+            if not (math.isfinite(sigma) and sigma > 0):
+                raise ValueError(f"`scale > 0` must hold, got {sigma} for '{name}'")
+        with torch.no_grad():
+            for i, (name, hyperparameter) in enumerate(self.hyperparameters.items()):
+                if name in values:
+                    everywhere = torch.full((len(self),), float(values[name]), dtype=torch.float64)
+                    lam = self.inverse(everywhere.to(self.lam.device))[i]
+                    self.lam[i] = lam.clamp(-_STEEP, _STEEP) if all(map(math.isfinite, hyperparameter.bounds)) else lam
+                if name in scale:
+                    self.raw_scale[i] = scale[name] + math.log(-math.expm1(-scale[name]))
 
     def named(self, values: Tensor) -> dict[str, Tensor]:
         """Values (…, h) as a dictionary of tensors (…) by name."""

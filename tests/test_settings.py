@@ -30,11 +30,11 @@ def test_unknown_preset_is_named():
     ("given", "hyper_steps", "rate"),
     [
         ({}, 250, 0.01),
-        ({"preset": "fast"}, 250, 0.048),
+        ({"preset": "fast"}, 250, 0.032),
         ({"preset": "fast"}, 100_000, 0.01),
         ({"preset": "fast"}, 0, 0.1),
         ({"preset": "fast", "hyper_lr": 0.02}, 250, 0.02),
-        ({"hyper_lr": "auto"}, 400, 0.03),
+        ({"hyper_lr": "auto"}, 400, 0.02),
     ],
 )
 def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_is_asked_for(given, hyper_steps, rate):

@@ -8,6 +8,7 @@ from ray_deltastn.tune.trainable import DeltaSTNTrainable
 
 if TYPE_CHECKING:
     from ray_deltastn.tune.skopt_search import SkOptSearch
+    from ray_deltastn.tune.warm_start import WarmStart
 
 
 def __getattr__(name: str) -> Any:
@@ -16,7 +17,11 @@ def __getattr__(name: str) -> Any:
         from ray_deltastn.tune.skopt_search import SkOptSearch
 
         return SkOptSearch
+    if name == "WarmStart":
+        from ray_deltastn.tune.warm_start import WarmStart
+
+        return WarmStart
     raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
 
 
-__all__ = ["DeltaSTNTrainable", "SkOptSearch"]
+__all__ = ["DeltaSTNTrainable", "SkOptSearch", "WarmStart"]

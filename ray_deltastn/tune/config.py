@@ -53,6 +53,7 @@ class TuneSection(_Section):
         checkpoint_every: reports between checkpoints of a trial.
         max_failures: restarts of a trial that crashed or was killed.
         seed: seed of the searcher.
+        warm_start: begin each trial with the hyperparameters learned by the nearest of the best finished ones.
     """
 
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
@@ -65,6 +66,7 @@ class TuneSection(_Section):
     checkpoint_every: int = Field(default=10, ge=1)
     max_failures: int = Field(default=2, ge=-1)
     seed: int = Field(default=0, ge=0)
+    warm_start: bool = False
 
     @field_validator("searcher", mode="before")
     @classmethod
@@ -149,6 +151,16 @@ class ExperimentConfig(_Section):
             ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
         for end in ends:
             Settings(**{**self.train, name: end})
+
+        if self.tune.warm_start:
+            if self.tune.searcher in ("random", "grid"):
+                raise ValueError(
+                    f"`tune.warm_start` needs a searcher that learns (bo, optuna-tpe, optuna-gp), got "
+                    f"{self.tune.searcher!r}"
+                )
+            fixed = [method for method in self.methods() if not get_method(method).tunes]
+            if fixed:
+                raise ValueError(f"`tune.warm_start` needs methods that tune hyperparameters, got {fixed[0]!r}")
 
     def methods(self) -> list[Any]:
         """The methods that trials of this experiment may have."""

@@ -106,8 +106,9 @@ def _run(config: ExperimentConfig, space: dict[str, dict[str, Any]], out: Path, 
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     params = config.param_space()
     searcher = make_searcher(
-        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=slots, seed=config.tune.seed
-    )
+        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=slots, seed=config.tune.seed,
+        warm_start=config.tune.warm_start,
+    )  # fmt: skip
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
         analysis = tune.run(

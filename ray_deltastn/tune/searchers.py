@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
 from ray_deltastn.tune.skopt_search import SkOptSearch
+from ray_deltastn.tune.warm_start import WarmStart, flat
 
 #: Names that `make_searcher` knows: Gaussian process of scikit-optimize, random, grid, and two samplers of Optuna.
 SEARCHERS = ("bo", "random", "grid", "optuna-tpe", "optuna-gp")
@@ -19,7 +20,15 @@ SEARCHERS = ("bo", "random", "grid", "optuna-tpe", "optuna-gp")
 _CALLS = ("suggest", "next_trial", "on_trial_result", "on_trial_complete")
 
 
-def make_searcher(name: str, space: Mapping[str, Any], *, num_samples: int, max_concurrent: int, seed: int) -> Any:
+def make_searcher(
+    name: str,
+    space: Mapping[str, Any],
+    *,
+    num_samples: int,
+    max_concurrent: int,
+    seed: int,
+    warm_start: bool = False,
+) -> Any:
     """A searcher for `tune.run(search_alg=…)`, whose proposals repeat with its seed.
 
     Args:
@@ -29,6 +38,7 @@ def make_searcher(name: str, space: Mapping[str, Any], *, num_samples: int, max_
         max_concurrent: trials at a time.
         seed: seed of the proposals. With several trials at a time, those of searchers that learn depend on the order in
             which trials end.
+        warm_start: begin trials with what earlier ones have learned, see `WarmStart`.
 
     Returns:
         The searcher; its `seconds` are the driver's time spent in it so far.
@@ -37,9 +47,12 @@ def make_searcher(name: str, space: Mapping[str, Any], *, num_samples: int, max_
         ValueError: if the name is unknown, or a domain is none that the searcher can cover.
         ImportError: if Optuna is not installed.
     """
+    if warm_start:
+        inner = make_searcher(name, space, num_samples=num_samples, max_concurrent=max_concurrent, seed=seed)
+        return _timed(WarmStart)(inner)
     if name not in SEARCHERS:
         raise ValueError(f"`searcher` must be one of {', '.join(SEARCHERS)}, got {name!r}")
-    if name == "random" or not _domains(space):
+    if name == "random" or not flat(space, Domain):
         return _timed(BasicVariantGenerator)(random_state=seed, max_concurrent=max_concurrent)
     if name == "grid":
         points = grid_points(space, num_samples, seed)
@@ -85,16 +98,6 @@ def _timed(kind: type) -> type:
     return type(f"Timed{kind.__name__}", (kind,), {"seconds": 0.0, **calls})
 
 
-def _domains(space: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Domain]:
-    found: dict[tuple[str, ...], Domain] = {}
-    for key, value in space.items():
-        if isinstance(value, Mapping):
-            found |= _domains(value, (*path, key))
-        elif isinstance(value, Domain):
-            found |= {(*path, key): value}
-    return found
-
-
 def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[dict[str, Any]]:
     """Points of the smallest regular grid over all domains that has `num_samples` of them, in random order.
 
@@ -104,10 +107,10 @@ def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[d
     Raises:
         ValueError: if a domain is neither a range nor a choice, or all together have fewer points.
     """
-    domains = _domains(space)
+    domains: dict[str, Domain] = flat(space, Domain)
     count = 1
     while True:
-        columns = [_values(path, domain, count) for path, domain in domains.items()]
+        columns = [_values(name, domain, count) for name, domain in domains.items()]
         total = math.prod(map(len, columns))
         if total >= num_samples:
             break
@@ -118,9 +121,9 @@ def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[d
     points = []
     for index in chosen:
         values = {}
-        for path, column in zip(domains, columns, strict=True):
+        for name, column in zip(domains, columns, strict=True):
             index, place = divmod(index, len(column))
-            values[path] = column[place]
+            values[name] = column[place]
         points.append(_nested(values))
     return points
 
@@ -135,11 +138,11 @@ def _distinct(generator: np.random.Generator, total: int, count: int) -> list[in
     return list(found)
 
 
-def _values(path: tuple[str, ...], domain: Domain, count: int) -> list[Any]:
+def _values(name: str, domain: Domain, count: int) -> list[Any]:
     if isinstance(domain, Categorical):
         return list(domain.categories)
     if not isinstance(domain, Float | Integer):
-        raise ValueError(f"a grid needs a range or a choice for '{'.'.join(path)}', got {type(domain).__name__}")
+        raise ValueError(f"a grid needs a range or a choice for '{name}', got {type(domain).__name__}")
     sampler = domain.get_sampler()
     step = None
     if isinstance(sampler, Quantized):
@@ -151,17 +154,18 @@ def _values(path: tuple[str, ...], domain: Domain, count: int) -> list[Any]:
     elif isinstance(sampler, Uniform):
         values = [low + share * (high - low) for share in middles]
     else:
-        raise ValueError(f"a grid needs a bounded range for '{'.'.join(path)}', got {type(sampler).__name__}")
+        raise ValueError(f"a grid needs a bounded range for '{name}', got {type(sampler).__name__}")
     if step is not None:
         values = [min(max(round(value / step) * step, low), high) for value in values]
     return list(dict.fromkeys(math.floor(value) if isinstance(domain, Integer) else value for value in values))
 
 
-def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
-    for path, value in flat.items():
+    for name, value in named.items():
+        *path, last = name.split(".")
         inner = nested
-        for part in path[:-1]:
+        for part in path:
             inner = inner.setdefault(part, {})
-        inner[path[-1]] = value
+        inner[last] = value
     return nested

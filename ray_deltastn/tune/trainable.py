@@ -34,6 +34,8 @@ class DeltaSTNTrainable(Trainable):
     - `task`: a function `build(config) -> Task`, an import string `"module:function"`, or a ready task's name;
     - any option of `Settings` (`method`, `epochs`, `lr`, …), constant or a Tune domain;
     - `resources`: `{"cpu": 1, "gpu": 0.25}`, what one trial asks of Ray (one CPU by default);
+    - `warm_start`: `{"values": {...}, "scale": {...}}` by hyperparameter, to begin with in place of the task's own
+      (see `WarmStart`);
     - whatever else `build` reads.
 
     Reports are those of `SelfTuner.step`. A diverged trial ends as a finished one with infinite losses and the reason
@@ -65,6 +67,8 @@ class DeltaSTNTrainable(Trainable):
         torch.set_num_threads(max(1, int(cpus)))
         with random_state.isolated(Settings(**options).seed):
             task = build_task(config)
+        if config.get("warm_start"):
+            task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
         self.tuner = SelfTuner(task, **options)
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
