@@ -48,6 +48,8 @@ class WarmStart(Searcher):
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
+    _metric: str | None
+    _mode: str | None
 
     def __init__(self, searcher: Searcher, share: float = 0.25) -> None:
         if not isinstance(searcher, Searcher):
@@ -110,14 +112,27 @@ class WarmStart(Searcher):
         if values and all(map(math.isfinite, (metric, *values.values(), *scale.values()))):
             self.finished.append({"options": options, "values": values, "scale": scale, "metric": metric})
 
+    def get_state(self) -> dict[str, Any]:
+        """What the trials have learned, as plain data; Tune keeps the searcher's own state beside it."""
+        return {"format": _FORMAT, "finished": self.finished, "options": self._options}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_state` gave.
+
+        Raises:
+            ValueError: if it is the state of something else.
+        """
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"`format = '{_FORMAT}'` must hold for the state of a WarmStart, got another")
+        self.finished, self._options = copy.deepcopy(state["finished"]), copy.deepcopy(state["options"])
+
     def save(self, checkpoint_path: str) -> None:
         """Write what the trials have learned and the searcher's own state into one JSON file."""
         with tempfile.TemporaryDirectory() as folder:
             inner = Path(folder, "searcher")
             self.searcher.save(str(inner))
             own = base64.b64encode(inner.read_bytes()).decode()
-        state = {"format": _FORMAT, "finished": self.finished, "options": self._options, "searcher": own}
-        write_file(checkpoint_path, state)
+        write_file(checkpoint_path, {**self.get_state(), "searcher": own})
 
     def restore(self, checkpoint_path: str) -> None:
         """Read what `save` wrote.
@@ -126,9 +141,7 @@ class WarmStart(Searcher):
             ValueError: if the file is damaged or of another kind.
         """
         state = read_file(checkpoint_path)
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"`a state of WarmStart.save` must hold for '{checkpoint_path}', got another")
-        self.finished, self._options = state["finished"], state["options"]
+        self.set_state(state)
         handle, path = tempfile.mkstemp()
         try:
             with os.fdopen(handle, "wb") as file:
