@@ -14,7 +14,8 @@ from rich.table import Table
 from ray_deltastn._version import __version__
 from ray_deltastn.report import PAGE, Results, write_report
 from ray_deltastn.tune.config import ConfigError, load_config
-from ray_deltastn.tune.experiment import ResumeError, run_experiment
+from ray_deltastn.tune.experiment import run_experiment
+from ray_deltastn.tune.guards import ResumeError
 from ray_deltastn.tune.status import status as read_status
 
 
@@ -27,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.epochs=5")
     run.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
     run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
+    run.add_argument("--address", help="of a running Ray cluster, or `auto` (default: this machine alone)")
+    run.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there")
     status = commands.add_parser("status", help="how far an experiment is: each trial, its loss and hyperparameters")
     status.add_argument("folder", type=Path)
     report = commands.add_parser("report", help="write pictures and report.html of a results folder again")
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             started = time.monotonic()
             config = load_config(options.config, options.set)
             out = options.out or Path("results", options.config.stem)
-            run_experiment(config, out, resume=options.resume)
+            run_experiment(config, out, options.resume, options.trust, options.address)
             results = write_report(out)
             _show(console, results)
             console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = write_report(options.folder)
             _show(console, results)
             console.print(f"wrote {options.folder / PAGE}", highlight=False)
-    except (ConfigError, ResumeError, FileNotFoundError, ValueError, TypeError) as error:
+    except (ConfigError, ResumeError, ConnectionError, FileNotFoundError, ValueError, TypeError) as error:
         print(f"ray-deltastn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

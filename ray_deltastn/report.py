@@ -20,7 +20,8 @@ from ray_deltastn._version import __version__
 from ray_deltastn.contact_sheet import NoImagesError, contact_sheet
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE, read_results
+from ray_deltastn.tune.experiment import read_results
+from ray_deltastn.tune.guards import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first

@@ -225,7 +225,20 @@ class SelfTuner:
             split["test"] = evaluate(self.objective, self.test, self.objective.valid_loss, self.task.metrics)
         scores = {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
         self._seconds["evaluate"] += time.perf_counter() - started
-        reason = divergence(self.space, train_loss, scores["valid_loss"], self.steps)
+        return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
+
+    def give_up(self, reason: str) -> dict[str, Any]:
+        """End a run that cannot go on, as one with infinite losses, and return its last report.
+
+        Args:
+            reason: becomes `stop_reason`.
+        """
+        known = {key: v for key, v in self.last_report.items() if key.startswith(("valid_", "test_"))}
+        missing = {"valid_loss": math.inf, **({} if self.test is None else {"test_loss": math.inf})}
+        return self._assemble(math.inf, known or missing, reason)
+
+    def _assemble(self, train_loss: float, scores: dict[str, float], reason: str) -> dict[str, Any]:
+        """A report, and the end of the run if there is a reason for it."""
         if reason:
             self.stop_reason = reason
             # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.

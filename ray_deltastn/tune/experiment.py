@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import ray
-from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune import Callback
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
@@ -22,21 +20,24 @@ from ray_deltastn.checks import check_differentiable
 from ray_deltastn.methods import get_method
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.guards import (
+    CONFIG_FILE,
+    DRIVER_FILE,
+    RESULTS_FILE,
+    SPACE_FILE,
+    TRIALS_FOLDER,
+    ResumeError,
+    alone,
+    check_free,
+    check_owner,
+    check_resources,
+    check_resumable,
+    check_shared,
+)
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
 from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
-
-#: Files of a results folder.
-CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
-#: What the driver itself has spent, in seconds.
-DRIVER_FILE = "driver.json"
-#: Held while a command runs the experiment.
-LOCK_FILE = ".lock"
-
-
-class ResumeError(RuntimeError):
-    """An experiment that cannot be continued, or that would be overwritten; the message is one line."""
 
 
 class _SameTrials(Callback):
@@ -51,13 +52,18 @@ class _SameTrials(Callback):
             raise ResumeError(f"every trial must be restored, got {len(lost)} of {len(self.known)} lost")
 
 
-def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) -> pd.DataFrame:
+def run_experiment(
+    config: ExperimentConfig, out: Path, resume: bool = False, trust: bool = False, address: str | None = None
+) -> pd.DataFrame:
     """Run all trials and write `results.csv`.
 
     Args:
         config: the experiment.
         out: results folder, made if it is missing.
-        resume: continue the experiment in `out`.
+        resume: continue the experiment in `out`. Our own states there are read as data; Tune unpickles its own, which
+            can run any code.
+        trust: resume a folder that belongs to someone else, too.
+        address: of a Ray cluster that is already running (`auto` finds it); by default this machine is one.
 
     Returns:
         One row per report of every trial.
@@ -65,38 +71,30 @@ def run_experiment(config: ExperimentConfig, out: Path, resume: bool = False) ->
     Raises:
         ResumeError: if `resume` is set and there is nothing to continue or the configuration differs; or if it is not
             set and `out` holds an experiment that has not ended.
-        ValueError: if the task or an option breaks a rule; raised before any trial starts.
+        ValueError: if the task or an option breaks a rule, or a machine of the cluster does not see `out`; raised
+            before any trial starts.
+        ConnectionError: if there is no cluster at the address.
     """
     out = out.resolve()  # Arrow, under Tune, refuses relative paths.
     if resume and not (out / CONFIG_FILE).exists():
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
+    if resume and not trust:
+        check_owner(out)
     space, config = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    _check_resources(config)
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
+    check_resources(config)
     if not resume:
-        _check_free(out)
+        check_free(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    check_shared(out)
+    with alone(out):
         return _run(config, space, out, resume)
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a results folder against other commands; a killed one holds it no longer."""
-    lock = FileLock(out / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ResumeError(f"`{out}` must not be in use by another command, got one that is still running") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _run(config: ExperimentConfig, space: dict[str, dict[str, Any]], out: Path, resume: bool) -> pd.DataFrame:
-    known = _check_resumable(config, out) if resume else []
+    known = check_resumable(config, out) if resume else []
     if not resume:
         (out / DRIVER_FILE).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
@@ -222,70 +220,6 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
     task.space.require(searched_hyperparameters, "`search.hyperparameters`")
     return about, config
-
-
-def _check_resources(config: ExperimentConfig) -> None:
-    """Raise ValueError if the cluster can never run a trial: Tune would wait for ever."""
-    cluster = ray.cluster_resources()
-    for name, wanted in (("CPU", config.tune.cpu), ("GPU", config.tune.gpu)):
-        if wanted > cluster.get(name, 0):
-            key = f"tune.{name.lower()}"
-            raise ValueError(
-                f"`{key} <= {name}s of the cluster` must hold, got {wanted:g} and {cluster.get(name, 0):g}"
-            )
-
-
-def _state_files(out: Path) -> list[Path]:
-    return sorted((out / TRIALS_FOLDER).glob("experiment_state-*.json"))
-
-
-def _trial_states(state: Path) -> dict[str, str]:
-    """Trial id → status, from Tune's experiment state."""
-    trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
-    return {trial["trial_id"]: trial["status"] for trial in trials}
-
-
-def unfinished(out: Path) -> bool:
-    """Whether a results folder holds an experiment that has begun and not ended."""
-    return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
-
-
-def _check_free(out: Path) -> None:
-    """Refuse an unfinished experiment in the way; move a finished one aside."""
-    if unfinished(out):
-        raise ResumeError(f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove it")
-    if (out / RESULTS_FILE).exists():
-        number = 1
-        while (kept := out.with_name(f"{out.name}.{number}")).exists():
-            number += 1
-        out.rename(kept)
-
-
-def _check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
-    saved = json.loads((out / CONFIG_FILE).read_text())
-    now = json.loads(json.dumps(config.model_dump()))
-    for section in now:
-        if saved.get(section) != now[section]:
-            raise ResumeError(
-                f"`{section}` must be that of the experiment to resume, got {now[section]!r}, "
-                f"there {saved.get(section)!r}"
-            )
-    states = _state_files(out)
-    if not states:
-        raise ResumeError(
-            f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
-        )
-    try:
-        known = list(_trial_states(states[-1]))
-        searchers = sorted((out / TRIALS_FOLDER).glob("search*state*"))
-        if not searchers:
-            raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
-        for path in searchers:
-            if path.name.startswith("searcher-state-") and config.tune.searcher == "bo":
-                json.loads(path.read_text())
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold readable states, got: {error}") from error
-    return known
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

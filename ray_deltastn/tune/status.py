@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER, read_results
+from ray_deltastn.tune.experiment import read_results
+from ray_deltastn.tune.guards import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
 from ray_deltastn.tune.progress import Progress
 
 

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Name of the state's file in a checkpoint directory.
 STATE_FILE = "deltastn.pt"
+_NO_MEMORY = (
+    "out of device memory: lower `batch_size` or `valid_batch_size`, use `preset: fast` or `precision: bf16`, or raise "
+    "`resources.gpu`"
+)
 #: How Tune's names of checkpoint directories begin.
 _CHECKPOINT = "checkpoint_"
 
@@ -39,8 +43,8 @@ class DeltaSTNTrainable(Trainable):
     - whatever else `build` reads.
 
     Reports are those of `SelfTuner.step`. A diverged trial ends as a finished one with infinite losses and the reason
-    in `stop_reason`. After a checkpoint is loaded the trial's own config wins: a learning rate that a scheduler has
-    changed takes effect.
+    in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded the trial's own
+    config wins: a learning rate that a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
@@ -81,7 +85,13 @@ class DeltaSTNTrainable(Trainable):
     def step(self) -> dict[str, Any]:
         """Train up to the next report (called by Tune)."""
         # A state copied from a trial that had ended has nothing left to train.
-        report = self.tuner.last_report if self.tuner.done else self.tuner.step()
+        if self.tuner.done:
+            return {**self.tuner.last_report, "done": True}
+        try:
+            report = self.tuner.step()
+        except torch.OutOfMemoryError as error:
+            # Trying again would end in the same way; a finished, bad trial tells the searcher so.
+            report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
         return {**report, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

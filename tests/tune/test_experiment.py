@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
-from ray_deltastn.tune.experiment import _check_free, collect, read_results
+from ray_deltastn.tune.experiment import collect, read_results
+from ray_deltastn.tune.guards import check_free
 from ray_deltastn.tune.pruning import PruneCheckpoints
 from tests.tune.test_trainable import finish
 
@@ -168,6 +169,16 @@ def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_
     assert "`tune.cpu <= CPUs of the cluster` must hold, got 64 and 2" in capsys.readouterr().err
 
 
+def test_a_folder_of_someone_else_is_resumed_only_when_trusted(resumed, capsys, monkeypatch, ray_cluster):
+    _, config, out, _ = resumed
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    assert main(["run", str(config), "--out", str(out), "--resume"]) == 1
+    assert f"`{out}` must belong to you" in capsys.readouterr().err
+    with FileLock(out / ".lock"):  # trusted, it gets further
+        assert main(["run", str(config), "--out", str(out), "--resume", "--trust"]) == 1
+    assert "must not be in use by another command" in capsys.readouterr().err
+
+
 def test_a_second_command_on_the_same_folder_is_refused(resumed, capsys, ray_cluster):
     _, config, out, _ = resumed
     (out / "results.csv").rename(out / "kept.csv")
@@ -181,7 +192,7 @@ def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
     _, _, out, _ = resumed
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
-    _check_free(copy)
+    check_free(copy)
     assert not copy.exists()
     assert (tmp_path / "out.1" / "results.csv").exists()
 

@@ -143,6 +143,26 @@ def test_a_diverged_trial_ends_finished_and_bad_with_its_reason():
     assert reports[-1]["stop_reason"].startswith("diverged: train_loss=nan")
 
 
+@pytest.mark.parametrize("before", [0, 2])
+def test_out_of_memory_ends_the_trial_with_advice_and_leaves_the_worker_usable(before, monkeypatch, tmp_path):
+    trial = DeltaSTNTrainable(CONFIG)
+    reports = [trial.train() for _ in range(before)]
+
+    def full(x, y):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(trial.tuner.algorithm, "train_step", full)
+    report = trial.train()
+    assert report["done"]
+    assert (report["valid_loss"], report["test_loss"], report["epoch"]) == (math.inf, math.inf, before)
+    assert report["best_valid_loss"] == min([math.inf, *(r["valid_loss"] for r in reports)])
+    assert report["stop_reason"].startswith("out of device memory: lower `batch_size`")
+    assert report["stop_reason"].endswith("Tried to allocate 2.00 GiB.")
+    trial.save(str(tmp_path))
+    assert trial.reset_config(CONFIG)
+    assert finish(trial) == finish(DeltaSTNTrainable(CONFIG))
+
+
 @pytest.mark.parametrize(
     ("resources", "bundle"),
     [(None, {"CPU": 1.0}), ({"cpu": 3}, {"CPU": 3.0}), ({"cpu": 2, "gpu": 0.25}, {"CPU": 2.0, "GPU": 0.25})],

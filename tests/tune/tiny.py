@@ -1,6 +1,7 @@
 """A task so small that a trial takes a fraction of a second, with faults on demand."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def _faulty(config):
     def loss(output, target):
         nonlocal calls
         calls += torch.is_grad_enabled()
+        time.sleep(config.get("slow", 0))
         value = F.cross_entropy(output, target)
         if calls < 20:
             return value

@@ -1,0 +1,149 @@
+"""What must hold before an experiment starts or goes on: a free folder, one command, a cluster that can run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from filelock import FileLock, Timeout
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_deltastn.tune.config import ExperimentConfig
+
+#: Files of a results folder.
+CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
+#: What the driver itself has spent, in seconds.
+DRIVER_FILE = "driver.json"
+#: Held while a command runs the experiment.
+LOCK_FILE = ".lock"
+
+
+class ResumeError(RuntimeError):
+    """An experiment that cannot be continued, or that would be overwritten; the message is one line."""
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold a results folder against other commands; a killed one holds it no longer."""
+    lock = FileLock(out / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResumeError(f"`{out}` must not be in use by another command, got one that is still running") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _state_files(out: Path) -> list[Path]:
+    return sorted((out / TRIALS_FOLDER).glob("experiment_state-*.json"))
+
+
+def _trial_states(state: Path) -> dict[str, str]:
+    """Trial id → status, from Tune's experiment state."""
+    trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
+    return {trial["trial_id"]: trial["status"] for trial in trials}
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a results folder holds an experiment that has begun and not ended."""
+    return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
+
+
+def check_free(out: Path) -> None:
+    """Refuse an unfinished experiment in the way; move a finished one aside."""
+    if unfinished(out):
+        raise ResumeError(f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove it")
+    if (out / RESULTS_FILE).exists():
+        number = 1
+        while (kept := out.with_name(f"{out.name}.{number}")).exists():
+            number += 1
+        out.rename(kept)
+
+
+def check_owner(out: Path) -> None:
+    """Refuse states of someone else: Tune unpickles them, which can run any code."""
+    if not hasattr(os, "getuid"):
+        return
+    for path in (out, out / TRIALS_FOLDER, *(out / TRIALS_FOLDER).glob("*")):
+        if path.exists() and path.stat().st_uid != os.getuid():
+            raise ResumeError(
+                f"`{path}` must belong to you, got user {path.stat().st_uid}: Tune unpickles its states, which can run "
+                "any code; --trust resumes it all the same"
+            )
+
+
+def check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
+    """Ids of the trials of the experiment to resume.
+
+    Raises:
+        ResumeError: if its configuration is another one, or Tune's states are missing or damaged.
+    """
+    saved = json.loads((out / CONFIG_FILE).read_text())
+    now = json.loads(json.dumps(config.model_dump()))
+    for section in now:
+        if saved.get(section) != now[section]:
+            raise ResumeError(
+                f"`{section}` must be that of the experiment to resume, got {now[section]!r}, "
+                f"there {saved.get(section)!r}"
+            )
+    states = _state_files(out)
+    if not states:
+        raise ResumeError(
+            f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
+        )
+    try:
+        known = list(_trial_states(states[-1]))
+        searchers = sorted((out / TRIALS_FOLDER).glob("search*state*"))
+        if not searchers:
+            raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
+        for path in searchers:
+            if path.name.startswith("searcher-state-") and config.tune.searcher == "bo":
+                json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold readable states, got: {error}") from error
+    return known
+
+
+def check_resources(config: ExperimentConfig) -> None:
+    """Raise ValueError if the cluster can never run a trial: Tune would wait for ever."""
+    cluster = ray.cluster_resources()
+    for name, wanted in (("CPU", config.tune.cpu), ("GPU", config.tune.gpu)):
+        if wanted > cluster.get(name, 0):
+            key = f"tune.{name.lower()}"
+            raise ValueError(
+                f"`{key} <= {name}s of the cluster` must hold, got {wanted:g} and {cluster.get(name, 0):g}"
+            )
+
+
+def check_shared(out: Path) -> None:
+    """Raise ValueError unless every machine of the cluster sees the same folder."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    with tempfile.NamedTemporaryFile(dir=out, prefix=".seen-") as mark:
+        seen = ray.get(
+            [
+                _exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    mark.name
+                )
+                for node in nodes
+            ]
+        )
+    for node, there in zip(nodes, seen, strict=True):
+        if not there:
+            raise ValueError(
+                f"`--out` must be storage that every machine of the cluster shares, got {out}, which "
+                f"{node['NodeManagerAddress']} does not see: trials could not move when a machine dies"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()

@@ -1,0 +1,45 @@
+"""A cluster of three nodes: trials spread, one node dies, all finish; storage that is not shared is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_deltastn.tune import guards
+from tests.tune.test_experiment import ENVIRONMENT, ROOT
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("nodes")
+    line = [sys.executable, "-m", "tests.tune.nodes", str(out)]
+    done = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_node_that_dies_takes_no_trial_with_it(found):
+    assert found["died"] is not None
+    assert found["died"] not in found["alive"]
+    assert len(found["alive"]) == 2
+    assert list(found["reports"].values()) == [list(range(1, 61))] * 3
+
+
+def test_trials_had_spread_and_one_of_them_moved(found):
+    # One trial to a node of one CPU: the one whose node died went on in another process.
+    assert sorted(found["processes"].values()) == [1, 1, 2]
+
+
+def test_storage_that_a_machine_does_not_see_is_refused(monkeypatch, tmp_path, ray_cluster):
+    import ray
+
+    nodes = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
+    guards.check_shared(tmp_path)  # both see it: they are the same
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(ray, "get", lambda references: [True, False])
+    with pytest.raises(ValueError, match="`--out` must be storage that every machine of the cluster shares"):
+        guards.check_shared(tmp_path)
