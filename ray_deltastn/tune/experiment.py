@@ -33,6 +33,7 @@ from ray_deltastn.tune.guards import (
     check_resources,
     check_resumable,
     check_shared,
+    known_trials,
 )
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
@@ -238,10 +239,14 @@ def read_results(path: Path) -> pd.DataFrame:
 def collect(out: Path) -> pd.DataFrame:
     """All reports of all trials: config columns `config/<name>`, report columns as in `SelfTuner.step`.
 
-    A trial that was restored reports some steps twice; the later report counts.
+    A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
+    and Tune's saved state does not know was begun again under another name: the stray one is left out.
     """
     frames = []
+    known = known_trials(out)
     for path in sorted((out / TRIALS_FOLDER).glob("*/progress.csv")):
+        if known and path.parent.name not in known:
+            continue
         frame = read_results(path)
         frame = frame.drop_duplicates("training_iteration", keep="last").sort_values("training_iteration")
         config = _flat(json.loads(path.with_name("params.json").read_text()), "config")

@@ -51,6 +51,12 @@ def _trial_states(state: Path) -> dict[str, str]:
     return {trial["trial_id"]: trial["status"] for trial in trials}
 
 
+def known_trials(out: Path) -> list[str]:
+    """Ids of the trials in Tune's newest saved state; none if there is no such state."""
+    states = _state_files(out)
+    return list(_trial_states(states[-1])) if states else []
+
+
 def unfinished(out: Path) -> bool:
     """Whether a results folder holds an experiment that has begun and not ended."""
     return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
