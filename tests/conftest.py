@@ -22,6 +22,7 @@ def ray_cluster():
     import ray
 
     ray.init(
+        "local",  # whatever else runs on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -17,6 +17,7 @@ from ray import tune
 
 from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
+from ray_deltastn.tune.schedulers import PAUSING
 
 DOMAINS = (
     "uniform",
@@ -45,6 +46,7 @@ class TuneSection(_Section):
     Attributes:
         searcher: `bo` (Gaussian process of scikit-optimize; `skopt` is the same), `random`, `grid`, `optuna-tpe` or
             `optuna-gp`.
+        scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median` or `pbt`; see `make_scheduler`.
         num_samples: number of trials.
         metric: report that is optimised; `mode` says which way.
         max_concurrent: trials at a time; by default as many as fit the CPUs.
@@ -57,6 +59,7 @@ class TuneSection(_Section):
     """
 
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
+    scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt"] = "fifo"
     num_samples: int = Field(default=8, ge=1)
     metric: str = "best_valid_loss"
     mode: Literal["min", "max"] = "min"
@@ -152,6 +155,16 @@ class ExperimentConfig(_Section):
         for end in ends:
             Settings(**{**self.train, name: end})
 
+        if self.tune.scheduler in PAUSING and self.tune.max_concurrent is not None:
+            raise ValueError(
+                f"`tune.max_concurrent` must be left out with `tune.scheduler: {self.tune.scheduler}`, which pauses "
+                f"trials and needs them all alive, got {self.tune.max_concurrent}; as many run as fit the CPUs"
+            )
+        if self.tune.scheduler == "pbt" and self.tune.searcher not in ("random", "grid"):
+            raise ValueError(
+                f"`tune.scheduler: pbt` changes options itself and needs `tune.searcher: random` or `grid`, got "
+                f"{self.tune.searcher!r}"
+            )
         if self.tune.warm_start:
             if self.tune.searcher in ("random", "grid"):
                 raise ValueError(

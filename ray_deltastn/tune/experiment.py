@@ -11,18 +11,23 @@ from typing import Any
 
 import pandas as pd
 import ray
+import torch
 from ray import tune
 from ray.tune import Callback
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
 from ray_deltastn import random_state
 from ray_deltastn.checks import check_differentiable
+from ray_deltastn.data import stream
 from ray_deltastn.methods import get_method
+from ray_deltastn.settings import Settings
+from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
-from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
 from ray_deltastn.tune.guards import (
     CONFIG_FILE,
     DRIVER_FILE,
+    LINEAGE_FILE,
     RESULTS_FILE,
     SPACE_FILE,
     TRIALS_FOLDER,
@@ -37,6 +42,7 @@ from ray_deltastn.tune.guards import (
 )
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
+from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
 from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 
@@ -64,7 +70,7 @@ def run_experiment(
         resume: continue the experiment in `out`. Our own states there are read as data; Tune unpickles its own, which
             can run any code.
         trust: resume a folder that belongs to someone else, too.
-        address: of a Ray cluster that is already running (`auto` finds it); by default this machine is one.
+        address: of a Ray cluster that is already running; by default the one that Ray finds, else this machine alone.
 
     Returns:
         One row per report of every trial.
@@ -81,7 +87,8 @@ def run_experiment(
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     if resume and not trust:
         check_owner(out)
-    space, config = check_task(config)  # Mistakes in the task show here, in one line, not in a worker's traceback.
+    # Mistakes in the task show here, in one line, not in a worker's traceback.
+    space, config, reports = check_task(config)
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
@@ -91,52 +98,62 @@ def run_experiment(
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
-        return _run(config, space, out, resume)
+        return _run(config, space, reports, out, resume)
 
 
-def _run(config: ExperimentConfig, space: dict[str, dict[str, Any]], out: Path, resume: bool) -> pd.DataFrame:
+def _run(
+    config: ExperimentConfig, space: dict[str, dict[str, Any]], reports: int, out: Path, resume: bool
+) -> pd.DataFrame:
     known = check_resumable(config, out) if resume else []
     if not resume:
         (out / DRIVER_FILE).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
     slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
+    pausing = config.tune.scheduler in PAUSING
+    alive = config.tune.num_samples if pausing else slots
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     params = config.param_space()
     searcher = make_searcher(
-        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=slots, seed=config.tune.seed,
+        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=alive, seed=config.tune.seed,
         warm_start=config.tune.warm_start,
     )  # fmt: skip
+    scheduler = make_scheduler(
+        config.tune.scheduler, params, reports=reports, num_samples=config.tune.num_samples, max_concurrent=slots
+    )
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
-        analysis = tune.run(
-            DeltaSTNTrainable,
-            name=TRIALS_FOLDER,
-            storage_path=str(out),
-            metric=config.tune.metric,
-            mode=config.tune.mode,
-            config=params,
-            num_samples=config.tune.num_samples,
-            search_alg=searcher,
-            max_concurrent_trials=slots,
-            checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
-            ),
-            max_failures=config.tune.max_failures,
-            raise_on_failed_trial=False,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            callbacks=[
-                progress,
-                CSVLoggerCallback(),
-                JsonLoggerCallback(),
-                PruneCheckpoints(out / TRIALS_FOLDER),
-                *([_SameTrials(known)] if resume else []),
-            ],
-            resume="AUTO+ERRORED" if resume else False,
-            verbose=0,
-        )
+        # Population-based training draws from the global generators.
+        with random_state.isolated(config.tune.seed):
+            analysis = tune.run(
+                DeltaSTNTrainable,
+                name=TRIALS_FOLDER,
+                storage_path=str(out),
+                metric=config.tune.metric,
+                mode=config.tune.mode,
+                config=params,
+                num_samples=config.tune.num_samples,
+                search_alg=searcher,
+                scheduler=scheduler,
+                max_concurrent_trials=alive,
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
+                ),
+                max_failures=config.tune.max_failures,
+                raise_on_failed_trial=False,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                callbacks=[
+                    progress,
+                    CSVLoggerCallback(),
+                    JsonLoggerCallback(),
+                    PruneCheckpoints(out / TRIALS_FOLDER, keep=4 if pausing else 2),
+                    *([_SameTrials(known)] if resume else []),
+                ],
+                resume="AUTO+ERRORED" if resume else False,
+                verbose=0,
+            )
     finally:
         progress.close()
         _note_driver(out / DRIVER_FILE, searcher.seconds)
@@ -150,6 +167,9 @@ def _run(config: ExperimentConfig, space: dict[str, dict[str, Any]], out: Path, 
         progress.console.print(
             f"{len(failed)} of {len(analysis.trials)} trials failed; the first: {where}", highlight=False
         )
+    log = out / TRIALS_FOLDER / "pbt_global.txt"
+    if log.exists():
+        lineage(log, analysis.trials).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out)
     results.to_csv(out / RESULTS_FILE, index=False)
     return results
@@ -159,6 +179,19 @@ def _note_driver(path: Path, seconds: float) -> None:
     """Add what this run's searcher has taken to what earlier ones of the same experiment took."""
     before = json.loads(path.read_text())["searcher_seconds"] if path.exists() else 0.0
     path.write_text(json.dumps({"searcher_seconds": round(before + seconds, 3)}) + "\n")
+
+
+def _reports(config: ExperimentConfig, task: Task) -> int:
+    """Reports of a whole trial; of the longest, where the number of epochs is searched."""
+    settings = Settings(**config.train)
+    epochs = settings.epochs
+    if "epochs" in config.search:
+        domain = parse_domain("epochs", config.search["epochs"])
+        epochs = max(getattr(domain, "categories", None) or [domain.upper - 1])
+    if settings.steps_per_report is None:
+        return epochs
+    steps = epochs * len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0))
+    return -(-steps // settings.steps_per_report)
 
 
 class _Watched(dict[str, Any]):
@@ -187,12 +220,12 @@ class _Watched(dict[str, Any]):
         return super().__iter__()
 
 
-def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig]:
+def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
     """Build the task once, as a trial would, and check what the experiment says of it.
 
     Returns:
-        Kind, initial value and bounds of the task's hyperparameters by name, as plain values; and the experiment with
-        every searched hyperparameter spelt out.
+        Kind, initial value and bounds of the task's hyperparameters by name, as plain values; the experiment with every
+        searched hyperparameter spelt out; and how many reports a whole trial makes, at most.
 
     Raises:
         ValueError: if the task breaks a rule, seems to misspell one of its options, or never reports the metric.
@@ -220,7 +253,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
         config = config.with_ranges(task.space.search_ranges())
     searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
     task.space.require(searched_hyperparameters, "`search.hyperparameters`")
-    return about, config
+    return about, config, _reports(config, task)
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

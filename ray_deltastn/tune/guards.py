@@ -19,6 +19,8 @@ from ray_deltastn.tune.config import ExperimentConfig
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
 #: What the driver itself has spent, in seconds.
 DRIVER_FILE = "driver.json"
+#: Who took over whose state under population-based training.
+LINEAGE_FILE = "lineage.csv"
 #: Held while a command runs the experiment.
 LOCK_FILE = ".lock"
 

@@ -52,7 +52,7 @@ def test_settings_are_the_papers(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
     monkeypatch.setattr(images, "load_images", lambda *_: (made_up(PAPER[name][0], 20), made_up(PAPER[name][0], 5)))
-    space, _ = check_task(load_config(FOLDER / f"{name}.yaml"))
+    space, *_ = check_task(load_config(FOLDER / f"{name}.yaml"))
     assert len(space) == COUNTS[PAPER[name][0]]
     with pytest.raises(
         ValueError, match=r"`options\.split_sed` is not a known key; did you mean `options\.split_seed`"

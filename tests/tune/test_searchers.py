@@ -110,7 +110,7 @@ def config(tmp_path):
 
 
 def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
-    _, spelt = check_task(load_config(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"]))
+    _, spelt, _ = check_task(load_config(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"]))
     assert spelt.search == {
         "hyperparameters.dropout": "uniform(0.1, 0.2)",
         "hyperparameters.decay": "loguniform(1e-06, 1.0)",

@@ -1,0 +1,115 @@
+"""Tune's schedulers on real trials: what is stopped, paused, resumed and copied keeps its numbers to the bit."""
+
+import json
+
+import pandas as pd
+import pytest
+from ray import tune
+
+from ray_deltastn import DeltaSTNTrainable
+from ray_deltastn.cli import main
+from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.experiment import read_results
+from ray_deltastn.tune.schedulers import make_scheduler, mutations
+from tests.tune.test_trainable import finish
+from tests.tune.tiny import CONFIG, without_times
+
+EPOCHS = 9
+YAML = f"""
+task: tests.tune.tiny:build
+train: {{epochs: {EPOCHS}, batch_size: 16, warmup: 1, hyper_lr: 0.05, momentum: 0.5}}
+search: {{lr: "loguniform(0.0001, 0.3)"}}
+tune: {{searcher: random, num_samples: 6, checkpoint_every: 1}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path, ray_cluster):
+    def run(scheduler):
+        config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+        config.write_text(YAML)
+        assert main(["run", str(config), "--out", str(out), "--set", f"tune.scheduler={scheduler}"]) == 0
+        return out, read_results(out / "results.csv")
+
+    return run
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_trials_that_are_stopped_or_paused_keep_their_numbers(scheduler, experiment):
+    out, results = experiment(scheduler)
+    lengths = results.groupby("trial_id")["training_iteration"].max()
+    assert len(lengths) == 6
+    assert lengths.max() == EPOCHS
+    assert lengths.min() < EPOCHS  # it did stop some
+    for name, trial in results.groupby("trial_id"):
+        alone = finish(DeltaSTNTrainable(json.loads((out / "trials" / str(name) / "params.json").read_text())))
+        for _, row in trial.iterrows():
+            expected = alone[int(row["training_iteration"]) - 1]
+            for key in ("valid_loss", "train_loss", "hyperparameters/dropout", "scale/decay", "lr"):
+                assert row[key] == expected[key], (name, key)
+    best = results.loc[results["valid_loss"].idxmin(), "trial_id"]
+    assert lengths[best] == EPOCHS
+
+
+def test_population_based_training_copies_perturbs_and_says_so(experiment):
+    out, results = experiment("pbt")
+    lineage = pd.read_csv(out / "lineage.csv", dtype={"trial_id": str, "copied_from": str})
+    assert len(lineage) > 0
+    assert set(lineage["copied_from"]) | set(lineage["trial_id"]) <= set(results["trial_id"])
+    for _, copy in lineage.iterrows():
+        first = results[
+            (results["trial_id"] == copy["trial_id"]) & (results["training_iteration"] == copy["training_iteration"])
+        ]
+        assert len(first) == (not pd.isna(copy["training_iteration"]))
+        assert first["lr"].tolist() == pytest.approx([copy["to/lr"]] * len(first))  # the optimiser's own rate
+    assert lineage["trial_id"].nunique() > 1
+    # Every trial got its turn although only two run at a time: the synchronous mode.
+    assert results.groupby("trial_id")["training_iteration"].max().tolist() == [EPOCHS] * 6
+
+
+def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, ray_cluster):
+    def more(controller, trial, result, scheduler):
+        return tune.PlacementGroupFactory([{"CPU": 2 if result["training_iteration"] >= 2 else 1}])
+
+    analysis = tune.run(
+        DeltaSTNTrainable, metric="valid_loss", mode="min", config=CONFIG, storage_path=str(tmp_path), verbose=0,
+        scheduler=tune.schedulers.ResourceChangingScheduler(resources_allocation_function=more),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1), reuse_actors=False,
+    )  # fmt: skip
+    trial = analysis.trials[0]
+    assert trial.placement_group_factory.required_resources["CPU"] == 2
+    last = without_times(trial.last_result)
+    expected = finish(DeltaSTNTrainable(CONFIG))[-1]
+    assert {key: last[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("num_samples", "synch"), [(2, False), (3, True)])
+def test_more_trials_than_slots_take_turns(num_samples, synch):
+    space = {"lr": tune.uniform(0, 1)}
+    scheduler = make_scheduler("pbt", space, reports=8, num_samples=num_samples, max_concurrent=2)
+    assert scheduler._synch is synch
+
+
+def test_only_what_a_running_trial_may_change_is_changed():
+    space = {
+        "lr": tune.uniform(0, 1),
+        "width": tune.randint(1, 9),
+        "method": "fixed",
+        "hyperparameters": {"dropout": tune.uniform(0, 0.9), "decay": 0.1},
+    }
+    assert {key: list(v) if isinstance(v, dict) else 0 for key, v in mutations(space).items()} == {
+        "lr": 0, "hyperparameters": ["dropout"],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"`scheduler: pbt` needs one of lr, momentum, .* in `search`, got none"):
+        mutations({"width": tune.randint(1, 9)})
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`scheduler` must be one of fifo, asha, hyperband, median, pbt, got 'bohb'"):
+        make_scheduler("bohb", {}, reports=1, num_samples=1, max_concurrent=1)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(YAML)
+    with pytest.raises(ConfigError, match=r"`tune\.max_concurrent` must be left out with `tune\.scheduler: hyperband`"):
+        load_config(config, ["tune.scheduler=hyperband", "tune.max_concurrent=2"])
+    with pytest.raises(ConfigError, match=r"`tune\.scheduler: pbt` changes options itself and needs"):
+        load_config(config, ["tune.scheduler=pbt", "tune.searcher=bo"])
