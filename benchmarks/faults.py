@@ -7,6 +7,7 @@ kills, with SIGKILL at random moments, in turn the driver (then `--resume`), the
 (another takes its place). At the end:
 
 - `finished`: every planned trial has ended as planned, or diverged;
+- `complete`: trials of which the results hold every report, once;
 - `restarted`: trials that began again from zero although they had a checkpoint; 0 is right;
 - `told_once`: the searcher knows each trial's result exactly once;
 - `replayed`: each trial, trained again alone and undisturbed, ends with the same numbers to the bit;
@@ -37,6 +38,7 @@ import pandas as pd
 from benchmarks.arguments import number, prepare, whole
 from benchmarks.record import write
 from benchmarks.speed import versions
+from ray_deltastn.tune.report_log import read_log
 
 KINDS = ("driver", "worker", "node")
 NODES = 3
@@ -114,12 +116,8 @@ class Driver:
 
 
 def reports(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every report of every trial in the order in which they were written, repeated ones too."""
-    found = {}
-    for path in (out / "trials").glob("*/result.json"):
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        found[path.parent.name] = [json.loads(line) for line in lines]
-    return found
+    """Every report of every trial in the order in which they came, repeated ones too."""
+    return {trial: [report.result for report in mine] for trial, mine in read_log(out).items()}
 
 
 def kill_a_worker(out: Path) -> bool:
@@ -165,14 +163,14 @@ def disturb(driver: Driver, cluster: Cluster, kills: int, low: float, high: floa
     return killed
 
 
-def replay(parameters: Path, last: dict[str, Any]) -> list[str]:
+def replay(config: dict[str, Any], last: dict[str, Any]) -> list[str]:
     """Names of the numbers in a trial's last report that training it alone does not give again."""
     import torch
 
     from ray_deltastn import DeltaSTNTrainable
 
     torch.set_num_threads(1)
-    trial = DeltaSTNTrainable(json.loads(parameters.read_text()))
+    trial = DeltaSTNTrainable(config)
     report = trial.train()
     while not report["done"]:
         report = trial.train()
@@ -203,7 +201,8 @@ def check(out: Path, planned: int, every: int) -> dict[str, Any]:
             furthest = max(furthest, row["training_iteration"])
     state = json.loads(max((out / "trials").glob("searcher-state-*.json")).read_text())
     told = [trial for trial, *_ in state["finished"]]
-    different = {trial: replay(out / "trials" / trial / "params.json", last[trial]) for trial in trials}
+    configs = {trial: mine[-1].config for trial, mine in read_log(out).items()}
+    different = {trial: replay(configs[trial], last[trial]) for trial in trials}
     return {
         "planned": planned,
         "trials": len(trials),
@@ -212,9 +211,15 @@ def check(out: Path, planned: int, every: int) -> dict[str, Any]:
         "told_once": sorted(told) == trials,
         "replayed": sum(not names for names in different.values()),
         "different": {trial: names for trial, names in different.items() if names},
+        "complete": sum(_complete(rows["training_iteration"]) for _, rows in results.groupby("trial_id")),
         "strays": len(set(written) - set(trials)),
         "repeated_reports": sum(len(written[t]) for t in trials) - len(results),
     }
+
+
+def _complete(iterations: pd.Series) -> bool:
+    """Whether the results hold every report of a trial once."""
+    return sorted(iterations) == list(range(1, len(iterations) + 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         write(options.json, record)
     print(json.dumps(row, indent=2))
-    whole_and_equal = row["trials"] == row["finished"] == row["replayed"] == planned
+    whole_and_equal = row["trials"] == row["finished"] == row["replayed"] == row["complete"] == planned
     good = whole_and_equal and row["told_once"] and not row["restarted"]
     if not good:
         sys.exit(1)

@@ -11,6 +11,10 @@ no diverged one, whose losses count as infinite.
   equally.
 
 Mean ± standard deviation over the seeds (n − 1 in the denominator).
+
+Runs of `--draw` are the trials of a random search: those of a seed are one search, and the run with the best validation
+loss of each search counts, under `random-best-of-K`. `--against LABEL` prints each setting's difference to another one,
+paired by seed, with its standard error.
 """
 
 from __future__ import annotations
@@ -49,6 +53,55 @@ def load(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return finished, [path.name for path, record in records.items() if not record["done"]]
 
 
+def searches(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The best run of each complete random search, and all other records.
+
+    Searches with fewer runs than the longest one are left out.
+    """
+    drawn: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["label"].startswith("random-"):
+            drawn.setdefault(record["config"]["seed"], []).append(record)
+    most = max(map(len, drawn.values()), default=0)
+    best: list[dict[str, Any]] = [
+        {
+            **_best(runs),
+            "label": f"random-best-of-{most}",
+            "drawn": [rounded(outcome(run)["best_valid_loss"], 4) for run in runs],
+        }
+        for runs in drawn.values()
+        if len(runs) == most
+    ]
+    return best, [record for record in records if not record["label"].startswith("random-")]
+
+
+def _best(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(runs, key=lambda run: outcome(run)["best_valid_loss"])
+
+
+def paired(entries: Sequence[Mapping[str, Any]], against: str) -> list[str]:
+    """A line per setting: mean difference to another one over the seeds that both have, ± its standard error.
+
+    Raises:
+        ValueError: if there is no such setting.
+    """
+    by_label = {entry["label"]: {run["seed"]: run for run in entry["runs"]} for entry in entries}
+    if against not in by_label:
+        raise ValueError(f"`--against` must be one of {', '.join(by_label)}, got {against!r}")
+    lines = []
+    for label, runs in by_label.items():
+        seeds = sorted(runs.keys() & by_label[against].keys())
+        if label == against or len(seeds) < 2:
+            continue
+        texts = []
+        for key in ("best_valid_loss", "final_valid_loss", "test_loss_there"):
+            found = spread([runs[seed][key] - by_label[against][seed][key] for seed in seeds])
+            error = (found["std"] or 0.0) / math.sqrt(len(seeds))
+            texts.append(f"{COLUMNS[key]} {found['mean']:+.4f} ± {error:.4f}")
+        lines.append(f"{label} − {against}, {len(seeds)} seeds: " + ", ".join(texts))
+    return lines
+
+
 def outcome(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one run."""
 
@@ -68,13 +121,17 @@ def outcome(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One entry per label: what is the same in its runs, mean and standard deviation, and the thinned curve of each."""
-    entries = []
+    best, others = searches(records)
+    records = [*others, *best]
+    entries: list[dict[str, Any]] = []
     for label in dict.fromkeys(record["label"] for record in records):
         mine = sorted((r for r in records if r["label"] == label), key=lambda record: record["config"]["seed"])
         outcomes = [outcome(record) for record in mine]
         config = {k: v for k, v in mine[0]["config"].items() if k not in ("seed", "data_root")}
+        columns: dict[str, Any] = {key: spread([o[key] for o in outcomes]) for key in COLUMNS}
+        runs = [_run(record, found) for record, found in zip(mine, outcomes, strict=True)]
         entries.append(
             {
                 "label": label,
@@ -83,14 +140,23 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "config": config,
                 **{k: mine[0][k] for k in ("schedule_of", "schedule_form", "schedule_sha256") if k in mine[0]},
                 **{k: mine[0][k] for k in ("hardware", "threads", "processor", "python", "torch", "ray_deltastn")},
-                **{key: spread([o[key] for o in outcomes]) for key in COLUMNS},
-                "runs": [
-                    {"seed": r["config"]["seed"], **rounded(o), "curve": thin(r["curve"])}
-                    for r, o in zip(mine, outcomes, strict=True)
-                ],
+                **columns,
+                "runs": runs,
             }
         )
     return sorted(entries, key=lambda entry: _order(entry["best_valid_loss"]["mean"]))
+
+
+def _run(record: Mapping[str, Any], found: dict[str, float]) -> dict[str, Any]:
+    numbers: dict[str, Any] = rounded(found)
+    return {"seed": record["config"]["seed"], **numbers, "curve": thin(record["curve"]), **_search(record)}
+
+
+def _search(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a random search: what its runs reached, and with which values its best one."""
+    if "drawn" not in record:
+        return {}
+    return {"drawn": record["drawn"], "hyperparameters": rounded(record["config"]["hyperparameters"], 4)}
 
 
 def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -199,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table; write the record and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder of records")
+    parser.add_argument("--against", metavar="LABEL", help="print paired differences to this setting")
     parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
@@ -209,6 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(parser, options.json)
     entries = summarise(records)
     print(table(entries))
+    if options.against:
+        try:
+            print("\n".join(paired(entries, options.against)))
+        except ValueError as error:
+            parser.error(str(error))
     for name in unfinished:
         print(f"left out, not finished: {name}")
     if options.json:

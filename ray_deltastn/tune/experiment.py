@@ -42,6 +42,7 @@ from ray_deltastn.tune.guards import (
 )
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
+from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, flat, last_of_each, read_log
 from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
 from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
@@ -106,7 +107,8 @@ def _run(
 ) -> pd.DataFrame:
     known = check_resumable(config, out) if resume else []
     if not resume:
-        (out / DRIVER_FILE).unlink(missing_ok=True)
+        for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
+            (out / name).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
     slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
@@ -146,6 +148,7 @@ def _run(
                 trial_dirname_creator=lambda trial: trial.trial_id,
                 callbacks=[
                     progress,
+                    ReportLog(out),
                     CSVLoggerCallback(),
                     JsonLoggerCallback(),
                     PruneCheckpoints(out / TRIALS_FOLDER, keep=4 if pausing else 2),
@@ -169,7 +172,7 @@ def _run(
         )
     log = out / TRIALS_FOLDER / "pbt_global.txt"
     if log.exists():
-        lineage(log, analysis.trials).to_csv(out / LINEAGE_FILE, index=False)
+        lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out)
     results.to_csv(out / RESULTS_FILE, index=False)
     return results
@@ -256,14 +259,6 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     return about, config, _reports(config, task)
 
 
-def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}/{key}"
-        flat.update(_flat(value, name) if isinstance(value, dict) else {name: value})
-    return flat
-
-
 def read_results(path: Path) -> pd.DataFrame:
     """Reports from a CSV file; the id of a trial stays text, also when it looks like a number (`4371810e6`)."""
     return pd.read_csv(path, dtype={"trial_id": str})
@@ -275,15 +270,13 @@ def collect(out: Path) -> pd.DataFrame:
     A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
     and Tune's saved state does not know was begun again under another name: the stray one is left out.
     """
-    frames = []
     known = known_trials(out)
-    for path in sorted((out / TRIALS_FOLDER).glob("*/progress.csv")):
-        if known and path.parent.name not in known:
-            continue
-        frame = read_results(path)
-        frame = frame.drop_duplicates("training_iteration", keep="last").sort_values("training_iteration")
-        config = _flat(json.loads(path.with_name("params.json").read_text()), "config")
-        frames.append(frame.assign(**{key: [value] * len(frame) for key, value in config.items()}))
-    if not frames:
-        raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold at least one report, got none")
-    return pd.concat(frames, ignore_index=True)
+    rows = [
+        {**flat(report.result), "trial_id": trial_id, **flat(report.config, "config/")}
+        for trial_id, reports in sorted(read_log(out).items())
+        if not known or trial_id in known
+        for report in last_of_each(reports)
+    ]
+    if not rows:
+        raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
+    return pd.DataFrame(rows)

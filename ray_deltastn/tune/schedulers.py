@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.sample import Domain
 
-from ray_deltastn.tune.warm_start import flat
+from ray_deltastn.tune.report_log import Report, flat
 
 #: Names that `make_scheduler` knows: `fifo` lets every trial run to its end.
 SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt")
@@ -71,40 +71,41 @@ def make_scheduler(
     )
 
 
-def lineage(global_log: Path, trials: Iterable[Trial]) -> pd.DataFrame:
+def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Sequence[Report]]) -> pd.DataFrame:
     """Which trial took over which one's state, when, and which options it changed, from the log of `pbt`.
 
     Args:
-        global_log: Tune's `pbt_global.txt`, beside the trials' folders.
+        global_log: Tune's `pbt_global.txt`.
         trials: the trials of the experiment.
+        reports: all reports of each trial, see `read_log`.
 
     Returns:
         One row per copy: `trial_id`, `training_iteration` of its first report afterwards (none if it was changed again
         before), `copied_from`, and `from/<option>`, `to/<option>`.
     """
     ids = {trial.experiment_tag.split("@")[0]: trial.trial_id for trial in trials}
-    # The log's own iteration is sometimes that of the report before: a trial's reports know their config.
-    reported = {
-        trial_id: [
-            (report["training_iteration"], flat(report["config"]))
-            for report in map(json.loads, (global_log.parent / trial_id / "result.json").read_text().splitlines())
-        ]
-        for trial_id in ids.values()
-    }
     rows = []
     for line in global_log.read_text().splitlines():
         target, source, _, _, old, new = json.loads(line)
         before, after = flat(old), flat(new)
         changed = [name for name in after if before.get(name) != after[name]]
-        later = reported.get(ids.get(target, ""), [])
-        while later and any(later[0][1].get(name) != after[name] for name in changed):
-            later = later[1:]
-        row = {"trial_id": ids.get(target, target), "training_iteration": later[0][0] if later else None}
-        row["copied_from"] = ids.get(source, source)
+        # The log's own iteration is sometimes that of the report before: a trial's reports know their config.
+        first = next(
+            (r.iteration for r in reports.get(ids.get(target, ""), ()) if _agree(flat(r.config), after, changed)), None
+        )
+        row = {
+            "trial_id": ids.get(target, target),
+            "training_iteration": first,
+            "copied_from": ids.get(source, source),
+        }
         for name in changed:
             row |= {f"from/{name}": before.get(name), f"to/{name}": after[name]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _agree(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return all(one.get(name) == other[name] for name in names)
 
 
 def mutations(space: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.guards import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
 from ray_deltastn.tune.progress import Progress
+from ray_deltastn.tune.report_log import read_log
 
 
 def state_of(out: Path) -> str:
@@ -48,23 +48,13 @@ def status(out: Path, console: Console) -> tuple[str, Table]:
     state = state_of(out)
     config: dict[str, Any] = json.loads((out / CONFIG_FILE).read_text())
     progress = Progress([option_of(name) for name in config["search"]], config["tune"]["num_samples"], console)
-    # Made when the trial began; its folder's own time changes with every checkpoint.
-    for parameters in sorted((out / TRIALS_FOLDER).glob("*/params.json"), key=lambda path: path.stat().st_mtime):
-        folder = parameters.parent
-        reports = _reports(folder / "progress.csv")
-        last = reports[-1] if reports else {}
-        if (folder / "error.txt").exists() and not last.get("done"):
-            now = "failed"
-        elif last.get("done"):
+    for trial_id, reports in read_log(out).items():
+        last = reports[-1].result
+        if last.get("done"):
             now = "diverged" if last.get("diverged") else "done"
+        elif (out / TRIALS_FOLDER / trial_id / "error.txt").exists() and state == "ended":
+            now = "failed"
         else:
             now = "running" if state == "running" else "waiting"
-        progress.note(folder.name, now, json.loads(parameters.read_text()), reports)
+        progress.note(trial_id, now, reports[-1].config, [report.result for report in reports])
     return state, progress.table(most=None)
-
-
-def _reports(path: Path) -> list[dict[str, Any]]:
-    if not path.exists() or not path.stat().st_size:
-        return []
-    frame = read_results(path).drop_duplicates("training_iteration", keep="last").sort_values("training_iteration")
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

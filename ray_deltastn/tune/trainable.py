@@ -85,6 +85,8 @@ class DeltaSTNTrainable(Trainable):
     def step(self) -> dict[str, Any]:
         """Train up to the next report (called by Tune)."""
         # A state copied from a trial that had ended has nothing left to train.
+        if self.iteration == 0:
+            self._go_on()
         if self.tuner.done:
             return {**self.tuner.last_report, "done": True}
         try:
@@ -128,6 +130,26 @@ class DeltaSTNTrainable(Trainable):
             self._iteration = state["iteration"]
             return state
         raise reason
+
+    def _go_on(self) -> None:
+        """Begin where the trial has been before.
+
+        A driver killed before it saved its own state does not know of the newest checkpoints, and would start a trial
+        over that has some.
+        """
+        storage = getattr(self, "_storage", None)
+        folder = Path(storage.trial_fs_path) if storage is not None else None
+        states = []
+        for path in sorted(folder.glob(f"{_CHECKPOINT}*"))[-4:] if folder is not None and folder.is_dir() else ():
+            try:
+                states.append(_read(path / STATE_FILE))
+            except ValueError:
+                continue
+        if states:
+            newest = max(states, key=lambda state: state["iteration"])
+            self.tuner.load_state_dict(newest)
+            self._iteration = newest["iteration"]
+            logger.info("continuing from report %d, of which the driver did not know", self._iteration)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process (called by Tune when actors are reused)."""

@@ -1,10 +1,12 @@
 """What `benchmarks.faults` finds in the files of an experiment."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import faults
+from ray_deltastn.tune.report_log import ReportLog
 
 
 @pytest.fixture
@@ -13,13 +15,16 @@ def folder(tmp_path):
 
     def make(iterations=(1, 2, 2, 3), told=("a", "b"), known=("a", "b")):
         lines = ["trial_id,training_iteration"]
+        log = ReportLog(tmp_path)
+        (tmp_path / "trials").mkdir()
         for trial in ("a", "b", "c"):
-            here = tmp_path / "trials" / trial
-            here.mkdir(parents=True)
-            rows = [{"training_iteration": i, "done": i == 3, "pid": 1} for i in iterations]
-            (here / "result.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"torn": ')
+            for i in iterations:
+                result = {"training_iteration": i, "done": i == 3, "pid": 1}
+                log.on_trial_result(0, [], SimpleNamespace(trial_id=trial, config={"name": trial}), result)
             if trial in known:
                 lines += [f"{trial},{i}" for i in sorted(set(iterations))]
+        with log.path.open("a") as file:
+            file.write('{"torn": ')
         (tmp_path / "results.csv").write_text("\n".join(lines))
         state = {"finished": [[trial, [], 0.0] for trial in told]}
         (tmp_path / "trials" / "searcher-state-x.json").write_text(json.dumps(state))
@@ -29,21 +34,21 @@ def folder(tmp_path):
 
 
 def test_a_clean_experiment_with_a_stray_trial(folder, monkeypatch):
-    monkeypatch.setattr(faults, "replay", lambda parameters, last: [])
+    monkeypatch.setattr(faults, "replay", lambda config, last: [])
     found = faults.check(folder(), planned=2, every=1)
     assert found == {
         "planned": 2, "trials": 2, "finished": 2, "restarted": 0, "told_once": True, "replayed": 2, "different": {},
-        "strays": 1, "repeated_reports": 2,
+        "complete": 2, "strays": 1, "repeated_reports": 2,
     }  # fmt: skip
 
 
 def test_whatever_is_lost_shows(folder, monkeypatch):
-    monkeypatch.setattr(faults, "replay", lambda parameters, last: ["valid_loss"] * (parameters.parent.name == "a"))
+    monkeypatch.setattr(faults, "replay", lambda config, last: ["valid_loss"] * (config["name"] == "a"))
     found = faults.check(folder(iterations=(1, 2, 1, 2), told=("a", "a", "b")), planned=2, every=1)
     assert (found["finished"], found["restarted"], found["told_once"]) == (0, 2, False)
     assert (found["replayed"], found["different"]) == (1, {"a": ["valid_loss"]})
 
 
 def test_a_restart_before_the_first_checkpoint_is_none(folder, monkeypatch):
-    monkeypatch.setattr(faults, "replay", lambda parameters, last: [])
+    monkeypatch.setattr(faults, "replay", lambda config, last: [])
     assert faults.check(folder(iterations=(1, 1, 2, 3)), planned=2, every=1)["restarted"] == 0

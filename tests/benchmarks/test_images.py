@@ -159,6 +159,30 @@ def test_table_is_at_the_best_validation_epoch():
     assert "diverged" in text
 
 
+def test_runs_of_a_random_search_count_by_their_best():
+    records = []
+    for seed, losses in ((0, (3.0, 1.0, 2.0)), (1, (5.0, 4.0, 6.0)), (2, (0.1,))):  # the last one is not complete
+        for i, loss in enumerate(losses):
+            record = finished(f"random-{i}", seed, [loss, loss + 1], [1.0, 1.0])
+            record["config"]["hyperparameters"] = {"dropout": 0.1 * i}
+            records.append(record)
+    records += [finished("a", seed, [2.0, 3.0], [1.0, 1.0]) for seed in (0, 1)]
+    entries = {entry["label"]: entry for entry in images_report.summarise(records)}
+    assert set(entries) == {"random-best-of-3", "a"}
+    found = entries["random-best-of-3"]
+    assert (found["n"], found["seeds"]) == (2, [0, 1])
+    assert found["best_valid_loss"]["mean"] == 2.5
+    assert [run["drawn"] for run in found["runs"]] == [[3.0, 1.0, 2.0], [5.0, 4.0, 6.0]]
+    assert [run["hyperparameters"] for run in found["runs"]] == [{"dropout": 0.1}, {"dropout": 0.1}]
+    lines = images_report.paired(list(entries.values()), "a")
+    assert lines == [
+        "random-best-of-3 − a, 2 seeds: best validation loss +0.5000 ± 1.5000, final validation loss +0.5000 ± 1.5000, "
+        "test loss there +0.0000 ± 0.0000"
+    ]
+    with pytest.raises(ValueError, match=r"`--against` must be one of .*, got 'b'"):
+        images_report.paired(list(entries.values()), "b")
+
+
 @pytest.mark.parametrize("epochs", [1, 7, 60, 300])
 def test_thinned_curve_ends_with_the_run(epochs):
     curve = finished("a", 0, [float(epochs - i) for i in range(epochs)], [1.0] * epochs)["curve"]

@@ -1,6 +1,5 @@
 """The command line: run, kill, resume, refuse."""
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.experiment import collect, read_results
 from ray_deltastn.tune.guards import check_free
 from ray_deltastn.tune.pruning import PruneCheckpoints
+from ray_deltastn.tune.report_log import ReportLog, read_log
 from tests.tune.test_trainable import finish
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +93,7 @@ def test_a_stopped_and_killed_experiment_resumes_and_every_trial_ends_as_if_unbr
     for name, trial in results.groupby("trial_id"):
         assert len(list((out / "trials" / str(name)).glob("checkpoint_*"))) == 2
         assert trial["training_iteration"].tolist() == list(range(1, 41))
-        parameters = json.loads((out / "trials" / trial["trial_id"].iloc[0] / "params.json").read_text())
-        alone = DeltaSTNTrainable(parameters)
+        alone = DeltaSTNTrainable(read_log(out)[str(name)][-1].config)
         last = finish(alone)[-1]
         for key, value in last.items():
             found = trial[key].iloc[-1]
@@ -208,11 +207,10 @@ def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path,
 
 @pytest.mark.parametrize("trial_id", ["4371810e6", "00123456", "12345678", "0000000e"])
 def test_an_id_that_looks_like_a_number_stays_what_it_is(trial_id, tmp_path):
-    folder = tmp_path / "trials" / trial_id
-    folder.mkdir(parents=True)
-    (folder / "params.json").write_text('{"lr": 0.5, "inner": {"rate": 7}}')
-    lines = ["training_iteration,trial_id,valid_loss", f"1,{trial_id},0.5", f"1,{trial_id},0.25"]
-    (folder / "progress.csv").write_text("\n".join(lines))
+    log = ReportLog(tmp_path)
+    trial = SimpleNamespace(trial_id=trial_id, config={"lr": 0.5, "inner": {"rate": 7}})
+    for loss in (0.5, 0.25):
+        log.on_trial_result(0, [], trial, {"training_iteration": 1, "valid_loss": loss, "config": trial.config})
     results = collect(tmp_path)
     assert results["trial_id"].tolist() == [trial_id]
     assert results["valid_loss"].tolist() == [0.25]  # the later report of a restored trial counts

@@ -1,7 +1,5 @@
 """Tune's schedulers on real trials: what is stopped, paused, resumed and copied keeps its numbers to the bit."""
 
-import json
-
 import pandas as pd
 import pytest
 from ray import tune
@@ -10,6 +8,7 @@ from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, load_config
 from ray_deltastn.tune.experiment import read_results
+from ray_deltastn.tune.report_log import read_log
 from ray_deltastn.tune.schedulers import make_scheduler, mutations
 from tests.tune.test_trainable import finish
 from tests.tune.tiny import CONFIG, without_times
@@ -41,8 +40,9 @@ def test_trials_that_are_stopped_or_paused_keep_their_numbers(scheduler, experim
     assert len(lengths) == 6
     assert lengths.max() == EPOCHS
     assert lengths.min() < EPOCHS  # it did stop some
+    log = read_log(out)
     for name, trial in results.groupby("trial_id"):
-        alone = finish(DeltaSTNTrainable(json.loads((out / "trials" / str(name) / "params.json").read_text())))
+        alone = finish(DeltaSTNTrainable(log[str(name)][-1].config))
         for _, row in trial.iterrows():
             expected = alone[int(row["training_iteration"]) - 1]
             for key in ("valid_loss", "train_loss", "hyperparameters/dropout", "scale/decay", "lr"):

@@ -1,34 +1,47 @@
 """The state of an experiment, read from its files."""
 
 import json
-import shutil
+import math
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 from rich.console import Console
 
 from ray_deltastn.cli import main
+from ray_deltastn.tune.report_log import ReportLog, read_log
 from ray_deltastn.tune.status import state_of, status
 
-REPORTS = "training_iteration,epoch,valid_loss,best_valid_loss,hyperparameters/dropout,diverged,done\n"
+
+def report(trial_id, iteration, loss, rate, **more):
+    values = {
+        "epoch": iteration,
+        "valid_loss": loss,
+        "best_valid_loss": min(loss, 0.9),
+        "hyperparameters/dropout": rate,
+    }
+    return {"trial_id": trial_id, "training_iteration": iteration, "diverged": False, "done": False, **values, **more}
 
 
 @pytest.fixture
 def out(tmp_path):
     """An experiment of four trials: one done, one diverged, one failed, one in the middle."""
     (tmp_path / "config.json").write_text(json.dumps({"search": {"lr": "…"}, "tune": {"num_samples": 5}}))
-    for name, rows, lr in (
-        ("a", "1,1,0.9,0.9,0.05,False,False\n2,2,0.7,0.7,0.25,False,True\n", 0.1),
-        ("4371810e6", "1,1,0.9,0.9,0.05,False,False\n2,2,inf,0.9,0.3,True,True\n", 0.2),
-        ("c", "1,1,0.8,0.8,0.05,False,False\n", 0.3),
-        ("d", "1,1,0.8,0.8,0.05,False,False\n2,2,0.75,0.75,0.1,False,False\n1,1,0.8,0.8,0.05,False,False\n", 0.4),
+    log = ReportLog(tmp_path)
+    for result, lr in (
+        (report("a", 1, 0.9, 0.05), 0.1),
+        (report("4371810e6", 1, 0.9, 0.05), 0.2),
+        (report("a", 2, 0.7, 0.25, done=True), 0.1),
+        (report("4371810e6", 2, math.inf, 0.3, done=True, diverged=True), 0.2),
+        (report("c", 1, 0.8, 0.05), 0.3),
+        (report("d", 1, 0.8, 0.05), 0.4),
+        (report("d", 2, 0.75, 0.1), 0.4),
     ):
-        folder = tmp_path / "trials" / name
-        folder.mkdir(parents=True)
-        (folder / "params.json").write_text(json.dumps({"lr": lr}))
-        (folder / "progress.csv").write_text(REPORTS + rows)
+        log.on_trial_result(0, [], SimpleNamespace(trial_id=result["trial_id"], config={"lr": lr}), result)
+    (tmp_path / "trials" / "c").mkdir(parents=True)
     (tmp_path / "trials" / "c" / "error.txt").write_text("a fault")
-    (tmp_path / "trials" / "e").mkdir()
+    with (tmp_path / "reports.jsonl").open("a") as file:
+        file.write('{"trial_id": "d", "resu')  # a driver killed while it wrote
     return tmp_path
 
 
@@ -42,10 +55,10 @@ def cells(out):
 
 def test_each_trial_has_its_state_and_its_hyperparameters_way(out):
     state, title, rows = cells(out)
-    assert (state, title) == ("stopped", "3 of 5 trials ended")
+    assert (state, title) == ("stopped", "2 of 5 trials ended")
     by_rate = {row["lr"]: row for row in rows.values()}
     assert {lr: row["state"] for lr, row in by_rate.items()} == {
-        "0.1": "done", "0.2": "diverged", "0.3": "failed", "0.4": "waiting",
+        "0.1": "done", "0.2": "diverged", "0.3": "waiting", "0.4": "waiting",
     }  # fmt: skip
     assert by_rate["0.1"]["dropout"] == "0.05→0.25"
     assert (by_rate["0.4"]["epoch"], by_rate["0.4"]["best"]) == ("2", "0.7500")
@@ -59,13 +72,24 @@ def test_a_held_folder_is_running_and_one_with_results_has_ended(out):
     assert state_of(out) == "stopped"
     (out / "results.csv").touch()
     assert state_of(out) == "ended"
+    _, _, rows = cells(out)
+    assert {row["lr"]: row["state"] for row in rows.values()}["0.3"] == "failed"
 
 
 def test_the_command_says_how_to_go_on(out, capsys):
     assert main(["status", str(out)]) == 0
     assert "stopped; continue with --resume" in capsys.readouterr().out
-    shutil.rmtree(out / "trials")
+    (out / "reports.jsonl").unlink()
     assert main(["status", str(out)]) == 0
     assert "0 of 5 trials ended" in capsys.readouterr().out
     assert main(["status", str(out / "nowhere")]) == 1
     assert "must hold an experiment, got no config.json" in capsys.readouterr().err
+
+
+def test_half_a_line_spoils_no_other(out):
+    trial = SimpleNamespace(trial_id="d", config={"lr": 0.4})
+    ReportLog(out).on_trial_result(0, [], trial, report("d", 3, 0.5, 0.2))  # the driver that resumes
+    log = read_log(out)
+    assert [r.iteration for r in log["d"]] == [1, 2, 3]
+    assert [r.config for r in log["d"]] == [{"lr": 0.4}] * 3
+    assert log["4371810e6"][-1].result["valid_loss"] == math.inf

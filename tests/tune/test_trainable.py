@@ -1,6 +1,7 @@
 import gc
 import math
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +103,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_pat
     assert f"continuing from 'checkpoint_{2 - damaged:06}'" in caplog.text
     assert trial.iteration == 3 - damaged
     assert finish(trial) == expected[3 - damaged :]
+
+
+def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path):
+    donor = DeltaSTNTrainable(CONFIG)
+    reports = []
+    for number in range(3):
+        reports.append(without_times(donor.train()))
+        donor.save(str(tmp_path / f"checkpoint_{number:06}"))
+    reports += finish(donor)
+    trial = DeltaSTNTrainable(CONFIG)
+    # What Tune gives a trial.
+    trial._storage = SimpleNamespace(trial_fs_path=str(tmp_path), persist_artifacts=lambda *_, **__: None)
+    (tmp_path / "checkpoint_000002" / "deltastn.pt").write_bytes(b"torn")
+    rest = finish(trial)
+    assert rest == reports[2:]
+    assert trial.iteration == len(reports)
 
 
 def test_without_a_readable_checkpoint_the_damage_is_said(tmp_path):
