@@ -109,6 +109,9 @@ class Results:
             notes.append("Runs were too short for λ to cross its range.")
         if (last["warning/saturated"] > 0).any():
             notes.append("In some trials a hyperparameter ended at its bound.")
+        if "seconds/checkpoint" in last:
+            share = last["seconds/checkpoint"].sum() / last["seconds/total"].sum()
+            notes.append(f"Checkpoints took {100 * share:.1f} % of the trials' time.")
         if (driver := self.folder / DRIVER_FILE).exists():
             seconds = json.loads(driver.read_text())["searcher_seconds"]
             notes.append(f"The searcher took {seconds:.1f} s of the driver's time.")

@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,16 @@ class DeltaSTNTrainable(Trainable):
       (see `WarmStart`);
     - whatever else `build` reads.
 
-    Reports are those of `SelfTuner.step`. A diverged trial ends as a finished one with infinite losses and the reason
-    in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded the trial's own
-    config wins: a learning rate that a scheduler has changed takes effect.
+    Reports are those of `SelfTuner.step`, and `seconds/checkpoint`. A diverged trial ends as a finished one with
+    infinite losses and the reason in `stop_reason`, and so does one that runs out of device memory. After a checkpoint
+    is loaded the trial's own config wins: a learning rate that a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
     """
 
     tuner: SelfTuner
+    _saving = 0.0  # seconds spent on checkpoints
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -74,6 +76,7 @@ class DeltaSTNTrainable(Trainable):
         if config.get("warm_start"):
             task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
         self.tuner = SelfTuner(task, **options)
+        self._saving = 0.0
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
         granted = self.trial_resources
@@ -88,20 +91,22 @@ class DeltaSTNTrainable(Trainable):
         if self.iteration == 0:
             self._go_on()
         if self.tuner.done:
-            return {**self.tuner.last_report, "done": True}
+            return {**self.tuner.last_report, "seconds/checkpoint": self._saving, "done": True}
         try:
             report = self.tuner.step()
         except torch.OutOfMemoryError as error:
             # Trying again would end in the same way; a finished, bad trial tells the searcher so.
             report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
-        return {**report, "done": self.tuner.done}
+        return {**report, "seconds/checkpoint": self._saving, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the whole state, all at once or not at all (called by Tune)."""
+        started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
         torch.save({**self.tuner.state_dict(), "iteration": self.iteration}, draft)
         os.replace(draft, path)
+        self._saving += time.perf_counter() - started
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue from a state; no code in it is run (called by Tune).
