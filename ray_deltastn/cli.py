@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = write_report(options.folder)
             _show(console, results)
             console.print(f"wrote {options.folder / PAGE}", highlight=False)
-    except (ConfigError, ResumeError, ConnectionError, FileNotFoundError, ValueError, TypeError) as error:
+    except (ConfigError, ResumeError, ConnectionError, ImportError, FileNotFoundError, ValueError, TypeError) as error:
         print(f"ray-deltastn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -110,7 +110,7 @@ class Results:
         if (last["warning/saturated"] > 0).any():
             notes.append("In some trials a hyperparameter ended at its bound.")
         if "seconds/checkpoint" in last:
-            share = last["seconds/checkpoint"].sum() / last["seconds/total"].sum()
+            share = last["seconds/checkpoint"].sum() / last[["seconds/checkpoint", "seconds/total"]].sum().sum()
             notes.append(f"Checkpoints took {100 * share:.1f} % of the trials' time.")
         if (driver := self.folder / DRIVER_FILE).exists():
             seconds = json.loads(driver.read_text())["searcher_seconds"]

@@ -125,36 +125,10 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
             self._check_ends(name, parse_domain(name, text))
 
-    def _check_constant(self, name: str) -> None:
-        """Raise ValueError if trials may have a method that tunes the hyperparameters itself."""
-        tuning = [method for method in self.methods() if get_method(method).tunes]
-        if tuning:
-            raise ValueError(f"`search.{name}` needs `method: fixed`, got {tuning[0]!r}, which tunes them itself")
+        self._check_tune()
 
-    def with_ranges(self, ranges: Mapping[str, tuple[str, float, float]]) -> ExperimentConfig:
-        """This experiment with `hyperparameters: all` spelt out.
-
-        Args:
-            ranges: of the task's space, see `HyperSpace.search_ranges`; those that the file gives itself stay.
-        """
-        if "hyperparameters" not in self.search:
-            return self
-        every = {f"hyperparameters.{n}": f"{kind}({low!r}, {high!r})" for n, (kind, low, high) in ranges.items()}
-        given = {name: text for name, text in self.search.items() if name != "hyperparameters"}
-        return self.model_copy(update={"search": {**every, **given}})
-
-    def _check_ends(self, name: str, domain: Any) -> None:
-        """Raise ValueError if an option would break its rule somewhere in its domain."""
-        if name not in Settings.names():
-            return
-        ends = getattr(domain, "categories", None)
-        if ends is None:
-            # Tune's upper bounds are exclusive.
-            whole = isinstance(domain.upper, int)
-            ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
-        for end in ends:
-            Settings(**{**self.train, name: end})
-
+    def _check_tune(self) -> None:
+        """Raise ValueError if scheduler, searcher and warm start do not go together."""
         if self.tune.scheduler in PAUSING and self.tune.max_concurrent is not None:
             raise ValueError(
                 f"`tune.max_concurrent` must be left out with `tune.scheduler: {self.tune.scheduler}`, which pauses "
@@ -174,6 +148,39 @@ class ExperimentConfig(_Section):
             fixed = [method for method in self.methods() if not get_method(method).tunes]
             if fixed:
                 raise ValueError(f"`tune.warm_start` needs methods that tune hyperparameters, got {fixed[0]!r}")
+
+    def _check_constant(self, name: str) -> None:
+        """Raise ValueError if trials may have a method that tunes the hyperparameters itself."""
+        tuning = [method for method in self.methods() if get_method(method).tunes]
+        if tuning:
+            raise ValueError(f"`search.{name}` needs `method: fixed`, got {tuning[0]!r}, which tunes them itself")
+
+    def with_ranges(self, ranges: Mapping[str, tuple[str, float, float]]) -> ExperimentConfig:
+        """This experiment with `hyperparameters: all` spelt out.
+
+        Args:
+            ranges: of the task's space, see `HyperSpace.search_ranges`; what the file itself gives, ranges and
+                constants, stays.
+        """
+        if "hyperparameters" not in self.search:
+            return self
+        every = {f"hyperparameters.{n}": f"{kind}({low!r}, {high!r})" for n, (kind, low, high) in ranges.items()}
+        for name in self.train.get("hyperparameters", {}):
+            every.pop(f"hyperparameters.{name}", None)
+        given = {name: text for name, text in self.search.items() if name != "hyperparameters"}
+        return self.model_copy(update={"search": {**every, **given}})
+
+    def _check_ends(self, name: str, domain: Any) -> None:
+        """Raise ValueError if an option would break its rule somewhere in its domain."""
+        if name not in Settings.names():
+            return
+        ends = getattr(domain, "categories", None)
+        if ends is None:
+            # Tune's upper bounds are exclusive.
+            whole = isinstance(domain.upper, int)
+            ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
+        for end in ends:
+            Settings(**{**self.train, name: end})
 
     def methods(self) -> list[Any]:
         """The methods that trials of this experiment may have."""

@@ -35,10 +35,10 @@ from ray_deltastn.tune.guards import (
     alone,
     check_free,
     check_owner,
-    check_resources,
     check_resumable,
     check_shared,
     known_trials,
+    slots_of,
 )
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
@@ -93,17 +93,33 @@ def run_experiment(
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
-    check_resources(config)
+    slots = config.tune.max_concurrent or slots_of(config)
+    pausing = config.tune.scheduler in PAUSING
+    alive = config.tune.num_samples if pausing else slots
+    trials = {"num_samples": config.tune.num_samples}
+    searcher = make_searcher(
+        config.tune.searcher, config.param_space(), **trials, seed=config.tune.seed, warm_start=config.tune.warm_start,
+        max_concurrent=alive,
+    )  # fmt: skip
+    scheduler = make_scheduler(
+        config.tune.scheduler, config.param_space(), **trials, reports=reports, max_concurrent=slots
+    )
     if not resume:
         check_free(out)
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
-        return _run(config, space, reports, out, resume)
+        return _run(config, space, searcher, scheduler, alive, out, resume)
 
 
 def _run(
-    config: ExperimentConfig, space: dict[str, dict[str, Any]], reports: int, out: Path, resume: bool
+    config: ExperimentConfig,
+    space: dict[str, dict[str, Any]],
+    searcher: Any,
+    scheduler: Any,
+    alive: int,
+    out: Path,
+    resume: bool,
 ) -> pd.DataFrame:
     known = check_resumable(config, out) if resume else []
     if not resume:
@@ -111,19 +127,8 @@ def _run(
             (out / name).unlink(missing_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
-    slots = config.tune.max_concurrent or max(1, int(ray.cluster_resources().get("CPU", 1) // config.tune.cpu))
-    pausing = config.tune.scheduler in PAUSING
-    alive = config.tune.num_samples if pausing else slots
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    params = config.param_space()
-    searcher = make_searcher(
-        config.tune.searcher, params, num_samples=config.tune.num_samples, max_concurrent=alive, seed=config.tune.seed,
-        warm_start=config.tune.warm_start,
-    )  # fmt: skip
-    scheduler = make_scheduler(
-        config.tune.scheduler, params, reports=reports, num_samples=config.tune.num_samples, max_concurrent=slots
-    )
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     try:
         # Population-based training draws from the global generators.
@@ -134,7 +139,7 @@ def _run(
                 storage_path=str(out),
                 metric=config.tune.metric,
                 mode=config.tune.mode,
-                config=params,
+                config=config.param_space(),
                 num_samples=config.tune.num_samples,
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -151,7 +156,7 @@ def _run(
                     ReportLog(out),
                     CSVLoggerCallback(),
                     JsonLoggerCallback(),
-                    PruneCheckpoints(out / TRIALS_FOLDER, keep=4 if pausing else 2),
+                    PruneCheckpoints(out / TRIALS_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
                     *([_SameTrials(known)] if resume else []),
                 ],
                 resume="AUTO+ERRORED" if resume else False,
@@ -191,10 +196,15 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
     if "epochs" in config.search:
         domain = parse_domain("epochs", config.search["epochs"])
         epochs = max(getattr(domain, "categories", None) or [domain.upper - 1])
-    if settings.steps_per_report is None:
+    if settings.steps_per_report is None and "steps_per_report" not in config.search:
         return epochs
-    steps = epochs * len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0))
-    return -(-steps // settings.steps_per_report)
+    least = {name: getattr(settings, name) for name in ("batch_size", "steps_per_report")}
+    for name in least:
+        if name in config.search:
+            domain = parse_domain(name, config.search[name])
+            least[name] = min(getattr(domain, "categories", None) or [domain.lower])
+    steps = epochs * len(stream(task.train, least["batch_size"], "train", torch.device("cpu"), 0))
+    return -(-steps // least["steps_per_report"])
 
 
 class _Watched(dict[str, Any]):

@@ -119,15 +119,27 @@ def check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
     return known
 
 
-def check_resources(config: ExperimentConfig) -> None:
-    """Raise ValueError if the cluster can never run a trial: Tune would wait for ever."""
-    cluster = ray.cluster_resources()
-    for name, wanted in (("CPU", config.tune.cpu), ("GPU", config.tune.gpu)):
-        if wanted > cluster.get(name, 0):
-            key = f"tune.{name.lower()}"
-            raise ValueError(
-                f"`{key} <= {name}s of the cluster` must hold, got {wanted:g} and {cluster.get(name, 0):g}"
-            )
+def slots_of(config: ExperimentConfig) -> int:
+    """How many trials the cluster can run at a time.
+
+    Raises:
+        ValueError: if no machine can run one: Tune would wait for ever.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": config.tune.cpu, "GPU": config.tune.gpu}
+    slots = sum(
+        int(min(machine.get(name, 0) / amount for name, amount in wanted.items() if amount)) for machine in machines
+    )
+    if slots == 0:
+        for name, amount in wanted.items():
+            most = max((machine.get(name, 0) for machine in machines), default=0)
+            if amount > most:
+                key = f"tune.{name.lower()}"
+                raise ValueError(f"`{key} <= {name}s of the largest machine` must hold, got {amount:g} and {most:g}")
+        raise ValueError(
+            f"one machine must have both {config.tune.cpu:g} CPUs and {config.tune.gpu:g} GPUs for a trial, got none"
+        )
+    return slots
 
 
 def check_shared(out: Path) -> None:

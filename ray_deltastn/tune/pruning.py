@@ -34,25 +34,28 @@ class PruneCheckpoints(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look for a new state (called by Tune)."""
-        now = time.monotonic()
-        if now - self._looked < self.every:
+        moment = time.monotonic()
+        if moment - self._looked < self.every:
             return
-        self._looked = now
+        self._looked = moment
         written = max((path.stat().st_mtime for path in self.folder.glob("experiment_state-*.json")), default=0.0)
         if written > self._written:
             # What Tune knew two states ago, this one knows for certain, however long it took to be written.
-            self._prune(self._before)
-            self._written, self._before, self._known = written, self._known, _newest(trials)
+            now = _newest(trials)
+            self._prune(self._before, {*self._before.values(), *self._known.values(), *now.values()})
+            self._written, self._before, self._known = written, self._known, now
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Leave the newest checkpoints only (called by Tune)."""
-        self._prune(_newest(trials))
+        now = _newest(trials)
+        self._prune(now, set(now.values()))
 
-    def _prune(self, known: dict[str, Path]) -> None:
+    def _prune(self, known: dict[str, Path], used: set[Path]) -> None:
         for newest in known.values():
             behind = sorted(path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name)
             for path in behind[: len(behind) - self.keep + 1]:
-                shutil.rmtree(path, ignore_errors=True)
+                if path not in used:  # a copied trial's checkpoint is one of the trial it was copied from
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _newest(trials: list[Any]) -> dict[str, Path]:

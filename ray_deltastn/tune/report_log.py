@@ -46,7 +46,8 @@ class ReportLog(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Write a line (called by Tune)."""
-        config = json.loads(json.dumps(trial.config, default=_plain))
+        # The result's own: a scheduler may have changed the trial's for its next report.
+        config = json.loads(json.dumps(result.get("config", trial.config), default=_plain))
         line: dict[str, Any] = {"trial_id": trial.trial_id}
         if self._configs.get(trial.trial_id) != config:
             line["config"] = self._configs[trial.trial_id] = config
@@ -81,8 +82,13 @@ def read_log(folder: Path) -> dict[str, list[Report]]:
 
 
 def last_of_each(reports: list[Report]) -> list[Report]:
-    """Reports of a trial by iteration; of one that was restored and reported again the later counts."""
-    return [report for _, report in sorted({report.iteration: report for report in reports}.items())]
+    """Reports of a trial by iteration; one that was restored takes back what it had reported from there on."""
+    kept: list[Report] = []
+    for report in reports:
+        while kept and kept[-1].iteration >= report.iteration:
+            kept.pop()
+        kept.append(report)
+    return kept
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

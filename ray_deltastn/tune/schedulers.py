@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Categorical, Domain, Integer
 
 from ray_deltastn.tune.report_log import Report, flat
 
@@ -57,6 +59,7 @@ def make_scheduler(
     if name == "fifo":
         return None
     few = max(1, reports // 8)
+    changed = mutations(space) if name == "pbt" else {}
     if name == "asha":
         return ASHAScheduler(time_attr=_TIME, max_t=reports, grace_period=few, reduction_factor=3)
     if name == "hyperband":
@@ -66,7 +69,8 @@ def make_scheduler(
     return PopulationBasedTraining(
         time_attr=_TIME,
         perturbation_interval=few,
-        hyperparam_mutations=mutations(space),
+        hyperparam_mutations=changed,
+        custom_explore_fn=functools.partial(within, changed),
         synch=num_samples > max_concurrent,
     )
 
@@ -84,24 +88,46 @@ def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Seq
         before), `copied_from`, and `from/<option>`, `to/<option>`.
     """
     ids = {trial.experiment_tag.split("@")[0]: trial.trial_id for trial in trials}
+    place = dict.fromkeys(reports, 0)  # of the last copy in a trial's reports
     rows = []
     for line in global_log.read_text().splitlines():
-        target, source, _, _, old, new = json.loads(line)
+        tag, source, _, _, old, new = json.loads(line)
         before, after = flat(old), flat(new)
         changed = [name for name in after if before.get(name) != after[name]]
         # The log's own iteration is sometimes that of the report before: a trial's reports know their config.
-        first = next(
-            (r.iteration for r in reports.get(ids.get(target, ""), ()) if _agree(flat(r.config), after, changed)), None
-        )
+        target = ids.get(tag, tag)
+        mine = reports.get(target, ())
+        matching = (i for i in range(place.get(target, 0), len(mine)) if _agree(flat(mine[i].config), after, changed))
+        first = next(matching, None)
+        if first is not None:
+            place[target] = first + 1
         row = {
-            "trial_id": ids.get(target, target),
-            "training_iteration": first,
+            "trial_id": target,
+            "training_iteration": None if first is None else mine[first].iteration,
             "copied_from": ids.get(source, source),
         }
         for name in changed:
             row |= {f"from/{name}": before.get(name), f"to/{name}": after[name]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def within(changed: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A perturbed config with its values back inside their domains: Tune multiplies them by 0.8 or 1.2, unbounded.
+
+    Args:
+        changed: what is perturbed, see `mutations`.
+        config: the perturbed config.
+    """
+    for key, domain in changed.items():
+        if isinstance(domain, Mapping):
+            within(domain, config[key])
+        elif isinstance(domain, Domain):
+            whole = isinstance(domain, Integer)
+            highest = domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)  # exclusive in Tune
+            value = min(max(config[key], domain.lower), highest)
+            config[key] = round(value) if whole else value
+    return config
 
 
 def _agree(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> bool:
@@ -121,6 +147,8 @@ def mutations(space: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, Mapping):
                 inner = domains(value)
                 found |= {key: inner} if inner else {}
+            elif isinstance(value, Categorical):
+                found[key] = list(value.categories)
             elif isinstance(value, Domain):
                 found[key] = value
         return found

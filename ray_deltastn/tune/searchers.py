@@ -83,6 +83,7 @@ def _optuna(name: str, num_samples: int, seed: int) -> Any:
 
 def _timed(kind: type) -> type:
     """The same searcher with `seconds`, the time that Tune's calls into it have taken."""
+    clock = [0.0]  # not in the searcher: some save all that they hold, and would bring it back on resume
 
     def timing(name: str) -> Any:
         def call(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -90,12 +91,12 @@ def _timed(kind: type) -> type:
             try:
                 return getattr(kind, name)(self, *arguments, **named)
             finally:
-                self.seconds += time.perf_counter() - started
+                clock[0] += time.perf_counter() - started
 
         return call
 
     calls = {name: timing(name) for name in _CALLS if hasattr(kind, name)}
-    return type(f"Timed{kind.__name__}", (kind,), {"seconds": 0.0, **calls})
+    return type(f"Timed{kind.__name__}", (kind,), {"seconds": property(lambda self: clock[0]), **calls})
 
 
 def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[dict[str, Any]]:
@@ -108,14 +109,15 @@ def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[d
         ValueError: if a domain is neither a range nor a choice, or all together have fewer points.
     """
     domains: dict[str, Domain] = flat(space, Domain)
+    most = math.prod(_points(name, domain) for name, domain in domains.items())
+    if most < num_samples:
+        raise ValueError(f"`num_samples` must be at most the {most:g} points of the grid, got {num_samples}")
     count = 1
     while True:
         columns = [_values(name, domain, count) for name, domain in domains.items()]
         total = math.prod(map(len, columns))
         if total >= num_samples:
             break
-        if all(len(column) < count for column in columns):
-            raise ValueError(f"`num_samples` must be at most the {total} points of the grid, got {num_samples}")
         count += 1
     chosen = _distinct(np.random.default_rng(seed), total, num_samples)
     points = []
@@ -136,6 +138,17 @@ def _distinct(generator: np.random.Generator, total: int, count: int) -> list[in
     while len(found) < count:
         found[int(generator.random() * total)] = None
     return list(found)
+
+
+def _points(name: str, domain: Domain) -> float:
+    """How many values a domain has."""
+    _values(name, domain, 1)  # refuses what is none
+    if isinstance(domain, Categorical):
+        return len(domain.categories)
+    sampler = domain.get_sampler()
+    if isinstance(sampler, Quantized):
+        return int((domain.upper - domain.lower) / sampler.q + 1e-9) + 1
+    return domain.upper - domain.lower if isinstance(domain, Integer) else math.inf
 
 
 def _values(name: str, domain: Domain, count: int) -> list[Any]:

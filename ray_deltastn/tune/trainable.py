@@ -104,7 +104,8 @@ class DeltaSTNTrainable(Trainable):
         started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
-        torch.save({**self.tuner.state_dict(), "iteration": self.iteration}, draft)
+        own = {"iteration": self.iteration, "trial_id": self.trial_id, "saving": self._saving}
+        torch.save({**self.tuner.state_dict(), **own}, draft)
         os.replace(draft, path)
         self._saving += time.perf_counter() - started
 
@@ -122,6 +123,7 @@ class DeltaSTNTrainable(Trainable):
         except ValueError as error:
             state = self._earlier(folder, error)
         self.tuner.load_state_dict(state)
+        self._saving = state.get("saving", 0.0)
 
     def _earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
         """The newest readable state before a damaged one, from which Tune's count goes on."""
@@ -145,15 +147,17 @@ class DeltaSTNTrainable(Trainable):
         storage = getattr(self, "_storage", None)
         folder = Path(storage.trial_fs_path) if storage is not None else None
         states = []
-        for path in sorted(folder.glob(f"{_CHECKPOINT}*"))[-4:] if folder is not None and folder.is_dir() else ():
+        for path in folder.glob(f"{_CHECKPOINT}*") if folder is not None and folder.is_dir() else ():
             try:
-                states.append(_read(path / STATE_FILE))
+                state = _read(path / STATE_FILE)
             except ValueError:
                 continue
+            if state.get("trial_id") == self.trial_id:  # and not of another run in a folder of the same name
+                states.append(state)
         if states:
             newest = max(states, key=lambda state: state["iteration"])
             self.tuner.load_state_dict(newest)
-            self._iteration = newest["iteration"]
+            self._iteration, self._saving = newest["iteration"], newest["saving"]
             logger.info("continuing from report %d, of which the driver did not know", self._iteration)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -107,7 +107,8 @@ class WarmStart(Searcher):
         if options is None or result is None or error:
             return
         values = {k.removeprefix(_VALUES): float(v) for k, v in result.items() if k.startswith(_VALUES)}
-        scale = {k.removeprefix(_SCALES): float(v) for k, v in result.items() if k.startswith(_SCALES)}
+        scales = {k.removeprefix(_SCALES): float(v) for k, v in result.items() if k.startswith(_SCALES)}
+        scale = {name: sigma for name, sigma in scales.items() if sigma != 0}  # zero: the method perturbs nothing
         metric = float(result.get(self._metric or "", math.nan))
         if values and all(map(math.isfinite, (metric, *values.values(), *scale.values()))):
             self.finished.append({"options": options, "values": values, "scale": scale, "metric": metric})

@@ -165,7 +165,7 @@ def test_mistakes_show_before_any_trial_starts(resumed, tmp_path, capsys, overri
 def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_path, capsys, ray_cluster):
     _, config, _, _ = resumed
     assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", "tune.cpu=64"]) == 1
-    assert "`tune.cpu <= CPUs of the cluster` must hold, got 64 and 2" in capsys.readouterr().err
+    assert "`tune.cpu <= CPUs of the largest machine` must hold, got 64 and 2" in capsys.readouterr().err
 
 
 def test_a_folder_of_someone_else_is_resumed_only_when_trusted(resumed, capsys, monkeypatch, ray_cluster):

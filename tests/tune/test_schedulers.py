@@ -9,7 +9,7 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, load_config
 from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.report_log import read_log
-from ray_deltastn.tune.schedulers import make_scheduler, mutations
+from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
 from tests.tune.test_trainable import finish
 from tests.tune.tiny import CONFIG, without_times
 
@@ -104,12 +104,37 @@ def test_only_what_a_running_trial_may_change_is_changed():
         mutations({"width": tune.randint(1, 9)})
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`scheduler` must be one of fifo, asha, hyperband, median, pbt, got 'bohb'"):
-        make_scheduler("bohb", {}, reports=1, num_samples=1, max_concurrent=1)
+def test_perturbed_values_stay_in_their_domains_and_choices_stay_choices():
+    space = {
+        "lr": tune.choice([0.01, 0.1]),
+        "momentum": tune.uniform(0.5, 0.99),
+        "hyperparameters": {"holes": tune.randint(0, 5)},
+    }
+    changed = mutations(space)
+    assert changed["lr"] == [0.01, 0.1]
+    config = within(changed, {"lr": 0.1, "momentum": 0.95 * 1.2, "hyperparameters": {"holes": 5.4}, "task": "x"})
+    assert 0.98 < config.pop("momentum") < 0.99
+    assert config == {"lr": 0.1, "hyperparameters": {"holes": 4}, "task": "x"}
+    assert within(changed, {"lr": 0.1, "momentum": 0.4, "hyperparameters": {"holes": 2.4}})["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["tune.scheduler=pbt", "tune.searcher=bo"], "`tune.scheduler: pbt` changes options itself and needs"),
+        (["tune.scheduler=hyperband", "tune.max_concurrent=2"], "`tune.max_concurrent` must be left out with"),
+        (["tune.warm_start=true"], "`tune.warm_start` needs a searcher that learns"),
+    ],
+)
+@pytest.mark.parametrize("search", ["{}", "{options.width: 'randint(4, 9)'}"])
+def test_what_does_not_go_together_is_refused_whatever_is_searched(overrides, reason, search, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(YAML)
-    with pytest.raises(ConfigError, match=r"`tune\.max_concurrent` must be left out with `tune\.scheduler: hyperband`"):
-        load_config(config, ["tune.scheduler=hyperband", "tune.max_concurrent=2"])
-    with pytest.raises(ConfigError, match=r"`tune\.scheduler: pbt` changes options itself and needs"):
-        load_config(config, ["tune.scheduler=pbt", "tune.searcher=bo"])
+    with pytest.raises(ConfigError) as error:
+        load_config(config, [f"search={search}", *overrides])
+    assert reason in str(error.value)
+
+
+def test_unknown_schedulers_are_named():
+    with pytest.raises(ValueError, match="`scheduler` must be one of fifo, asha, hyperband, median, pbt, got 'bohb'"):
+        make_scheduler("bohb", {}, reports=1, num_samples=1, max_concurrent=1)

@@ -90,6 +90,9 @@ def test_grid_respects_steps_and_says_when_there_are_too_few_points():
     assert {point["width"] for point in points} <= {0.0, 0.25, 0.5, 0.75, 1.0}
     with pytest.raises(ValueError, match="`num_samples` must be at most the 2 points of the grid, got 3"):
         grid_points({"name": tune.choice(["a", "b"])}, 3, seed=0)
+    assert len(grid_points({"width": tune.lograndint(1, 100)}, 10, seed=0)) == 10
+    with pytest.raises(ValueError, match="`num_samples` must be at most the 99 points of the grid, got 100"):
+        grid_points({"width": tune.lograndint(1, 100)}, 100, seed=0)
     with pytest.raises(ValueError, match="a grid needs a bounded range for 'x', got _Normal"):
         grid_points({"x": tune.randn(0, 1)}, 3, seed=0)
 
@@ -116,6 +119,8 @@ def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
         "hyperparameters.decay": "loguniform(1e-06, 1.0)",
         "lr": "loguniform(0.01, 0.3)",
     }
+    _, constant, _ = check_task(load_config(config, ["train.hyperparameters.dropout=0.1"]))
+    assert set(constant.search) == {"hyperparameters.decay", "lr"}
     space = spelt.param_space()["hyperparameters"]
     assert (space["dropout"].lower, space["dropout"].upper) == (0.1, 0.2)
 

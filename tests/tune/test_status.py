@@ -9,7 +9,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.report_log import ReportLog, read_log
+from ray_deltastn.tune.report_log import ReportLog, last_of_each, read_log
 from ray_deltastn.tune.status import state_of, status
 
 
@@ -93,3 +93,16 @@ def test_half_a_line_spoils_no_other(out):
     assert [r.iteration for r in log["d"]] == [1, 2, 3]
     assert [r.config for r in log["d"]] == [{"lr": 0.4}] * 3
     assert log["4371810e6"][-1].result["valid_loss"] == math.inf
+
+
+def test_a_restored_trial_takes_back_what_it_had_reported_further_on(out):
+    trial = SimpleNamespace(trial_id="e", config={"lr": 0.5})
+    for iteration in (1, 2, 3, 2):
+        ReportLog(out).on_trial_result(0, [], trial, report("e", iteration, 1.0 / iteration, 0.2))
+    assert [r.iteration for r in last_of_each(read_log(out)["e"])] == [1, 2]
+
+
+def test_a_report_keeps_the_config_it_was_made_under(out):
+    trial = SimpleNamespace(trial_id="f", config={"lr": 0.9})  # what a scheduler has made of it for the next one
+    ReportLog(out).on_trial_result(0, [], trial, report("f", 1, 1.0, 0.2, config={"lr": 0.5}))
+    assert read_log(out)["f"][0].config == {"lr": 0.5}

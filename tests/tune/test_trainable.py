@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_pat
     assert finish(trial) == expected[3 - damaged :]
 
 
-def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path):
+def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monkeypatch):
     donor = DeltaSTNTrainable(CONFIG)
     reports = []
     for number in range(3):
@@ -115,6 +115,10 @@ def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path):
     trial = DeltaSTNTrainable(CONFIG)
     # What Tune gives a trial.
     trial._storage = SimpleNamespace(trial_fs_path=str(tmp_path), persist_artifacts=lambda *_, **__: None)
+    stranger = DeltaSTNTrainable(CONFIG)
+    stranger._storage = trial._storage
+    monkeypatch.setattr(DeltaSTNTrainable, "trial_id", property(lambda self: "b" if self is stranger else "default"))
+    assert without_times(stranger.train()) == reports[0]
     (tmp_path / "checkpoint_000002" / "deltastn.pt").write_bytes(b"torn")
     rest = finish(trial)
     assert rest == reports[2:]

@@ -83,6 +83,13 @@ def test_only_the_best_teach(mode, rate):
     assert started(search)["values"] == pytest.approx({"rate": rate})
 
 
+def test_methods_that_perturb_nothing_teach_values_only():
+    search = searched([options(0.01)] * 2)
+    search.suggest("0")
+    search.on_trial_complete("0", {**report(0.5, 0.3), "scale/rate": 0.0})
+    assert started(search) == {"values": {"rate": 0.3}, "scale": {}}
+
+
 def test_failed_and_diverged_trials_teach_nothing_and_are_told_on():
     search = searched([options(0.01)] * 4)
     for i in range(3):
