@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = write_report(options.folder)
             _show(console, results)
             console.print(f"wrote {options.folder / PAGE}", highlight=False)
-    except (ConfigError, ResumeError, ConnectionError, ImportError, FileNotFoundError, ValueError, TypeError) as error:
-        print(f"ray-deltastn: {error}", file=sys.stderr)
+    except (ConfigError, ResumeError, ImportError, OSError, ValueError, TypeError) as error:
+        advice = "; free some, then continue with --resume" if getattr(error, "errno", None) == errno.ENOSPC else ""
+        print(f"ray-deltastn: {error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ray-deltastn: stopped; continue with --resume", file=sys.stderr)

@@ -28,6 +28,7 @@ from ray_deltastn.tune.guards import (
     CONFIG_FILE,
     DRIVER_FILE,
     LINEAGE_FILE,
+    PARQUET_FILE,
     RESULTS_FILE,
     SPACE_FILE,
     TRIALS_FOLDER,
@@ -63,7 +64,7 @@ class _SameTrials(Callback):
 def run_experiment(
     config: ExperimentConfig, out: Path, resume: bool = False, trust: bool = False, address: str | None = None
 ) -> pd.DataFrame:
-    """Run all trials and write `results.csv`.
+    """Run all trials and write `results.csv`, and `results.parquet` with the same.
 
     Args:
         config: the experiment.
@@ -179,7 +180,8 @@ def _run(
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out)
-    results.to_csv(out / RESULTS_FILE, index=False)
+    _write_parquet(results, out / PARQUET_FILE)
+    results.to_csv(out / RESULTS_FILE, index=False)  # last: with it the experiment has ended
     return results
 
 
@@ -267,6 +269,14 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
     task.space.require(searched_hyperparameters, "`search.hyperparameters`")
     return about, config, _reports(config, task)
+
+
+def _write_parquet(results: pd.DataFrame, path: Path) -> None:
+    """The same with its types; columns of values that are neither all numbers nor all text become text."""
+    plain = results.copy()
+    for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
+        plain[name] = [v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in plain[name]]
+    plain.to_parquet(path, index=False)
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from ray_deltastn.tune.config import ExperimentConfig
 
 #: Files of a results folder.
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
+PARQUET_FILE = "results.parquet"
 #: What the driver itself has spent, in seconds.
 DRIVER_FILE = "driver.json"
 #: Who took over whose state under population-based training.

@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,12 +101,23 @@ class DeltaSTNTrainable(Trainable):
         return {**report, "seconds/checkpoint": self._saving, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the whole state, all at once or not at all (called by Tune)."""
+        """Write the whole state, all at once or not at all (called by Tune).
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before it stay.
+        """
         started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
         own = {"iteration": self.iteration, "trial_id": self.trial_id, "saving": self._saving}
-        torch.save({**self.tuner.state_dict(), **own}, draft)
+        try:
+            torch.save({**self.tuner.state_dict(), **own}, draft)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
+            draft.unlink(missing_ok=True)
+            free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
+            raise OSError(
+                f"`{checkpoint_dir}` must have room for a checkpoint, got {free}: {_first_line(error)}"
+            ) from error
         os.replace(draft, path)
         self._saving += time.perf_counter() - started
 

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pandas as pd
 import pytest
 from ray import tune
 from ray.tune.registry import register_trainable
@@ -150,6 +151,7 @@ def test_the_command_searches_constants_and_reports_the_drivers_time(name, confi
     assert main(["run", str(config), "--out", str(out), "--set", f"tune.searcher={name}"]) == 0
     results = read_results(out / "results.csv")
     assert results["trial_id"].nunique() == 4
+    assert pd.read_parquet(out / "results.parquet")["valid_loss"].tolist() == results["valid_loss"].tolist()
     assert results.groupby("trial_id")["epoch"].max().tolist() == [2, 2, 2, 2]
     assert results["config/hyperparameters/dropout"].nunique() > 1
     used = results["config/hyperparameters/decay"], results["hyperparameters/decay"]

@@ -1,6 +1,7 @@
 import gc
 import math
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,27 @@ def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monk
     rest = finish(trial)
     assert rest == reports[2:]
     assert trial.iteration == len(reports)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_full_disk_leaves_the_checkpoints_before_and_says_so(error, tmp_path, monkeypatch):
+    trial = DeltaSTNTrainable(CONFIG)
+    trial.train()
+    trial.save(str(tmp_path / "checkpoint_000000"))
+    expected = finish(trial)
+    again = DeltaSTNTrainable(CONFIG)
+    again.restore(str(tmp_path / "checkpoint_000000"))
+
+    def full(state, path):
+        Path(path).write_bytes(b"half of it")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"must have room for a checkpoint, got \d+ MiB free: "):
+            again.save(str(tmp_path / "checkpoint_000001"))
+    assert not list(tmp_path.glob("checkpoint_000001/deltastn*"))
+    assert finish(again) == expected
 
 
 def test_without_a_readable_checkpoint_the_damage_is_said(tmp_path):
