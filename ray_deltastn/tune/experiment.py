@@ -94,7 +94,8 @@ def run_experiment(
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
-    slots = config.tune.max_concurrent or slots_of(config)
+    fitting = slots_of(config)
+    slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
     alive = config.tune.num_samples if pausing else slots
     trials = {"num_samples": config.tune.num_samples}
