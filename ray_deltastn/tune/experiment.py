@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def run_experiment(
         resume: continue the experiment in `out`. Our own states there are read as data; Tune unpickles its own, which
             can run any code.
         trust: resume a folder that belongs to someone else, too.
-        address: of a Ray cluster that is already running; by default the one that Ray finds, else this machine alone.
+        address: of a Ray cluster that is already running; by default `$RAY_ADDRESS`, else this machine alone.
 
     Returns:
         One row per report of every trial.
@@ -92,8 +93,10 @@ def run_experiment(
     # Mistakes in the task show here, in one line, not in a worker's traceback.
     space, config, reports = check_task(config)
     if not ray.is_initialized():
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
+        # Ray would join whatever cluster it finds on this machine, a dead one's remains too.
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        more = {"include_dashboard": False} if where == "local" else {}
+        ray.init(where, log_to_driver=False, logging_level="ERROR", **more)
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
