@@ -21,6 +21,7 @@ def ray_cluster():
         os.environ.setdefault(name, value)
     import ray
 
+    ray.shutdown()  # a command that a test ran in this process may have begun a cluster of its own
     ray.init(
         "local",  # whatever else runs on this machine
         num_cpus=2,
