@@ -29,9 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.epochs=5")
     run.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
     run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
-    run.add_argument(
-        "--address", help="of a running Ray cluster (default: the one that Ray finds, else this machine alone)"
-    )
+    run.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
     run.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there")
     status = commands.add_parser("status", help="how far an experiment is: each trial, its loss and hyperparameters")
     status.add_argument("folder", type=Path)

@@ -42,9 +42,10 @@ from ray_deltastn.tune.guards import (
     known_trials,
     slots_of,
 )
+from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
-from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, flat, last_of_each, read_log
+from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, last_of_each, read_log
 from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
 from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
@@ -130,8 +131,8 @@ def _run(
     if not resume:
         for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
             (out / name).unlink(missing_ok=True)
-    (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
-    (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
+        (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
+        (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
@@ -192,7 +193,9 @@ def _run(
 def _note_driver(path: Path, seconds: float) -> None:
     """Add what this run's searcher has taken to what earlier ones of the same experiment took."""
     before = json.loads(path.read_text())["searcher_seconds"] if path.exists() else 0.0
-    path.write_text(json.dumps({"searcher_seconds": round(before + seconds, 3)}) + "\n")
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({"searcher_seconds": round(before + seconds, 3)}) + "\n")
+    os.replace(draft, path)
 
 
 def _reports(config: ExperimentConfig, task: Task) -> int:
@@ -296,7 +299,7 @@ def collect(out: Path) -> pd.DataFrame:
     """
     known = known_trials(out)
     rows = [
-        {**flat(report.result), "trial_id": trial_id, **flat(report.config, "config/")}
+        {**flat({**report.result, "config": report.config}, separator="/"), "trial_id": trial_id}
         for trial_id, reports in sorted(read_log(out).items())
         if not known or trial_id in known
         for report in last_of_each(reports)

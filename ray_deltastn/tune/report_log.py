@@ -7,7 +7,6 @@ lose their beginning. This file is only ever appended to, line by line, where th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +88,6 @@ def last_of_each(reports: list[Report]) -> list[Report]:
             kept.pop()
         kept.append(report)
     return kept
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with slashes in the names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _plain(value: Any) -> Any:

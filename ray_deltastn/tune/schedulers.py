@@ -20,7 +20,8 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.sample import Categorical, Domain, Integer
 
-from ray_deltastn.tune.report_log import Report, flat
+from ray_deltastn.tune.nested import flat
+from ray_deltastn.tune.report_log import Report
 
 #: Names that `make_scheduler` knows: `fifo` lets every trial run to its end.
 SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt")

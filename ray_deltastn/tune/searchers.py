@@ -11,8 +11,9 @@ import numpy as np
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
+from ray_deltastn.tune.nested import flat, nest
 from ray_deltastn.tune.skopt_search import SkOptSearch
-from ray_deltastn.tune.warm_start import WarmStart, flat
+from ray_deltastn.tune.warm_start import WarmStart
 
 #: Names that `make_searcher` knows: Gaussian process of scikit-optimize, random, grid, and two samplers of Optuna.
 SEARCHERS = ("bo", "random", "grid", "optuna-tpe", "optuna-gp")
@@ -126,7 +127,7 @@ def grid_points(space: Mapping[str, Any], num_samples: int, seed: int) -> list[d
         for name, column in zip(domains, columns, strict=True):
             index, place = divmod(index, len(column))
             values[name] = column[place]
-        points.append(_nested(values))
+        points.append(nest(values))
     return points
 
 
@@ -171,14 +172,3 @@ def _values(name: str, domain: Domain, count: int) -> list[Any]:
     if step is not None:
         values = [min(max(round(value / step) * step, low), high) for value in values]
     return list(dict.fromkeys(math.floor(value) if isinstance(domain, Integer) else value for value in values))
-
-
-def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in named.items():
-        *path, last = name.split(".")
-        inner = nested
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
-    return nested

@@ -14,6 +14,7 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Domain, LogUniform, Quantized
 
+from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.skopt_state import read_file, write_file
 
 #: Key of a trial's config with the values and scales to begin with.
@@ -150,17 +151,6 @@ class WarmStart(Searcher):
             self.searcher.restore(path)
         finally:
             os.unlink(path)
-
-
-def flat(config: Mapping[str, Any], kind: type = object, prefix: str = "") -> dict[str, Any]:
-    """Values of a kind by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, kind, f"{prefix}{key}.")
-        elif isinstance(value, kind):
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _apart(domain: Domain | None, one: Any, other: Any) -> float:

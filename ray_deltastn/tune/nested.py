@@ -1,0 +1,35 @@
+"""Nested mappings as flat ones with dotted names, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flat(nested: Mapping[str, Any], kind: type = object, separator: str = ".") -> dict[str, Any]:
+    """Values of a kind by the names that lead to them, joined by a separator.
+
+    Args:
+        nested: mapping of mappings.
+        kind: what is kept.
+        separator: between the names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}{separator}{inner}": v for inner, v in flat(value, kind, separator).items()}
+        elif isinstance(value, kind):
+            found[name] = value
+    return found
+
+
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted name as mappings of mappings."""
+    nested: dict[str, Any] = {}
+    for name, value in named.items():
+        *path, last = name.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return nested
