@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_deltastn._version import __version__
+from ray_deltastn.compare.plan import CONTENDERS, load_comparison
+from ray_deltastn.compare.run import run_comparison
+from ray_deltastn.compare.tables import cells, differences, write_tables
 from ray_deltastn.report import PAGE, Results, write_report
 from ray_deltastn.tune.config import ConfigError, load_config
 from ray_deltastn.tune.experiment import run_experiment
@@ -31,6 +34,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
     run.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
     run.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there")
+    compare = commands.add_parser("compare", help="methods head-to-head on one task with an equal budget of epochs")
+    compare.add_argument("config", type=Path, help="YAML file, such as configs/digits_compare.yaml")
+    compare.add_argument("--methods", default=",".join(CONTENDERS), help="comma-separated (default: all)")
+    compare.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as trials=4")
+    compare.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
+    compare.add_argument("--resume", action="store_true", help="go on with a comparison that was interrupted")
+    compare.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
+    compare.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles it")
     status = commands.add_parser("status", help="how far an experiment is: each trial, its loss and hyperparameters")
     status.add_argument("folder", type=Path)
     report = commands.add_parser("report", help="write pictures and report.html of a results folder again")
@@ -51,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = write_report(out)
             _show(console, results)
             console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
+        elif options.command == "compare":
+            _compare(console, options)
         elif options.command == "status":
             state, table = read_status(options.folder, console)
             console.print(table)
@@ -68,6 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ray-deltastn: stopped; continue with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _compare(console: Console, options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    config = load_comparison(options.config, options.set)
+    out = options.out or Path("results", options.config.stem)
+    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    results = run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
+    per_seed, means = write_tables(results, out)
+    header, rows = cells(means)
+    table = Table(title=f"{config.budget} epochs for every method and seed", title_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for difference in differences(per_seed):
+        console.print(str(difference), highlight=False)
+    console.print(f"{time.monotonic() - started:.0f} s; tables in {out}", highlight=False)
 
 
 def _show(console: Console, results: Results) -> None:

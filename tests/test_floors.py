@@ -43,6 +43,7 @@ FLOORS = {
     "contact_sheet": 6,
     "report": 6,
     "cli": 6,
+    "compare": 6,
 }
 NEEDS_RAY = 5
 

@@ -48,6 +48,7 @@ class TuneSection(_Section):
             `optuna-gp`.
         scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median` or `pbt`; see `make_scheduler`.
         num_samples: number of trials.
+        budget: epochs of all trials together after which the experiment ends; by default it ends with its last trial.
         metric: report that is optimised; `mode` says which way.
         max_concurrent: trials at a time; by default as many as fit the CPUs.
         cpu: CPUs of one trial.
@@ -61,6 +62,7 @@ class TuneSection(_Section):
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
     scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt"] = "fifo"
     num_samples: int = Field(default=8, ge=1)
+    budget: int | None = Field(default=None, ge=1)
     metric: str = "best_valid_loss"
     mode: Literal["min", "max"] = "min"
     max_concurrent: int | None = Field(default=None, ge=1)
@@ -252,6 +254,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
     """
     try:
+        return ExperimentConfig.model_validate(load_yaml(path, overrides))
+    except ValidationError as error:
+        raise ConfigError(first_error(error, ExperimentConfig)) from None
+
+
+def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping in a file, with overrides, not yet checked.
+
+    Raises:
+        ConfigError: if the file cannot be read or an override reaches nowhere.
+    """
+    try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"`{path}` must be UTF-8 text, got {error.reason} at byte {error.start}") from error
@@ -278,19 +292,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
             inner[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"`--set {key}` must be YAML, got {value!r}") from None
-    try:
-        return ExperimentConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+    return data
 
 
-def _one_line(error: ValidationError) -> str:
+def first_error(error: ValidationError, section: type[_Section]) -> str:
+    """One line about the first of the rules that a configuration of this kind breaks."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        section = ExperimentConfig if len(first["loc"]) == 1 else TuneSection
+        inner = section if len(first["loc"]) == 1 else TuneSection
         prefix = "" if len(first["loc"]) == 1 else "tune."
-        return unknown_key(key, [prefix + name for name in section.model_fields])
+        return unknown_key(key, [prefix + name for name in inner.model_fields])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"`{key}`: {first['msg']}, got {first['input']!r}"

@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
+from ray_deltastn.tune.budget import EpochBudget
 from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
 from ray_deltastn.tune.guards import (
     CONFIG_FILE,
@@ -136,6 +138,8 @@ def _run(
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
+    budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out))
+    started = time.monotonic()
     try:
         # Population-based training draws from the global generators.
         with random_state.isolated(config.tune.seed):
@@ -149,6 +153,7 @@ def _run(
                 num_samples=config.tune.num_samples,
                 search_alg=searcher,
                 scheduler=scheduler,
+                stop=budget,
                 max_concurrent_trials=alive,
                 checkpoint_config=tune.CheckpointConfig(
                     checkpoint_frequency=config.tune.checkpoint_every, checkpoint_at_end=True
@@ -170,9 +175,9 @@ def _run(
             )
     finally:
         progress.close()
-        _note_driver(out / DRIVER_FILE, searcher.seconds)
+        _note_driver(out / DRIVER_FILE, searcher.seconds, time.monotonic() - started)
     ended = [trial for trial in analysis.trials if trial.status in ("TERMINATED", "ERROR")]
-    if len(ended) < config.tune.num_samples:
+    if len(ended) < config.tune.num_samples and not (budget and budget.stop_all()):
         # Tune ends an interrupted experiment as it ends any other, with its trials where they are.
         raise KeyboardInterrupt
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
@@ -185,16 +190,21 @@ def _run(
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out)
-    _write_parquet(results, out / PARQUET_FILE)
+    write_parquet(results, out / PARQUET_FILE)
     results.to_csv(out / RESULTS_FILE, index=False)  # last: with it the experiment has ended
     return results
 
 
-def _note_driver(path: Path, seconds: float) -> None:
-    """Add what this run's searcher has taken to what earlier ones of the same experiment took."""
-    before = json.loads(path.read_text())["searcher_seconds"] if path.exists() else 0.0
+def _epochs_so_far(out: Path) -> dict[str, int]:
+    return {trial_id: int(last_of_each(reports)[-1].result["epoch"]) for trial_id, reports in read_log(out).items()}
+
+
+def _note_driver(path: Path, searcher: float, wall: float) -> None:
+    """Add seconds of this run's searcher, and of the run itself, to those of earlier ones of the same experiment."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    spent = {"searcher_seconds": searcher, "wall_seconds": wall}
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"searcher_seconds": round(before + seconds, 3)}) + "\n")
+    draft.write_text(json.dumps({key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}) + "\n")
     os.replace(draft, path)
 
 
@@ -278,7 +288,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     return about, config, _reports(config, task)
 
 
-def _write_parquet(results: pd.DataFrame, path: Path) -> None:
+def write_parquet(results: pd.DataFrame, path: Path) -> None:
     """The same with its types; columns of values that are neither all numbers nor all text become text."""
     plain = results.copy()
     for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
@@ -292,18 +302,24 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def collect(out: Path) -> pd.DataFrame:
-    """All reports of all trials: config columns `config/<name>`, report columns as in `SelfTuner.step`.
+    """All reports of all trials in the order in which they came.
+
+    Config columns are `config/<name>`, report columns as in `SelfTuner.step`, `arrived` is Unix time in seconds.
 
     A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
     and Tune's saved state does not know was begun again under another name: the stray one is left out.
     """
     known = known_trials(out)
     rows = [
-        {**flat({**report.result, "config": report.config}, separator="/"), "trial_id": trial_id}
+        {
+            **flat({**report.result, "config": report.config}, separator="/"),
+            "trial_id": trial_id,
+            "arrived": report.arrived,
+        }
         for trial_id, reports in sorted(read_log(out).items())
         if not known or trial_id in known
         for report in last_of_each(reports)
     ]
     if not rows:
         raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("arrived", kind="stable", ignore_index=True)
