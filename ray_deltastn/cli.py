@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_deltastn._version import __version__
-from ray_deltastn.compare.plan import CONTENDERS, load_comparison
+from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.run import run_comparison
 from ray_deltastn.compare.tables import cells, differences, write_tables
 from ray_deltastn.report import PAGE, Results, write_report
-from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.guards import ResumeError
 from ray_deltastn.tune.status import status as read_status
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "run":
             started = time.monotonic()
-            config = load_config(options.config, options.set)
+            config = ExperimentConfig.read(options.config, options.set)
             out = options.out or Path("results", options.config.stem)
             run_experiment(config, out, options.resume, options.trust, options.address)
             results = write_report(out)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
-    config = load_comparison(options.config, options.set)
+    config = CompareConfig.read(options.config, options.set)
     out = options.out or Path("results", options.config.stem)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     results = run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)

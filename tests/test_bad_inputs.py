@@ -18,7 +18,7 @@ from ray_deltastn.tasks import build_task, find_task
 
 try:
     from ray_deltastn import DeltaSTNTrainable
-    from ray_deltastn.tune.config import ConfigError, load_config
+    from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 except ImportError:  # Ray is missing: its part of the table is skipped.
     DeltaSTNTrainable = None
     ConfigError = ValueError
@@ -897,14 +897,14 @@ def test_bad_configuration_is_refused_in_one_line(case, tmp_path):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     words = [word.format(path=path) if "{path}" in word else word for word in words]
-    assert_refused(lambda: load_config(path, overrides), ConfigError, words)
+    assert_refused(lambda: ExperimentConfig.read(path, overrides), ConfigError, words)
 
 
 @needs_ray
 def test_good_configuration_is_accepted(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(GOOD)
-    config = load_config(path, ["train.epochs=7", "tune.cpu=0.5"])
+    config = ExperimentConfig.read(path, ["train.epochs=7", "tune.cpu=0.5"])
     assert config.train["epochs"] == 7
     assert config.tune.cpu == 0.5
 

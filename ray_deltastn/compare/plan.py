@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ray_deltastn.settings import Settings
-from ray_deltastn.tune.config import ConfigError, ExperimentConfig, TuneSection, first_error, load_yaml, unknown_key
+from ray_deltastn.tune.config import ExperimentConfig, TuneSection, unknown_key
 from ray_deltastn.tune.nested import nest
 
 
@@ -109,18 +108,6 @@ class Planned:
     config: ExperimentConfig
     method: str | None
     seed: int | None
-
-
-def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> CompareConfig:
-    """Read, override and check the file of a comparison, as `load_config` does that of an experiment.
-
-    Raises:
-        ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
-    """
-    try:
-        return CompareConfig.model_validate(load_yaml(path, overrides))
-    except ValidationError as error:
-        raise ConfigError(first_error(error, CompareConfig)) from None
 
 
 def plan(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Planned]:

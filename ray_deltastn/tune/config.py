@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -34,6 +34,9 @@ DOMAINS = (
 
 class ConfigError(ValueError):
     """A configuration that breaks a rule; the message is one line."""
+
+
+ConfigKind = TypeVar("ConfigKind", bound="ExperimentConfig")
 
 
 class _Section(BaseModel):
@@ -106,6 +109,22 @@ class ExperimentConfig(_Section):
                 raise ValueError(unknown_key(f"train.{name}", [f"train.{n}" for n in Settings.names()]))
         Settings(**train)
         return train
+
+    @classmethod
+    def read(cls: type[ConfigKind], path: str | Path, overrides: Sequence[str] = ()) -> ConfigKind:
+        """Read, override and check a file.
+
+        Args:
+            path: YAML file.
+            overrides: `key=value` with dots for sections, such as `train.epochs=5`; values are YAML.
+
+        Raises:
+            ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
+        """
+        try:
+            return cls.model_validate(load_yaml(path, overrides))
+        except ValidationError as error:
+            raise ConfigError(first_error(error, cls)) from None
 
     def model_post_init(self, context: Any) -> None:
         """Check what concerns several sections."""
@@ -241,22 +260,6 @@ def parse_domain(name: str, text: str) -> Any:
         return getattr(tune, match[1])(*arguments)
     except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"`search.{name}` must be a domain with its bounds, got {text!r}: {error}") from None
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read, override and check a configuration.
-
-    Args:
-        path: YAML file.
-        overrides: `key=value` with dots for sections, such as `train.epochs=5`; values are YAML.
-
-    Raises:
-        ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
-    """
-    try:
-        return ExperimentConfig.model_validate(load_yaml(path, overrides))
-    except ValidationError as error:
-        raise ConfigError(first_error(error, ExperimentConfig)) from None
 
 
 def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from ray_deltastn.compare.plan import CONTENDERS, load_comparison, plan
+from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, plan
 from ray_deltastn.compare.tables import cells, differences, markdown, outcomes, summary
 from ray_deltastn.tune.config import ConfigError
 
@@ -13,7 +13,7 @@ CONFIG = "configs/digits_compare.yaml"
 
 
 def test_every_method_has_the_same_budget():
-    config = load_comparison(CONFIG)
+    config = CompareConfig.read(CONFIG)
     for one in plan(config, list(CONTENDERS), 2):
         train, tune = one.config.train, one.config.tune
         if one.method is None:
@@ -26,7 +26,7 @@ def test_every_method_has_the_same_budget():
 
 
 def test_constant_methods_search_what_the_others_tune():
-    by_name = {one.name: one.config for one in plan(load_comparison(CONFIG), ["random", "hybrid", "delta-stn"], 1)}
+    by_name = {one.name: one.config for one in plan(CompareConfig.read(CONFIG), ["random", "hybrid", "delta-stn"], 1)}
     assert by_name["random-s0"].search["hyperparameters"] == "all"
     assert "hyperparameters" not in by_name["hybrid-s0"].search
     assert by_name["hybrid-s0"].train["preset"] == "fast"
@@ -48,14 +48,14 @@ def test_constant_methods_search_what_the_others_tune():
 )
 def test_comparisons_that_are_none_are_refused(change, reason):
     with pytest.raises(ConfigError) as error:
-        load_comparison(CONFIG, [change])
+        CompareConfig.read(CONFIG, [change])
     assert reason in str(error.value)
 
 
 @pytest.mark.parametrize(("methods", "seeds"), [(["randon"], 1), (["bo", "bo"], 1), ([], 1), (["bo"], 0)])
 def test_methods_and_seeds_are_checked(methods, seeds):
     with pytest.raises(ValueError, match=r"--methods|--seeds"):
-        plan(load_comparison(CONFIG), methods, seeds)
+        plan(CompareConfig.read(CONFIG), methods, seeds)
 
 
 def reports(method, seed, trials):

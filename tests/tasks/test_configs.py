@@ -7,9 +7,10 @@ import yaml
 
 pytest.importorskip("ray")
 
+from ray_deltastn.compare.plan import CompareConfig
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import READY, images
-from ray_deltastn.tune.config import load_config
+from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
 from tests.tasks.test_images import COUNTS, made_up
 
@@ -26,7 +27,7 @@ PAPER = {
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_is_read_and_names_a_ready_task(path):
-    config = load_config(path)
+    config = (CompareConfig if path.stem.endswith("_compare") else ExperimentConfig).read(path)
     assert config.task in READY
     assert config.param_space()["task"] == config.task
 
@@ -34,7 +35,7 @@ def test_every_configuration_is_read_and_names_a_ready_task(path):
 @pytest.mark.parametrize("name", PAPER)
 def test_settings_are_the_papers(name):
     task, epochs, lr, entropy_weight, schedule = PAPER[name]
-    config = load_config(FOLDER / f"{name}.yaml")
+    config = ExperimentConfig.read(FOLDER / f"{name}.yaml")
     settings = Settings(**config.train)
     assert config.task == task
     assert (settings.epochs, settings.lr, settings.entropy_weight) == (epochs, lr, entropy_weight)
@@ -52,12 +53,12 @@ def test_settings_are_the_papers(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
     monkeypatch.setattr(images, "load_images", lambda *_: (made_up(PAPER[name][0], 20), made_up(PAPER[name][0], 5)))
-    space, *_ = check_task(load_config(FOLDER / f"{name}.yaml"))
+    space, *_ = check_task(ExperimentConfig.read(FOLDER / f"{name}.yaml"))
     assert len(space) == COUNTS[PAPER[name][0]]
     with pytest.raises(
         ValueError, match=r"`options\.split_sed` is not a known key; did you mean `options\.split_seed`"
     ):
-        check_task(load_config(FOLDER / f"{name}.yaml", ["options.split_sed=3"]))
+        check_task(ExperimentConfig.read(FOLDER / f"{name}.yaml", ["options.split_sed=3"]))
 
 
 @pytest.mark.parametrize("name", PAPER)

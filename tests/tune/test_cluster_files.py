@@ -8,7 +8,7 @@ import ray
 import yaml
 
 from ray_deltastn.cli import _parser
-from ray_deltastn.tune.config import load_config
+from ray_deltastn.tune.config import ExperimentConfig
 
 FOLDER = Path(__file__).parents[2] / "configs"
 LAUNCHER, JOB = FOLDER / "cluster" / "launcher.yaml", FOLDER / "cluster" / "kuberay_job.yaml"
@@ -21,7 +21,7 @@ def check_command(text):
     assert words[0] == "ray-deltastn"
     assert options.address == "auto"
     assert Path(options.config).name in {path.name for path in FOLDER.glob("*.yaml")}
-    load_config(FOLDER / Path(options.config).name, options.set)
+    ExperimentConfig.read(FOLDER / Path(options.config).name, options.set)
 
 
 def test_launcher_file_follows_rays_schema():

@@ -6,7 +6,7 @@ from ray import tune
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
-from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.report_log import read_log
 from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
@@ -131,7 +131,7 @@ def test_what_does_not_go_together_is_refused_whatever_is_searched(overrides, re
     config = tmp_path / "tiny.yaml"
     config.write_text(YAML)
     with pytest.raises(ConfigError) as error:
-        load_config(config, [f"search={search}", *overrides])
+        ExperimentConfig.read(config, [f"search={search}", *overrides])
     assert reason in str(error.value)
 
 

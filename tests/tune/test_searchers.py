@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.registry import register_trainable
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import check_task, read_results
 from ray_deltastn.tune.searchers import SEARCHERS, grid_points, make_searcher
 
@@ -114,13 +114,13 @@ def config(tmp_path):
 
 
 def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
-    _, spelt, _ = check_task(load_config(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"]))
+    _, spelt, _ = check_task(ExperimentConfig.read(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"]))
     assert spelt.search == {
         "hyperparameters.dropout": "uniform(0.1, 0.2)",
         "hyperparameters.decay": "loguniform(1e-06, 1.0)",
         "lr": "loguniform(0.01, 0.3)",
     }
-    _, constant, _ = check_task(load_config(config, ["train.hyperparameters.dropout=0.1"]))
+    _, constant, _ = check_task(ExperimentConfig.read(config, ["train.hyperparameters.dropout=0.1"]))
     assert set(constant.search) == {"hyperparameters.decay", "lr"}
     space = spelt.param_space()["hyperparameters"]
     assert (space["dropout"].lower, space["dropout"].upper) == (0.1, 0.2)
@@ -136,13 +136,13 @@ def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
 )
 def test_searches_that_cannot_be_are_refused(config, override, reason):
     with pytest.raises(ConfigError) as error:
-        load_config(config, [override])
+        ExperimentConfig.read(config, [override])
     assert reason in str(error.value)
 
 
 def test_a_misspelt_hyperparameter_is_named(config):
     with pytest.raises(ValueError, match=r"`search\.hyperparameters` names the unknown hyperparameter 'dropuot'"):
-        check_task(load_config(config, ["search.hyperparameters.dropuot=uniform(0.1, 0.2)"]))
+        check_task(ExperimentConfig.read(config, ["search.hyperparameters.dropuot=uniform(0.1, 0.2)"]))
 
 
 @pytest.mark.parametrize("name", ["grid", "optuna-tpe"])

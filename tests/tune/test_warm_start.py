@@ -9,7 +9,7 @@ from ray.tune.search import BasicVariantGenerator, Searcher
 import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable, SkOptSearch, WarmStart
 from ray_deltastn.cli import main
-from ray_deltastn.tune.config import ConfigError, load_config
+from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.report_log import read_log
 from tests.tune.test_trainable import finish
 from tests.tune.tiny import CONFIG
@@ -196,5 +196,5 @@ def test_warm_starts_that_cannot_be_are_refused(override, reason, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(YAML)
     with pytest.raises(ConfigError) as error:
-        load_config(config, [override])
+        ExperimentConfig.read(config, [override])
     assert reason in str(error.value)
