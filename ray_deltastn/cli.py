@@ -14,9 +14,11 @@ from rich.table import Table
 
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
-from ray_deltastn.compare.run import run_comparison
-from ray_deltastn.compare.tables import cells, differences, write_tables
-from ray_deltastn.report import PAGE, Results, write_report
+from ray_deltastn.compare.report import Comparison, write_comparison
+from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
+from ray_deltastn.compare.tables import SHORT, cells
+from ray_deltastn.page import PAGE
+from ray_deltastn.report import Results, write_report
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.guards import ResumeError
@@ -71,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             more = {"stopped": "; continue with --resume", "ended": f"; open {options.folder / PAGE}"}
             console.print(state + more.get(state, ""), highlight=False)
         else:
-            results = write_report(options.folder)
-            _show(console, results)
+            if (options.folder / COMPARISON_FILE).exists():
+                _show_comparison(console, write_comparison(options.folder))
+            else:
+                _show(console, write_report(options.folder))
             console.print(f"wrote {options.folder / PAGE}", highlight=False)
     except (ConfigError, ResumeError, ImportError, OSError, ValueError, TypeError) as error:
         advice = "; free some, then continue with --resume" if getattr(error, "errno", None) == errno.ENOSPC else ""
@@ -89,18 +93,21 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
     config = CompareConfig.read(options.config, options.set)
     out = options.out or Path("results", options.config.stem)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    results = run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
-    per_seed, means = write_tables(results, out)
-    header, rows = cells(means)
-    table = Table(title=f"{config.budget} epochs for every method and seed", title_justify="left")
+    run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
+    _show_comparison(console, write_comparison(out))
+    console.print(f"{time.monotonic() - started:.0f} s; tables in {out}, open {out / PAGE}", highlight=False)
+
+
+def _show_comparison(console: Console, found: Comparison) -> None:
+    header, rows = cells(found.summary, SHORT)
+    table = Table(title=f"{found.config.budget} epochs for every method and seed", title_justify="left")
     for name in header:
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for difference in differences(per_seed):
+    for difference in found.differences:
         console.print(str(difference), highlight=False)
-    console.print(f"{time.monotonic() - started:.0f} s; tables in {out}", highlight=False)
 
 
 def _show(console: Console, results: Results) -> None:

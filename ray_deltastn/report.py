@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 
 from ray_deltastn import domains
-from ray_deltastn._version import __version__
 from ray_deltastn.contact_sheet import NoImagesError, contact_sheet
+from ray_deltastn.page import PAGE, Picture, panels, save, style, write_page
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.guards import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # the backend must be chosen first
-
-SCHEDULES, LOSS, SHEET, PAGE = "schedules.png", "loss_over_time.png", "augmentation.png", "report.html"
+SCHEDULES, LOSS, SHEET = "schedules.png", "loss_over_time.png", "augmentation.png"
 logger = logging.getLogger(__name__)
 _BLUE, _GREY, _ORANGE = "#2563a8", "#9aa3ad", "#c4561d"
 
@@ -140,21 +134,17 @@ def plot_schedules(results: Results) -> Path:
     """Draw each hyperparameter of the best trial over epochs, with the band s(λ ± σ)."""
     reports = results.reports[results.reports["trial_id"] == results.best["trial_id"]].sort_values("steps")
     names = list(results.space)
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
         low, high = _band(results, reports, name)
         axis.fill_between(reports["epoch"], low, high, color=_BLUE, alpha=0.18, linewidth=0, label="s(λ ± σ)")
         axis.plot(reports["epoch"], reports[f"hyperparameters/{name}"], color=_BLUE, label="s(λ)")
         axis.set_title(name, fontsize=10)
         if results.space[name]["kind"] == "Positive":
             axis.set_yscale("log")
-        _style(axis, "epoch", "")
-    for axis in list(axes.flat)[len(names) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=8)
-    return _save(figure, results.folder / SCHEDULES)
+        style(axis, "epoch", "")
+    axes[0].legend(frameon=False, fontsize=8)
+    return save(figure, results.folder / SCHEDULES)
 
 
 def plot_loss(results: Results) -> Path:
@@ -162,7 +152,7 @@ def plot_loss(results: Results) -> Path:
     reports = results.reports.copy()  # in the order in which they came
     reports["spent"] = reports.groupby("trial_id")["seconds/total"].diff().fillna(reports["seconds/total"]).cumsum()
     loss = reports["valid_loss"].replace([np.inf, -np.inf], np.nan)
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, (axis,) = panels(1, width=6.4, height=3.8)
     for index, (_, trial) in enumerate(reports.groupby("trial_id", sort=False)):
         axis.plot(
             trial["spent"], loss[trial.index], color=_GREY, alpha=0.55, linewidth=0.8,
@@ -172,53 +162,32 @@ def plot_loss(results: Results) -> Path:
     axis.set_yscale("log")
     # A trial that diverges must not squeeze all others into a line.
     axis.set_ylim(top=1.5 * reports.groupby("trial_id")["valid_loss"].first().replace(np.inf, np.nan).max())
-    _style(axis, "seconds in trials, all together", "validation loss")
+    style(axis, "seconds in trials, all together", "validation loss")
     axis.legend(frameon=False)
-    return _save(figure, results.folder / LOSS)
+    return save(figure, results.folder / LOSS)
 
 
-def _style(axis: Any, x: str, y: str) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-def write_page(results: Results) -> Path:
+def _write_page(results: Results) -> Path:
     """Write `report.html` with the pictures and the tables inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ray_deltastn"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     header, rows = results.trial_table()
-    pictures = [
-        (title, text, base64.b64encode((results.folder / name).read_bytes()).decode())
-        for title, text, name in (
-            ("Schedules", "Hyperparameters of the best trial over its epochs; the band is s(λ ± σ).", SCHEDULES),
-            ("Loss over time", "Validation loss of every trial over the time spent in all of them.", LOSS),
-            ("Augmentation", "Training images at the low end, the middle and the high end of each range.", SHEET),
-        )
-        if (results.folder / name).exists()
+    drawn = [
+        ("Schedules", "Hyperparameters of the best trial over its epochs; the band is s(λ ± σ).", SCHEDULES),
+        ("Loss over time", "Validation loss of every trial over the time spent in all of them.", LOSS),
+        ("Augmentation", "Training images at the low end, the middle and the high end of each range.", SHEET),
     ]
-    page = environment.get_template("report.html").render(
+    pictures = [Picture(h, text, results.folder / name, wide=name == SCHEDULES) for h, text, name in drawn]
+    return write_page(
+        "report.html",
+        results.folder / PAGE,
         title=results.folder.name,
         metric=results.config["tune"]["metric"].replace("_", " "),
         best=results.best_table(),
         header=header,
         rows=rows,
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture.path.exists()],
         notes=results.notes(),
         config=json.dumps(results.config, indent=2),
-        version=__version__,
     )
-    path = results.folder / PAGE
-    path.write_text(page)
-    return path
 
 
 def draw_augmentation(results: Results) -> None:
@@ -245,5 +214,5 @@ def write_report(folder: Path) -> Results:
     plot_schedules(results)
     plot_loss(results)
     draw_augmentation(results)
-    write_page(results)
+    _write_page(results)
     return results

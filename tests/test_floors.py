@@ -41,6 +41,7 @@ FLOORS = {
     "tasks": 4,
     "tune": 5,
     "contact_sheet": 6,
+    "page": 6,
     "report": 6,
     "cli": 6,
     "compare": 6,

@@ -52,14 +52,13 @@ def run_comparison(
         ValueError: if a method is unknown, or the task or an option breaks a rule.
     """
     planned = plan(config, methods, seeds)
-    about = json.dumps(config.model_dump(), indent=2) + "\n"
     note = out / COMPARISON_FILE
     if note.exists() and not resume:
         raise ResumeError(f"`{out}` must not hold a comparison; continue it with --resume, or remove it")
-    if note.exists() and note.read_text() != about:
+    if note.exists() and CompareConfig.model_validate_json(note.read_text()).model_dump() != config.model_dump():
         raise ResumeError(f"the comparison in `{out}` must be the same to go on with, got another configuration")
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(about)
+    note.write_text(config.model_dump_json(indent=2, exclude_unset=True) + "\n")
     console = Console(soft_wrap=True)
     for number, one in enumerate(planned, 1):
         folder = out / RUNS_FOLDER / one.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,21 @@ OUTCOMES = {
 }
 COSTS = {"epochs": "epochs", "device_seconds": "device-seconds", "wall_seconds": "wall seconds"}
 REACHED = {"epochs_to_random": "epochs to random's best", "seconds_to_random": "device-seconds to random's best"}
+#: Headings of what fits a terminal.
+SHORT = {
+    "best_valid_loss": "best valid loss",
+    "test_loss": "test loss",
+    "device_seconds": "device-s",
+    "wall_seconds": "wall s",
+    "epochs_to_random": "epochs to random's",
+}
 #: With whom differences are taken, where it takes part.
 REFERENCE = "random"
+
+
+def finite(values: pd.Series) -> pd.Series:
+    """The same with NaN for what is infinite: a trial that diverged."""
+    return values.replace([math.inf, -math.inf], math.nan)
 
 
 def spending(reports: pd.DataFrame) -> pd.DataFrame:
@@ -33,7 +46,7 @@ def spending(reports: pd.DataFrame) -> pd.DataFrame:
     validation loss.
     """
     reports = reports.sort_values("arrived", kind="stable")
-    loss = reports["valid_loss"].replace([math.inf, -math.inf], math.nan)
+    loss = finite(reports["valid_loss"])
     return reports.assign(
         spent_epochs=np.arange(1, len(reports) + 1),
         spent_seconds=reports["time_this_iter_s"].cumsum(),
@@ -85,7 +98,7 @@ def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
     for method, found in per_seed.groupby("method", sort=False):
         row: dict[str, Any] = {"method": method, "seeds": len(found), "trials": found["trials"].mean()}
         for name in (*OUTCOMES, *COSTS, *REACHED):
-            values = found[name].replace([math.inf, -math.inf], math.nan).dropna()
+            values = finite(found[name]).dropna()
             row[f"{name}_mean"] = values.mean() if len(values) else math.nan
             row[f"{name}_std"] = values.std() if len(values) > 1 else math.nan
         rows.append({**row, "reached_random": int(found["epochs_to_random"].notna().sum())})
@@ -103,14 +116,22 @@ class Difference:
     mean: float
     half_width: float
 
-    def __str__(self) -> str:
-        what = f"{self.method} − {self.reference}, {OUTCOMES[self.outcome]}: {self.mean:+.4f}"
+    @property
+    def verdict(self) -> str:
+        """`lower` or `higher` where the interval does not hold zero."""
         if self.n < 2:
-            return f"{what} (one seed: no statement)"
-        interval = f"{what} ± {self.half_width:.4f} (95 %, {self.n} seeds)"
+            return "one seed: no statement"
         if abs(self.mean) <= self.half_width:
-            return f"{interval}: within the noise"
-        return f"{interval}: {'lower' if self.mean < 0 else 'higher'}"
+            return "within the noise"
+        return "lower" if self.mean < 0 else "higher"
+
+    @property
+    def figures(self) -> str:
+        """The mean, and half the width of its interval."""
+        return f"{self.mean:+.4f}" + (f" ± {self.half_width:.4f}" if self.n > 1 else "")
+
+    def __str__(self) -> str:
+        return f"{self.method} − {self.reference}, {OUTCOMES[self.outcome]}: {self.figures}, {self.verdict}"
 
 
 def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss")) -> list[Difference]:
@@ -122,7 +143,7 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
     for outcome in names:
         rival = indexed.loc[reference][outcome]
         for method in methods:
-            apart = (indexed.loc[method][outcome] - rival).replace([math.inf, -math.inf], math.nan).dropna()
+            apart = finite(indexed.loc[method][outcome] - rival).dropna()
             if method == reference or apart.empty:
                 continue
             n = len(apart)
@@ -131,13 +152,16 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
     return found
 
 
+def number(value: float, name: str) -> str:
+    """A value of a column as text, a dash where there is none."""
+    digits = 0 if name in COSTS or name in REACHED else 4 if name.endswith("loss") else 3
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
 def mean_and_deviation(row: Any, name: str) -> str:
     """`mean ± std` of a column of the summary; the mean alone with one seed; a dash without any."""
-    mean, deviation = row[f"{name}_mean"], row[f"{name}_std"]
-    if math.isnan(mean):
-        return "–"
-    digits = 0 if name in COSTS or name in REACHED else 4 if name.endswith("loss") else 3
-    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+    deviation = row[f"{name}_std"]
+    return number(row[f"{name}_mean"], name) + ("" if math.isnan(deviation) else f" ± {number(deviation, name)}")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -147,20 +171,36 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the summary as text; no column that holds nothing."""
-    names = {**OUTCOMES, **COSTS, **REACHED}
+def cells(
+    table: pd.DataFrame, names: Mapping[str, str] = {**OUTCOMES, **COSTS, **REACHED}
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the summary as text, of columns with their headings; no column that holds nothing."""
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
-        [
-            str(row["method"]),
-            f"{row['seeds']:.0f}",
-            f"{row['trials']:.0f}",
-            *(mean_and_deviation(row, n) for n in shown),
-        ]
+        [str(row["method"]), *(mean_and_deviation(row, n) for n in shown), f"{row['trials']:g}", f"{row['seeds']}"]
         for _, row in table.iterrows()
     ]
-    return ["method", "seeds", "trials", *(names[name] for name in shown)], rows
+    return ["method", *(names[name] for name in shown), "trials", "seeds"], rows
+
+
+def seed_cells(per_seed: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the outcomes of every seed as text; no column that holds nothing."""
+    names = {**OUTCOMES, **COSTS, **REACHED}
+    shown = [name for name in names if per_seed[name].notna().any()]
+    rows = [
+        [str(row["method"]), f"{row['seed']}", *(number(row[name], name) for name in shown), f"{row['trials']}"]
+        for _, row in per_seed.iterrows()
+    ]
+    return ["method", "seed", *(names[name] for name in shown), "trials"], rows
+
+
+def difference_cells(found: Sequence[Difference]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of differences as text: a row per method, a column per outcome."""
+    methods = list(dict.fromkeys(d.method for d in found))
+    names = list(dict.fromkeys(d.outcome for d in found))
+    said = {(d.method, d.outcome): f"{d.figures}, {d.verdict}" for d in found}
+    header = [f"minus {found[0].reference}", *(OUTCOMES[name] for name in names)]
+    return header, [[method, *(said.get((method, name), "–") for name in names)] for method in methods]
 
 
 def write_tables(results: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,0 +1,137 @@
+"""Pictures and page of a comparison: complete without a network, and readable on a phone and a desk."""
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ray_deltastn.compare import pictures
+from ray_deltastn.compare.plan import CONTENDERS
+from ray_deltastn.compare.report import write_comparison
+
+CONFIG = {
+    "task": "digits-mlp",
+    "train": {"epochs": 2},
+    "search": {"lr": "loguniform(0.01, 0.3)"},
+    "single": {"lr": 0.1},
+}
+SPACE = {
+    "dropout": {"kind": "Bounded", "initial": 0.1, "low": 0.0, "high": 0.9},
+    "weight_decay": {"kind": "Positive", "initial": 1e-4, "low": 1e-6, "high": 0.1},
+}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+#: What a page says of itself: widths of the window and of its content, pictures that did not load, errors.
+PROBE = """<script>
+const errors = [];
+addEventListener("error", event => errors.push(String(event.message || event.target.src)), true);
+addEventListener("load", () => {
+  const lost = [...document.images].filter(image => !image.naturalWidth).length;
+  const seen = {window: innerWidth, content: document.documentElement.scrollWidth, pictures: document.images.length,
+                lost, errors};
+  parent.document.body.insertAdjacentHTML("beforeend", `<pre id="seen">${JSON.stringify(seen)}</pre>`);
+});
+</script>"""
+
+
+def made_up(seeds=2, epochs=3):
+    """Reports of every method, two trials each; one trial of `bo` diverges."""
+    random, rows = np.random.default_rng(0), []
+    for method in CONTENDERS:
+        for seed in range(seeds):
+            for trial in range(2 if CONTENDERS[method].searcher else 1):
+                lr, level = 0.01 * 10 ** random.random(), random.random()
+                for epoch in range(1, epochs + 1):
+                    loss = math.inf if (method, trial) == ("bo", 1) else 0.1 + level / epoch
+                    row = {
+                        "method": method, "seed": seed, "trial_id": f"{method}{seed}{trial}", "wall_seconds": 5.0,
+                        "training_iteration": epoch, "epoch": epoch, "valid_loss": loss, "test_loss": loss + 0.01,
+                        "valid_accuracy": 0.9, "test_accuracy": 0.9, "arrived": float(len(rows)),
+                        "time_this_iter_s": 0.5, "config/lr": lr, "config/epochs": epochs,
+                        "hyperparameters/dropout": 0.1 * epoch, "hyperparameters/weight_decay": 1e-4 * epoch,
+                    }  # fmt: skip
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """Folder of a comparison that has ended."""
+    (tmp_path / "comparison.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    made_up().to_csv(tmp_path / "results.csv", index=False)
+    return tmp_path
+
+
+def test_the_best_so_far_is_on_one_grid_for_all_seeds():
+    results = pd.DataFrame(
+        {
+            "method": "random", "seed": [0, 0, 0, 1, 1, 1], "arrived": [1.0, 2.0, 3.0] * 2,
+            "valid_loss": [3.0, 2.0, 2.5, math.inf, 4.0, 1.0], "time_this_iter_s": 2.0,
+        }
+    )  # fmt: skip
+    grid, losses = pictures.curves(results, "random", "spent_epochs", points=5)
+    assert grid.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert losses[0].tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]
+    assert np.isnan(losses[1, :2]).all()
+    assert losses[1, 2:].tolist() == [4.0, 4.0, 1.0]
+    assert pictures.curves(results, "random", "spent_seconds", points=2)[0].tolist() == [2.0, 6.0]
+
+
+def test_a_trial_stands_at_its_best_report_and_not_at_all_if_it_had_none():
+    trials = pictures.at_their_best(made_up())
+    assert len(trials) == 2 * (2 * 6 + 3) - 2
+    assert (trials["epoch"] == 3).all()
+
+
+def test_page_holds_everything(comparison):
+    found = write_comparison(comparison)
+    page = (comparison / "report.html").read_text()
+    assert found.summary["method"].tolist() == list(CONTENDERS)
+    for name in (pictures.LOSS, pictures.SCHEDULES, pictures.SCATTER, pictures.OUTER):
+        with Image.open(comparison / name) as image:
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20, f"{name} is blank"
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert all(f"<td>{name}</td>" in page for name in CONTENDERS)
+    assert (comparison / "table.md").read_text().count("\n") == 2 + len(CONTENDERS)
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must hold a comparison that has ended, got no comparison\.json"):
+        write_comparison(tmp_path)
+
+
+def browse(page, folder, width, dark, *options):
+    """Run the browser on a page; its output and what it says to the console."""
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *scheme, *options]
+    command += [f"--user-data-dir={folder}", f"--window-size={width},900", "--enable-logging=stderr", page.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return ran.stdout, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_page_in_a_browser_overflows_nowhere_loads_all_and_has_no_errors(comparison, tmp_path, width, dark):
+    write_comparison(comparison)
+    page, probed = comparison / "report.html", comparison / "probed.html"
+    # A frame is as narrow as a phone; a window is never under 500 pixels.
+    inside = html.escape(page.read_text().replace("<head>", f"<head>{PROBE}", 1))
+    probed.write_text(f'<iframe width="{width}" height="900" srcdoc="{inside}" frameborder="0"></iframe>')
+    output, said = browse(probed, tmp_path / "user", 2000, dark, "--dump-dom")
+    seen = json.loads(re.search(r'<pre id="seen">({.*?})</pre>', output)[1])
+    assert seen == {"window": width, "content": width, "pictures": 4, "lost": 0, "errors": []}
+    assert said == []
+    shot = tmp_path / "shot.png"
+    browse(page, tmp_path / "user", width, dark, f"--screenshot={shot}")
+    with Image.open(shot) as image:
+        assert image.width == width
+        corner = image.convert("L").getpixel((2, 2))
+    assert corner < 64 if dark else corner > 192
