@@ -15,7 +15,7 @@ from rich.table import Table
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.report import Comparison, write_comparison
-from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
+from ray_deltastn.compare.run import COMPARISON_FILE, progress, run_comparison
 from ray_deltastn.compare.tables import SHORT, cells
 from ray_deltastn.page import PAGE
 from ray_deltastn.report import Results, write_report
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
         elif options.command == "compare":
             _compare(console, options)
+        elif options.command == "status" and (options.folder / COMPARISON_FILE).exists():
+            console.print(progress(options.folder))
         elif options.command == "status":
             state, table = read_status(options.folder, console)
             console.print(table)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from ray_deltastn.compare.plan import CompareConfig, Planned, plan
 from ray_deltastn.tune.experiment import read_results, run_experiment, write_parquet
@@ -19,6 +20,8 @@ from ray_deltastn.tune.guards import (
     ResumeError,
     unfinished,
 )
+from ray_deltastn.tune.report_log import last_of_each, read_log
+from ray_deltastn.tune.status import state_of
 
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 
@@ -71,6 +74,25 @@ def run_comparison(
     write_parquet(results, out / PARQUET_FILE)
     results.to_csv(out / RESULTS_FILE, index=False)
     return results
+
+
+def progress(out: Path) -> Table:
+    """How far the experiments of a comparison are, from their files alone; one line each.
+
+    Raises:
+        FileNotFoundError: if the folder holds no comparison.
+    """
+    if not (out / COMPARISON_FILE).exists():
+        raise FileNotFoundError(f"`{out}` must hold a comparison, got no {COMPARISON_FILE}")
+    table = Table(title="Comparison", title_justify="left")
+    for name in ("experiment", "state", "trials", "epochs", "best validation loss"):
+        table.add_column(name, justify="left" if name in ("experiment", "state") else "right", overflow="fold")
+    for folder in sorted((out / RUNS_FOLDER).iterdir()):
+        trials = read_log(folder)
+        losses = [report.result["valid_loss"] for reports in trials.values() for report in last_of_each(reports)]
+        best = f"{min(losses):.4f}" if losses else "–"
+        table.add_row(folder.name, state_of(folder), str(len(trials)), str(len(losses)), best)
+    return table
 
 
 def gather(out: Path, planned: Sequence[Planned], methods: Sequence[str]) -> pd.DataFrame:

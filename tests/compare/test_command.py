@@ -34,6 +34,12 @@ def test_methods_are_compared_and_the_comparison_goes_on(tmp_path, ray_cluster, 
     assert 4 <= spent["asha"] <= 4 + 2
     assert main([*command, "--methods", "asha,delta-stn"]) == 1
     assert "continue it with --resume" in capsys.readouterr().err
+    assert (out / "report.html").exists()
+    assert main(["status", str(out)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "ended" in line]
+    assert [(line[1], int(line[7])) for line in lines] == [("asha-s0", spent["asha"]), ("single-delta-stn-x1", 4)]
+    assert main(["report", str(out)]) == 0
+    assert "4 epochs for every method and seed" in capsys.readouterr().out
     assert main([*command, "--methods", "asha,delta-stn,random", "--resume"]) == 0
     after = pd.read_csv(out / "results.csv")
     assert after.groupby("method").size().to_dict() == {"asha": spent["asha"], "delta-stn": 4, "random": 4}

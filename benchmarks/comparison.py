@@ -1,0 +1,98 @@
+"""The record of a comparison: what it found, small enough to keep, from the folder of `ray-deltastn compare`.
+
+    ray-deltastn compare configs/digits_compare.yaml --seeds 3 --out DIR
+    python -m benchmarks.comparison DIR --out benchmarks/records/compare/digits \
+        --command "ray-deltastn compare configs/digits_compare.yaml --seeds 3" --remark "2 cores, nothing else running"
+
+`record.json` holds the configuration, the versions, summary and paired differences, and one row per method and seed
+with its curve: the best validation loss so far over epochs and device-seconds, at the points where it fell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from benchmarks.record import evenly, rounded, write
+from benchmarks.speed import versions
+from ray_deltastn.compare import pictures
+from ray_deltastn.compare.report import Comparison, write_comparison
+from ray_deltastn.compare.tables import spending
+from ray_deltastn.tune.experiment import read_results
+from ray_deltastn.tune.guards import RESULTS_FILE
+
+#: Most points of a curve, and colours of a picture.
+POINTS, COLOURS = 60, 128
+
+
+def curve(reports: pd.DataFrame, points: int = POINTS) -> dict[str, list[float]]:
+    """Where the best validation loss of one method and seed fell: epochs and seconds spent by then, and the loss.
+
+    Args:
+        reports: of one method and seed.
+        points: the most that are kept; first and last of them always, and the last report.
+    """
+    spent = spending(reports).dropna(subset="best_so_far")
+    fell = spent[spent["best_so_far"].diff().fillna(-1.0) < 0]
+    kept = fell.iloc[evenly(len(fell) - 1, points - 1)] if len(fell) else fell
+    kept = pd.concat([kept, spent.tail(1)])
+    names = {"epochs": "spent_epochs", "seconds": "spent_seconds", "best_valid_loss": "best_so_far"}
+    return {name: rounded(kept[column].tolist(), 4) for name, column in names.items()}
+
+
+def record(found: Comparison, results: pd.DataFrame, command: str, remark: str) -> dict[str, Any]:
+    """The record of a comparison.
+
+    Args:
+        found: its tables.
+        results: one row per report.
+        command: that ran it.
+        remark: about the machine.
+    """
+    groups = dict(list(results.groupby(["method", "seed"])))
+    rows = [
+        {**rounded(dict(row)), "curve": curve(groups[row["method"], row["seed"]])}
+        for row in found.per_seed.astype(object).to_dict("records")
+    ]
+    return {
+        "command": command,
+        "remark": remark,
+        "n": int(found.summary["seeds"].max()),
+        "config": found.config.model_dump(exclude_unset=True),
+        "versions": versions(),
+        "summary": [rounded(row) for row in found.summary.astype(object).to_dict("records")],
+        "differences": [str(difference) for difference in found.differences],
+        "rows": rows,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `record.json`, `table.md` and the pictures into a folder of records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, help="results folder of `ray-deltastn compare`")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the record, made if it is missing")
+    parser.add_argument("--command", required=True, help="that made the results")
+    parser.add_argument("--remark", default="", help="about the machine")
+    options = parser.parse_args(arguments)
+    try:
+        found = write_comparison(options.folder)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    made = record(found, read_results(options.folder / RESULTS_FILE), options.command, options.remark)
+    write(options.out / "record.json", json.loads(json.dumps(made)))
+    (options.out / "table.md").write_text((options.folder / "table.md").read_text())
+    for name in (pictures.LOSS, pictures.SCHEDULES, pictures.SCATTER, pictures.OUTER):
+        if (options.folder / name).exists():
+            with Image.open(options.folder / name) as image:
+                image.convert("RGB").quantize(COLOURS).save(options.out / name, optimize=True)
+    print(f"wrote {options.out}, {sum(path.stat().st_size for path in options.out.iterdir()) / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
