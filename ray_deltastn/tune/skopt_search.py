@@ -21,9 +21,9 @@ import numpy as np
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import Searcher
 from skopt.acquisition import gaussian_ei
-from skopt.sampler import Lhs
 
 from ray_deltastn.tune.skopt_axes import Code, unresolved
+from ray_deltastn.tune.skopt_design import SUGGESTION, Design, generator
 from ray_deltastn.tune.skopt_model import LIES, fit
 from ray_deltastn.tune.skopt_space import Point, SearchSpace
 from ray_deltastn.tune.skopt_state import FORMAT, Finished, Running, parse, read_file, require, write_file
@@ -31,7 +31,6 @@ from ray_deltastn.tune.skopt_state import FORMAT, Finished, Running, parse, read
 logger = logging.getLogger(__name__)
 
 ACQUISITIONS = ("EI", "LCB", "PI", "gp_hedge")
-SUGGESTION, DESIGN = 0, 1  # streams of random numbers
 
 
 class SkOptSearch(Searcher):
@@ -105,12 +104,12 @@ class SkOptSearch(Searcher):
         self.suggest_seconds = 0.0
         self._acq_func, self._lie, self._n_initial = acq_func, lie, n_initial_points
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else int(random_state)
+        self._design = Design(self._seed)
         self._suggested = 0  # suggestions so far
         self._designed = 0  # rows of the design used so far
         self._given = points, rewards
         self._queue: list[list[Code | None]] = []  # points_to_evaluate not yet suggested; None: to be drawn
         self._unread: dict[str, Any] | None = None  # a state restored before the space was known
-        self._design: tuple[int, list[Any]] = (-1, [])  # block and its rows
         self._space: SearchSpace | None = None
         self._fixed_space = bool(space)
         if space:
@@ -241,7 +240,7 @@ class SkOptSearch(Searcher):
     # Points
 
     def _next_point(self, space: SearchSpace) -> Point:
-        rng = self._rng(SUGGESTION, self._suggested)
+        rng = generator(self._seed, SUGGESTION, self._suggested)
         if self._queue:
             drawn = space.from_units(rng.uniform(size=len(space.axes)).tolist())
             return tuple(new if code is None else code for code, new in zip(self._queue.pop(0), drawn, strict=True))
@@ -267,14 +266,9 @@ class SkOptSearch(Searcher):
         return len(self.finished) + len(self.running) >= wanted and valued >= min(2, wanted) and bool(space.dimensions)
 
     def _design_point(self, space: SearchSpace) -> Point:
-        rows = self._initial_points(space)
-        block, row = divmod(self._designed, rows)
-        if self._design[0] != block:
-            cube = [(0.0, 1.0)] * len(space.axes)
-            lhs = Lhs(criterion="maximin", iterations=100)
-            self._design = block, lhs.generate(cube, rows, random_state=self._rng(DESIGN, block))
+        row = self._design.row(self._designed, self._initial_points(space), len(space.axes))
         self._designed += 1
-        return space.from_units(self._design[1][row])
+        return space.from_units(row)
 
     def _model(self, space: SearchSpace, rng: np.random.RandomState) -> Any:
         acq_func = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
@@ -285,9 +279,6 @@ class SkOptSearch(Searcher):
         return fit(space, known, losses, running, self._lie, acq_func, rng)
 
     # State
-
-    def _rng(self, stream: int, index: int) -> np.random.RandomState:
-        return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(self._seed, spawn_key=(stream, index))))
 
     def _ready(self) -> SearchSpace:
         if self._space is None:
@@ -336,7 +327,7 @@ class SkOptSearch(Searcher):
         self._metric, self._mode = self._metric or parsed.metric, self._mode or parsed.mode
         self._seed, self._suggested, self._designed = parsed.counts
         self.running, self.finished, self._queue = parsed.running, parsed.finished, parsed.queue
-        self._space, self._unread, self._design = space, None, (-1, [])
+        self._space, self._unread, self._design = space, None, Design(self._seed)
 
 
 def _finite(value: Any) -> float | None:
