@@ -16,7 +16,6 @@ from ray_deltastn import random_state
 from ray_deltastn.algorithm import float32_products, make_steps
 from ray_deltastn.checks import check_differentiable, check_precision, check_small_batches, try_out
 from ray_deltastn.data import stream
-from ray_deltastn.evaluation import evaluate
 from ray_deltastn.health import Health, divergence
 from ray_deltastn.methods import Method, Objective, get_method
 from ray_deltastn.optimizers import Optimizers
@@ -24,6 +23,7 @@ from ray_deltastn.regularizers import Setting
 from ray_deltastn.response import Coverage, Response
 from ray_deltastn.settings import Settings
 from ray_deltastn.state import identity, require_parts, require_same
+from ray_deltastn.tally import Tally
 from ray_deltastn.task import Task
 
 #: Reason of a run that ended as planned.
@@ -98,14 +98,9 @@ class SelfTuner:
         self.algorithm = make_steps(self.objective, self.optimizers, s)
         self.health = Health(self.space, self.hyper_lr, self.hyper_steps, self.method.tunes)
         self.steps = 0
-        self.best_valid_loss = math.inf
-        self._reports_since_best = 0
         self.stop_reason = ""
-        self._seconds = dict.fromkeys(("train", "hyper", "evaluate"), 0.0)
-        self._train_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._train_count = 0
+        self.tally = Tally(self.objective, self.valid, self.test, task.metrics, self.device)
         self.last_report: dict[str, Any] = {}
-        self._valid_scores: tuple[int, dict[str, float]] | None = None
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
@@ -147,6 +142,11 @@ class SelfTuner:
         return bool(self.stop_reason)
 
     @property
+    def best_valid_loss(self) -> float:
+        """The smallest validation loss reported so far."""
+        return self.tally.best_valid_loss
+
+    @property
     def epoch(self) -> int:
         """Passes over the training data completed."""
         return self.steps // len(self.train)
@@ -178,7 +178,7 @@ class SelfTuner:
                 while self.steps < target:
                     self._train_step()
                     if self.steps % len(self.train) == 0:
-                        self.optimizers.end_epoch(lambda: self._evaluate_valid()["loss"])
+                        self.optimizers.end_epoch(lambda: self.tally.valid_scores(self.steps)["loss"])
                 return self._report()
         finally:
             self._global_random = random_state.capture(self.device)
@@ -192,14 +192,13 @@ class SelfTuner:
         started = time.perf_counter()
         self._set_constant(self.steps)
         x, y = self.train.next()
-        self._train_loss += self.algorithm.train_step(x, y)
-        self._train_count += 1
+        self.tally.add(self.algorithm.train_step(x, y))
         self.steps += 1
         ended = time.perf_counter()
-        self._seconds["train"] += ended - started
+        self.tally.seconds["train"] += ended - started
         if self.method.tunes and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
             self._hyper_steps()
-            self._seconds["hyper"] += time.perf_counter() - ended
+            self.tally.seconds["hyper"] += time.perf_counter() - ended
 
     def _set_constant(self, step: int) -> None:
         """Values of `fixed` in a step: the row of its epoch, or the last one."""
@@ -216,15 +215,7 @@ class SelfTuner:
         self.model.train()
 
     def _report(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        train_loss = self._train_loss.item() / max(1, self._train_count)
-        self._train_loss.zero_()
-        self._train_count = 0
-        split = {"valid": self._evaluate_valid()}
-        if self.test is not None:
-            split["test"] = evaluate(self.objective, self.test, self.objective.valid_loss, self.task.metrics)
-        scores = {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
-        self._seconds["evaluate"] += time.perf_counter() - started
+        train_loss, scores = self.tally.take(self.steps)
         return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
 
     def give_up(self, reason: str) -> dict[str, Any]:
@@ -244,7 +235,10 @@ class SelfTuner:
             # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
             scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
             train_loss = math.inf
-        self._note_best(scores["valid_loss"])
+        self.tally.note(scores["valid_loss"])
+        patience = self.settings.patience
+        if not self.done and patience and self.tally.reports_since_best >= patience:
+            self.stop_reason = f"no better validation loss in {patience} reports"
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
         values = self.objective.current_values()
@@ -254,12 +248,12 @@ class SelfTuner:
             "steps": self.steps,
             "train_loss": train_loss,
             **scores,
-            "best_valid_loss": self.best_valid_loss,
+            "best_valid_loss": self.tally.best_valid_loss,
             **{f"hyperparameters/{n}": v for n, v in zip(self.space.names, values.tolist(), strict=True)},
             **{f"scale/{n}": v for n, v in zip(self.space.names, scale.tolist(), strict=True)},
             "lr": self.optimizers.lr,
-            **{f"seconds/{k}": v for k, v in self._seconds.items()},
-            "seconds/total": sum(self._seconds.values()),
+            **{f"seconds/{k}": v for k, v in self.tally.seconds.items()},
+            "seconds/total": sum(self.tally.seconds.values()),
             **self.health.report(),
             "diverged": bool(reason),
             "stop_reason": self.stop_reason,
@@ -267,21 +261,6 @@ class SelfTuner:
         self.health.reset()
         self.last_report = report
         return report
-
-    def _evaluate_valid(self) -> dict[str, float]:
-        # A plateau schedule and the report at the end of an epoch want the same numbers: compute them once.
-        if self._valid_scores is None or self._valid_scores[0] != self.steps:
-            found = evaluate(self.objective, self.valid, self.objective.valid_loss, self.task.metrics)
-            self._valid_scores = (self.steps, found)
-        return self._valid_scores[1]
-
-    def _note_best(self, valid_loss: float) -> None:
-        if valid_loss < self.best_valid_loss:
-            self.best_valid_loss, self._reports_since_best = valid_loss, 0
-            return
-        self._reports_since_best += 1
-        if not self.done and self.settings.patience and self._reports_since_best >= self.settings.patience:
-            self.stop_reason = f"no better validation loss in {self.settings.patience} reports"
 
     def hyperparameters(self) -> dict[str, float]:
         """Values of the hyperparameters now, in their own domains."""
@@ -325,11 +304,9 @@ class SelfTuner:
             "generator": self.generator.get_state(),
             "global_random": self._global_random,
             "steps": self.steps,
-            "best_valid_loss": self.best_valid_loss,
-            "reports_since_best": self._reports_since_best,
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
-            "seconds": dict(self._seconds),
+            **self.tally.state_dict(),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -360,14 +337,9 @@ class SelfTuner:
         self._global_random = state["global_random"]
         self.steps = state["steps"]
         self._set_constant(max(0, self.steps - 1))
-        self.best_valid_loss = state["best_valid_loss"]
-        self._reports_since_best = state["reports_since_best"]
+        self.tally.load_state_dict(state)
         # A run that had done all its epochs goes on if this one has more of them.
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
-        self._valid_scores = None
-        self._train_loss.zero_()
-        self._train_count = 0
         self.last_report = dict(state["last_report"])
-        self._seconds = dict(state["seconds"])
         self.health.reset()

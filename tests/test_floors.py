@@ -36,6 +36,7 @@ FLOORS = {
     "random_state": 3,
     "settings": 3,
     "state": 3,
+    "tally": 3,
     "task": 3,
     "training": 3,
     "tasks": 4,

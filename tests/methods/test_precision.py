@@ -68,7 +68,7 @@ def test_evaluation_runs_in_the_precision_of_the_run():
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
         tuner = rd.SelfTuner(build_task({"task": "digits-mlp", "width": 64}), "fixed", epochs=1, precision=precision)
-        losses[precision] = tuner._evaluate_valid()["loss"]
+        losses[precision] = tuner.tally.valid_scores(tuner.steps)["loss"]
     assert losses["fp32"] != losses["bf16"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
 
