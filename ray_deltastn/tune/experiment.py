@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +52,8 @@ from ray_deltastn.tune.pruning import PruneCheckpoints
 from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, last_of_each, read_log
 from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
 from ray_deltastn.tune.searchers import make_searcher
-from ray_deltastn.tune.trainable import DeltaSTNTrainable
+from ray_deltastn.tune.states import STATES_FOLDER, KeepStates, is_written, mend
+from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 
 class _SameTrials(Callback):
@@ -129,15 +132,18 @@ def _run(
     out: Path,
     resume: bool,
 ) -> pd.DataFrame:
+    progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
+    if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
+        progress.console.print("Tune's last state was damaged; continuing from the one before it", highlight=False)
     known = check_resumable(config, out) if resume else []
     if not resume:
+        shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
         for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
             (out / name).unlink(missing_ok=True)
         (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
         (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out))
     started = time.monotonic()
     try:
@@ -167,12 +173,18 @@ def _run(
                     ReportLog(out),
                     CSVLoggerCallback(),
                     JsonLoggerCallback(),
-                    PruneCheckpoints(out / TRIALS_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
+                    KeepStates(out / TRIALS_FOLDER, out / STATES_FOLDER),
+                    PruneCheckpoints(out / STATES_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
                     *([_SameTrials(known)] if resume else []),
                 ],
                 resume="AUTO+ERRORED" if resume else False,
                 verbose=0,
             )
+    except tune.TuneError as error:
+        # Tune raises the text of what one of our callbacks raised.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
     finally:
         progress.close()
         _note_driver(out / DRIVER_FILE, searcher.seconds, time.monotonic() - started)
@@ -181,6 +193,9 @@ def _run(
         # Tune ends an interrupted experiment as it ends any other, with its trials where they are.
         raise KeyboardInterrupt
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
+    if not is_written(out / TRIALS_FOLDER) or any(map(lacked_room, analysis.trials)):
+        # Not an end: what is missing can still be had.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     if failed:
         where = out / TRIALS_FOLDER / failed[0] / "error.txt"
         progress.console.print(
@@ -193,6 +208,12 @@ def _run(
     write_parquet(results, out / PARQUET_FILE)
     results.to_csv(out / RESULTS_FILE, index=False)  # last: with it the experiment has ended
     return results
+
+
+def lacked_room(trial: Any) -> bool:
+    """Whether a trial failed because its checkpoint could not be written."""
+    error = str(trial.get_error()) if trial.status == "ERROR" else ""
+    return os.strerror(errno.ENOSPC) in error or NO_ROOM in error
 
 
 def _epochs_so_far(out: Path) -> dict[str, int]:

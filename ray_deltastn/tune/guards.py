@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.states import state_files
 
 #: Files of a results folder.
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
@@ -44,10 +45,6 @@ def alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _state_files(out: Path) -> list[Path]:
-    return sorted((out / TRIALS_FOLDER).glob("experiment_state-*.json"))
-
-
 def _trial_states(state: Path) -> dict[str, str]:
     """Trial id → status, from Tune's experiment state."""
     trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
@@ -56,7 +53,7 @@ def _trial_states(state: Path) -> dict[str, str]:
 
 def known_trials(out: Path) -> list[str]:
     """Ids of the trials in Tune's newest saved state; none if there is no such state."""
-    states = _state_files(out)
+    states = state_files(out / TRIALS_FOLDER)
     return list(_trial_states(states[-1])) if states else []
 
 
@@ -102,7 +99,7 @@ def check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
                 f"`{section}` must be that of the experiment to resume, got {now[section]!r}, "
                 f"there {saved.get(section)!r}"
             )
-    states = _state_files(out)
+    states = state_files(out / TRIALS_FOLDER)
     if not states:
         raise ResumeError(
             f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"

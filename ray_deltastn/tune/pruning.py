@@ -9,6 +9,8 @@ from typing import Any
 
 from ray.tune import Callback
 
+from ray_deltastn.tune.states import state_files
+
 
 class PruneCheckpoints(Callback):
     """Keeps the newest checkpoints of each trial, and all that Tune's saved state may resume from.
@@ -18,7 +20,7 @@ class PruneCheckpoints(Callback):
     two states ago.
 
     Args:
-        folder: the experiment's folder, with Tune's states.
+        folder: where Tune's states are, whole ones (see `KeepStates`).
         keep: checkpoints kept of each trial, at least.
         every: seconds between looks.
     """
@@ -38,7 +40,7 @@ class PruneCheckpoints(Callback):
         if moment - self._looked < self.every:
             return
         self._looked = moment
-        written = max((path.stat().st_mtime for path in self.folder.glob("experiment_state-*.json")), default=0.0)
+        written = self._last_state()
         if written > self._written:
             # What Tune knew two states ago, this one knows for certain, however long it took to be written.
             now = _newest(trials)
@@ -46,9 +48,14 @@ class PruneCheckpoints(Callback):
             self._written, self._before, self._known = written, self._known, now
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Leave the newest checkpoints only (called by Tune)."""
+        """Leave the newest checkpoints only (called by Tune), if its last state has been written."""
         now = _newest(trials)
-        self._prune(now, set(now.values()))
+        written = self._last_state()
+        if all(path.stat().st_mtime <= written for path in now.values() if path.exists()):
+            self._prune(now, set(now.values()))
+
+    def _last_state(self) -> float:
+        return max((path.stat().st_mtime for path in state_files(self.folder)), default=0.0)
 
     def _prune(self, known: dict[str, Path], used: set[Path]) -> None:
         for newest in known.values():

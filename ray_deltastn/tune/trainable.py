@@ -28,6 +28,8 @@ _NO_MEMORY = (
     "out of device memory: lower `batch_size` or `valid_batch_size`, use `preset: fast` or `precision: bf16`, or raise "
     "`resources.gpu`"
 )
+#: What a trial says of a disk that is full.
+NO_ROOM = "must have room for a checkpoint"
 #: How Tune's names of checkpoint directories begin.
 _CHECKPOINT = "checkpoint_"
 
@@ -115,9 +117,7 @@ class DeltaSTNTrainable(Trainable):
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
             draft.unlink(missing_ok=True)
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
-            raise OSError(
-                f"`{checkpoint_dir}` must have room for a checkpoint, got {free}: {_first_line(error)}"
-            ) from error
+            raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {_first_line(error)}") from error
         os.replace(draft, path)
         self._saving += time.perf_counter() - started
 

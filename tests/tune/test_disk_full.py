@@ -1,6 +1,20 @@
 """A disk that is full ends the command in one line, and the experiment goes on once there is room."""
 
-from ray_deltastn import cli
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ray_deltastn import DeltaSTNTrainable, cli
+from tests.tune.test_experiment import ENVIRONMENT, ROOT
+from tests.tune.test_trainable import finish
+
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+CONFIG = {
+    "task": "tests.tune.tiny:build", "epochs": 30, "batch_size": 4, "warmup": 1, "hyper_lr": 0.05, "seed": 3,
+}  # fmt: skip
 
 
 def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -15,3 +29,34 @@ def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
     assert said.endswith("; free some, then continue with --resume\n")
+
+
+def can_mount(folder):
+    """Whether this user may mount a disk in memory, seen by its own processes alone."""
+    if shutil.which("unshare") is None:
+        return False
+    line = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
+    return subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+
+def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
+    if not can_mount(tmp_path):
+        pytest.skip("this user may not mount a disk in a namespace of their own")
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-m", "tests.tune.small_disk", str(tmp_path)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    status, said = found["full"]
+    assert status == 1
+    assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
+    assert said.endswith("; free some, then continue with --resume")
+    assert len(found["before"]) == 2
+    for trial, iteration in found["before"].items():
+        assert found["left"][trial] >= iteration > 0
+    assert found["roomy"] == [0, ""]
+    for trial, last in found["last"].items():
+        assert found["iterations"][trial] == list(range(1, 31))
+        alone = finish(DeltaSTNTrainable({**CONFIG, "lr": last.pop("config/lr")}))[-1]
+        assert last == {key: alone[key] for key in last}

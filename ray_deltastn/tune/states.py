@@ -1,0 +1,134 @@
+"""Copies of Tune's own states, whole ones only.
+
+Tune writes over its states in place: a full disk, or a kill at that moment, leaves half of one, and nothing to resume
+from. The copies are written beside and renamed, so the last whole one is always there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+#: Where the copies are, in a results folder.
+STATES_FOLDER = "states"
+_STATE = "experiment_state-"
+
+
+def state_files(folder: Path) -> list[Path]:
+    """Tune's experiment states in a folder, the newest last; each run of an experiment writes one of its own."""
+    return sorted(folder.glob(f"{_STATE}*.json"))
+
+
+def _parts(state: Path) -> list[Path]:
+    """An experiment state and what was written with it: the searcher's and the callbacks' states."""
+    run = state.stem.removeprefix(_STATE)
+    return sorted(path for path in state.parent.glob(f"*{run}*") if path.suffix in (".json", ".pkl"))
+
+
+def whole(state: Path) -> dict[str, bytes] | None:
+    """Contents by name of an experiment state and its other parts; None if one was not written to its end."""
+    contents = {path.name: path.read_bytes() for path in _parts(state)}
+    return contents if all(map(_is_whole, contents.values())) else None
+
+
+def _is_whole(data: bytes) -> bool:
+    if data.startswith(b"\x80"):  # a pickle, whatever its name says; no code in it is run
+        return data.endswith(b".")
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def is_written(folder: Path) -> bool:
+    """Whether the newest state in a folder, if there is one, is whole."""
+    states = state_files(folder)
+    return not states or whole(states[-1]) is not None
+
+
+def _write(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Write all files, each in place of its namesake, or none."""
+    drafts = {name: folder / f"{name}.draft" for name in contents}
+    try:
+        for name, data in contents.items():
+            drafts[name].write_bytes(data)
+    except OSError:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+        raise
+    for name, draft in drafts.items():
+        os.replace(draft, folder / name)
+
+
+class KeepStates(Callback):
+    """Copies Tune's newest state whenever a whole one has been written.
+
+    Args:
+        trials: the experiment's folder, with Tune's states.
+        kept: where the copies go, with the times at which Tune wrote them.
+        every: seconds between looks.
+    """
+
+    def __init__(self, trials: Path, kept: Path, every: float = 1.0) -> None:
+        self.trials = trials
+        self.kept = kept
+        self.every = every
+        self._looked = float("-inf")
+        self._written = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for a new state (called by Tune)."""
+        moment = time.monotonic()
+        if moment - self._looked >= self.every:
+            self._looked = moment
+            self.keep()
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Keep the last one (called by Tune)."""
+        self.keep()
+
+    def keep(self) -> None:
+        """Copy the newest state, unless it has been copied already, is not whole, or there is no room."""
+        states = state_files(self.trials)
+        if not states or (written := states[-1].stat().st_mtime) == self._written:
+            return
+        contents = whole(states[-1])
+        if contents is None:
+            return
+        try:
+            self.kept.mkdir(exist_ok=True)
+            _write(contents, self.kept)
+        except OSError:
+            return  # the copy before stays
+        os.utime(self.kept / states[-1].name, (written, written))
+        for path in self.kept.iterdir():
+            if path.name not in contents:
+                path.unlink()  # of an earlier run
+        self._written = written
+
+
+def mend(trials: Path, kept: Path) -> bool:
+    """Put the copies in place of a newest state that is damaged; whether that was needed and done.
+
+    Args:
+        trials: the experiment's folder, with Tune's states.
+        kept: where the copies are.
+    """
+    newest, copies = state_files(trials), state_files(kept)
+    if not newest or not copies or whole(newest[-1]) is not None:
+        return False
+    contents = whole(copies[-1])
+    if contents is None:
+        return False
+    _write(contents, trials)
+    for path in _parts(newest[-1]):
+        if path.name not in contents:
+            path.unlink()  # of a later run, which left nothing whole
+    return True
