@@ -31,6 +31,9 @@ class Optimizers:
         weights: optimiser of w₀.
         response: optimiser of Θ, or None.
         hyper: optimiser of λ and, if it is tuned, σ, or None.
+
+    Raises:
+        ValueError: if a layer gives sparse gradients and the optimiser of w₀ takes none.
     """
 
     def __init__(
@@ -44,9 +47,17 @@ class Optimizers:
         self.base_lr = settings.lr
         self._response_share = (settings.response_lr or settings.lr) / settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
-        dense = not any(getattr(layer, "sparse", False) for layer in model.modules())
+        sparse = [
+            name
+            for name, layer in model.named_modules()
+            if getattr(layer, "sparse", False) and any(p.requires_grad for p in layer.parameters(recurse=False))
+        ]
+        if sparse and settings.optimizer != "sgd":
+            raise ValueError(
+                f"`optimizer` must be sgd for layers with `sparse=True`, got {settings.optimizer!r} for '{sparse[0]}'"
+            )
         fused = weights[0].device.type in ("cpu", "cuda")
-        self.weights = settings.make_optimizer(weights, fused and dense)
+        self.weights = settings.make_optimizer(weights, fused and not sparse)
         self.response: Optimizer | None = None
         self.hyper: Optimizer | None = None
         if response is not None:

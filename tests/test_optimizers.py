@@ -1,0 +1,112 @@
+"""Θ's own optimiser, and layers with sparse gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ray_deltastn as rd
+
+WORDS = 20
+
+
+def make_task(sparse=False):
+    """Words in, three classes out."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, WORDS, (64, 5), generator=generator)
+    y = torch.randint(0, 3, (64,), generator=generator)
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Embedding(WORDS, 6, sparse=sparse), rd.Dropout("dropout"), nn.Flatten(), nn.Linear(30, 3)
+    ).double()
+    space = rd.HyperSpace(dropout=rd.Bounded(0.3, low=0.0, high=0.9))
+    return rd.Task(space=space, model=model, loss=F.cross_entropy, train=(x, y), valid=(x, y))
+
+
+def make_tuner(sparse=False, method="delta-stn", **settings):
+    given = {"epochs": 2, "batch_size": 64, "lr": 0.05, "hyper_lr": 0.01, "warmup": 2, "momentum": 0.0, **settings}
+    return rd.SelfTuner(make_task(sparse), method=method, **given)
+
+
+def response_of(tuner):
+    return [p.detach().clone() for p in tuner.response.parameters()]
+
+
+def move(**settings):
+    """(where Θ was, how far one train step moved it)."""
+    tuner = make_tuner(**settings)
+    before = response_of(tuner)
+    tuner._train_step()
+    return before, [after - b for after, b in zip(response_of(tuner), before, strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.1, 3.0])
+def test_response_lr_scales_the_step_of_the_response_and_no_other(share):
+    before, plain = move()
+    again, scaled = move(response_lr=0.05 * share)
+    for one, other in zip(before, again, strict=True):
+        assert torch.equal(one, other)
+    assert any(step.abs().max() > 0 for step in plain)
+    for step, other in zip(plain, scaled, strict=True):  # without momentum a step is lr times the gradient
+        torch.testing.assert_close(other, share * step, rtol=1e-9, atol=1e-15)
+    own, usual = make_tuner(response_lr=0.05 * share), make_tuner()
+    for tuner in (own, usual):
+        tuner._train_step()
+    for weight, other in zip(own.model.parameters(), usual.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_response_optimizer_moves_the_response_by_adams_first_step():
+    _, steps = move(response_optimizer="adam", response_lr=0.002)
+    moved = torch.cat([step.abs().flatten() for step in steps])
+    assert (moved > 0).any()
+    # Adam's first step is its learning rate, wherever the gradient is well above its ε of 1e-8.
+    assert moved[moved > 0].median() == pytest.approx(0.002, rel=1e-3)
+    assert moved.max() <= 0.002 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "lr"),
+    [
+        ({}, torch.optim.SGD, 0.05),
+        ({"response_lr": 0.2}, torch.optim.SGD, 0.2),
+        ({"response_optimizer": "adamw"}, torch.optim.AdamW, 0.05),
+        ({"optimizer": "adam"}, torch.optim.Adam, 0.05),
+        ({"optimizer": "adam", "response_optimizer": "sgd", "response_lr": 0.5}, torch.optim.SGD, 0.5),
+    ],
+)
+def test_the_response_has_the_optimiser_that_was_asked_for_and_no_decay(settings, kind, lr):
+    optimizer = make_tuner(weight_decay=0.1, **settings).optimizers.response
+    assert type(optimizer) is kind
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(lr, 0.0)]
+
+
+def test_response_lr_keeps_its_share_of_a_rate_that_decays():
+    tuner = make_tuner(response_lr=0.2, epochs=3, schedule={"name": "step", "step_size": 1, "gamma": 0.5})
+    rates = []
+    for _ in tuner.fit():
+        rates.append((tuner.optimizers.lr, tuner.optimizers.response.param_groups[0]["lr"]))
+    assert rates == [pytest.approx((0.05 * f, 0.2 * f), rel=1e-12) for f in (0.5, 0.25, 0.125)]
+
+
+# --- sparse gradients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "delta-stn"])
+def test_a_sparse_embedding_learns_what_a_dense_one_does(method):
+    last = []
+    for sparse in (False, True):
+        tuner = make_tuner(sparse, method, epochs=6, momentum=0.9)
+        last.append((list(tuner.fit())[-1], tuner.model[0].weight.detach()))
+        assert bool(tuner.optimizers.weights.defaults["fused"]) is not sparse
+    assert last[1][0]["valid_loss"] == pytest.approx(last[0][0]["valid_loss"], rel=1e-9)
+    torch.testing.assert_close(last[1][1], last[0][1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_an_optimiser_that_takes_no_sparse_gradients_is_refused_by_name(optimizer):
+    with pytest.raises(ValueError, match=f"`optimizer` must be sgd for layers .* got '{optimizer}' for '0'"):
+        make_tuner(sparse=True, optimizer=optimizer)
+    task = make_task(sparse=True)
+    task.model[0].weight.requires_grad_(False)  # frozen, it gives none
+    assert rd.SelfTuner(task, epochs=1, optimizer=optimizer).optimizers.weights is not None
