@@ -1,0 +1,45 @@
+"""TensorBoard's files: every report's numbers can be read back from them."""
+
+import struct
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+
+from ray_deltastn.cli import main
+from ray_deltastn.tune.experiment import read_results
+
+YAML = """
+task: tests.tune.tiny:build
+train: {epochs: 4, batch_size: 16, warmup: 1, hyper_lr: 0.05}
+search: {lr: "loguniform(0.01, 0.1)"}
+tune: {searcher: random, num_samples: 2, max_concurrent: 2}
+"""
+
+
+def scalars(path):
+    """Tag → its values in order, from TensorBoard's records: length, checksum, event, checksum."""
+    found, data = {}, path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            if value.WhichOneof("value") == "simple_value":
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_losses_and_hyperparameters_of_each_trial_are_there(tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")  # as users have it
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(YAML)
+    assert main(["run", str(config), "--out", str(out)]) == 0
+    results = read_results(out / "results.csv")
+    assert results["trial_id"].nunique() == 2
+    for trial_id, trial in results.groupby("trial_id"):
+        (path,) = (out / "trials" / str(trial_id)).glob("events.out.tfevents.*")
+        shown = scalars(path)
+        for name in ("valid_loss", "hyperparameters/dropout", "hyperparameters/decay", "scale/dropout", "lr"):
+            steps, values = zip(*shown[f"ray/tune/{name}"], strict=True)
+            assert list(steps) == [1, 2, 3, 4]
+            assert list(values) == trial[name].astype(np.float32).tolist()
