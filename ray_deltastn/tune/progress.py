@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +13,48 @@ from rich.live import Live
 from rich.table import Table
 
 _PREFIX = "hyperparameters/"
+#: Updates of the table in a second, at most.
+REFRESHES = 4
+
+
+class NotebookTable:
+    """A table in the output of a notebook's cell, changed in place.
+
+    Rich's own live display there needs ipywidgets, and prints anew without.
+
+    Args:
+        table: what is shown first.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._handle: Any = None
+        self._shown = float("-inf")
+
+    def start(self) -> None:
+        """Show the table below what the cell has printed so far."""
+        self._handle = importlib.import_module("IPython.display").display(self.table, display_id=True)
+        self._shown = time.monotonic()
+
+    def update(self, table: Table, refresh: bool = False) -> None:
+        """Change the table, unless that was done a moment ago; with `refresh` in any case."""
+        moment = time.monotonic()
+        if refresh or moment - self._shown >= 1 / REFRESHES:
+            self._handle.update(table)
+            self._shown = moment
+
+    def stop(self) -> None:
+        """Leave the table as it is."""
 
 
 class Progress(Callback):
-    """A table that refreshes in a terminal; elsewhere a line per trial every few seconds.
+    """A table that refreshes in a terminal or a notebook; elsewhere a line per trial every few seconds.
 
     Args:
         searched: names of the searched options, shown as columns.
         trials: number of trials planned.
         console: where to write.
-        every: seconds between updates of a trial's line outside a terminal.
+        every: seconds between a trial's lines where there is no table.
     """
 
     def __init__(
@@ -32,7 +65,7 @@ class Progress(Callback):
         self.console = console or Console(soft_wrap=True)
         self.every = every
         self._rows: dict[str, dict[str, Any]] = {}
-        self._live: Live | None = None
+        self._live: Live | NotebookTable | None = None
         self._printed: dict[str, float] = {}
         self._started = time.monotonic()
 
@@ -45,8 +78,13 @@ class Progress(Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Start the live display (called by Tune)."""
-        if self.console.is_terminal and self._live is None:
-            self._live = Live(self._table(), console=self.console, refresh_per_second=4)
+        if self._live is not None:
+            return
+        if self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=REFRESHES)
+        elif self.console.is_jupyter and importlib.util.find_spec("IPython") is not None:
+            self._live = NotebookTable(self._table())
+        if self._live is not None:
             self._live.start()
 
     def on_trial_result(
@@ -55,6 +93,7 @@ class Progress(Callback):
         """Show the newest report of a trial (called by Tune)."""
         row = self._rows.setdefault(trial.trial_id, {"first": result, "number": len(self._rows) + 1})
         state = "diverged" if result.get("diverged") else "done" if result.get("done") else "running"
+        state += ", fell back" if result.get("warning/damaged_checkpoints") else ""
         row.update(last=result, config=trial.config, state=state)
         self._show(trial.trial_id, force=bool(result.get("done")))
 
@@ -78,13 +117,13 @@ class Progress(Callback):
     def close(self) -> None:
         """Stop the live display."""
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._table(), refresh=True)
             self._live.stop()
             self._live = None
 
     def _show(self, trial_id: str, force: bool) -> None:
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._table(), refresh=force)
             return
         now = time.monotonic()
         if force or now - self._printed.get(trial_id, -1e9) >= self.every:
@@ -117,7 +156,7 @@ class Progress(Callback):
             more: what the title says after the number of trials.
             most: how many trials are shown, the last ones; None for all.
         """
-        done = sum(row["state"] not in ("running", "waiting") for row in self._rows.values())
+        done = sum(not row["state"].startswith(("running", "waiting")) for row in self._rows.values())
         table = Table(title=f"{done} of {self.trials} trials ended{more}", title_justify="left")
         lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-(most or 0) :])]
         shown = self._fitting(lines)

@@ -1,10 +1,12 @@
 import io
 import pickle
+import sys
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from ray_deltastn.tune import progress as progress_module
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.progress import Progress
 
@@ -50,6 +52,50 @@ def test_without_a_terminal_each_trial_gets_lines():
     assert lines[1].startswith("trial 1/2  state done  epoch 9  valid loss 0.1250")
     assert "lr 0.25  inner.rate 7  dropout 0.05→0.31" in lines[1]
     assert "state failed" in lines[2]
+
+
+class FakeNotebook:
+    """`IPython.display` as a notebook has it: what was shown, and how often it was changed in place."""
+
+    def __init__(self):
+        self.shown, self.updates = [], []
+        self.__spec__ = object()
+
+    def display(self, thing, display_id):
+        assert display_id is True
+        self.shown.append(thing)
+        return SimpleNamespace(update=self.updates.append)
+
+
+def test_a_notebook_gets_one_table_that_changes_a_few_times_a_second(monkeypatch):
+    notebook, out, clock = FakeNotebook(), io.StringIO(), [0.0]
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    progress = Progress(["lr"], 2, Console(file=out, force_jupyter=True), every=0.0)
+    progress.setup()
+    trial = SimpleNamespace(trial_id="a", config={"lr": 0.25})
+    for number in range(100):
+        clock[0] += 0.0101
+        progress.on_trial_result(number, [], trial, report(number, 0.05 + number / 1000))
+    assert (len(notebook.shown), len(notebook.updates)) == (1, 4)
+    progress.on_trial_result(100, [], trial, report(100, 0.4, 0.125, done=True))
+    assert len(notebook.updates) == 5  # an end shows at once
+    progress.close()
+    progress.close()
+    assert len(notebook.updates) == 6
+    assert out.getvalue() == ""
+    html = notebook.updates[-1]._repr_mimebundle_(None, None)["text/html"]
+    for part in ("0.05→0.4", "0.1250", "done", "1 of 2 trials ended"):
+        assert part in html
+
+
+def test_a_jupyter_console_without_ipython_gets_lines(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    monkeypatch.setattr(progress_module.importlib.util, "find_spec", lambda name: None)
+    progress = Progress(["lr"], 2, Console(file=io.StringIO(), force_jupyter=True), every=0.0)
+    progress.setup()
+    assert progress._live is None
 
 
 def test_progress_survives_being_saved_with_the_experiment():
