@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ray_deltastn._version import __version__
@@ -37,6 +38,9 @@ from ray_deltastn.training import SelfTuner
 
 if TYPE_CHECKING:
     from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, WarmStart
+
+# Quiet unless the user configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Names that need Ray; everything else works without it.
 _NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "WarmStart")

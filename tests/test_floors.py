@@ -138,6 +138,13 @@ def test_ray_is_imported_on_its_floor_only(module):
     assert not inside or module == "ray_deltastn.space"  # `HyperSpace.to_tune`
 
 
+@EVERY
+def test_only_the_command_prints(module):
+    calls = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+    printed = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not printed or part(module) == "cli"
+
+
 # --- without Ray -----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from ray_deltastn import random_state
+from ray_deltastn.health import RunWarning
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import SelfTuner
@@ -67,7 +69,9 @@ class DeltaSTNTrainable(Trainable):
         for key in config:
             near = Settings.nearest(key)
             if key not in Settings.names() and near is not None and near not in config:
-                logger.warning("config key %r is not an option of a trial; did you mean %r?", key, near)
+                warnings.warn(
+                    f"config key {key!r} is not an option of a trial; did you mean {near!r}?", RunWarning, stacklevel=2
+                )
         options = {name: config[name] for name in Settings.names() if name in config}
         cpus, gpus = self._granted(config)
         if gpus == 0 and options.get("device", "auto") == "auto":
