@@ -103,6 +103,12 @@ class Results:
             notes.append("Runs were too short for λ to cross its range.")
         if (last["warning/saturated"] > 0).any():
             notes.append("In some trials a hyperparameter ended at its bound.")
+        if "warning/damaged_checkpoints" in self.reports:
+            passed = self.reports.groupby("trial_id")["warning/damaged_checkpoints"].max()
+            if (fell_back := int((passed > 0).sum())) > 0:
+                notes.append(
+                    f"{fell_back} of {len(last)} trials found a checkpoint damaged and went on from an earlier one."
+                )
         if "seconds/checkpoint" in last:
             share = last["seconds/checkpoint"].sum() / last[["seconds/checkpoint", "seconds/total"]].sum().sum()
             notes.append(f"Checkpoints took {100 * share:.1f} % of the trials' time.")

@@ -38,6 +38,8 @@ def state_of(out: Path) -> str:
 def status(out: Path, console: Console) -> tuple[str, Table]:
     """State and table of an experiment, one line per trial with its hyperparameters' way so far.
 
+    A trial that found a checkpoint damaged and went on from an earlier one "fell back".
+
     Args:
         out: results folder.
         console: where the table will be shown.
@@ -56,5 +58,7 @@ def status(out: Path, console: Console) -> tuple[str, Table]:
             now = "failed"
         else:
             now = "running" if state == "running" else "waiting"
+        if any(report.result.get("warning/damaged_checkpoints") for report in reports):
+            now += ", fell back"
         progress.note(trial_id, now, reports[-1].config, [report.result for report in reports])
     return state, progress.table(most=None)

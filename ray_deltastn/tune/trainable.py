@@ -48,7 +48,8 @@ class DeltaSTNTrainable(Trainable):
       (see `WarmStart`);
     - whatever else `build` reads.
 
-    Reports are those of `SelfTuner.step`, and `seconds/checkpoint`. A diverged trial ends as a finished one with
+    Reports are those of `SelfTuner.step`, `seconds/checkpoint`, and `warning/damaged_checkpoints`, the number of those
+    that were passed over for an earlier one. A diverged trial ends as a finished one with
     infinite losses and the reason in `stop_reason`, and so does one that runs out of device memory. After a checkpoint
     is loaded the trial's own config wins: a learning rate that a scheduler has changed takes effect.
 
@@ -58,6 +59,7 @@ class DeltaSTNTrainable(Trainable):
 
     tuner: SelfTuner
     _saving = 0.0  # seconds spent on checkpoints
+    _damaged = 0  # checkpoints passed over
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -83,7 +85,7 @@ class DeltaSTNTrainable(Trainable):
         if config.get("warm_start"):
             task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
         self.tuner = SelfTuner(task, **options)
-        self._saving = 0.0
+        self._saving, self._damaged = 0.0, 0
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
         granted = self.trial_resources
@@ -98,13 +100,17 @@ class DeltaSTNTrainable(Trainable):
         if self.iteration == 0:
             self._go_on()
         if self.tuner.done:
-            return {**self.tuner.last_report, "seconds/checkpoint": self._saving, "done": True}
+            return self._complete(self.tuner.last_report)
         try:
             report = self.tuner.step()
         except torch.OutOfMemoryError as error:
             # Trying again would end in the same way; a finished, bad trial tells the searcher so.
             report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
-        return {**report, "seconds/checkpoint": self._saving, "done": self.tuner.done}
+        return self._complete(report)
+
+    def _complete(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"warning/damaged_checkpoints": float(self._damaged), "seconds/checkpoint": self._saving}
+        return {**report, **own, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the whole state, all at once or not at all (called by Tune).
@@ -116,6 +122,7 @@ class DeltaSTNTrainable(Trainable):
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
         own = {"iteration": self.iteration, "trial_id": self.trial_id, "saving": self._saving}
+        own["damaged"] = self._damaged
         try:
             torch.save({**self.tuner.state_dict(), **own}, draft)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
@@ -128,7 +135,8 @@ class DeltaSTNTrainable(Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue from a state; no code in it is run (called by Tune).
 
-        A damaged state is passed over for the newest readable one before it in the same trial, with a warning.
+        A damaged state is passed over for the newest readable one before it in the same trial, and counted in the
+        reports from there on.
 
         Raises:
             ValueError: if no file is readable, or the state is of another task or method.
@@ -138,13 +146,13 @@ class DeltaSTNTrainable(Trainable):
             state = _read(folder / STATE_FILE)
         except ValueError as error:
             state = self._earlier(folder, error)
-        self.tuner.load_state_dict(state)
-        self._saving = state.get("saving", 0.0)
+        self._take(state)
 
     def _earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
         """The newest readable state before a damaged one, from which Tune's count goes on."""
         older = [path for path in folder.parent.glob(f"{_CHECKPOINT}*") if path.name < folder.name]
         for path in sorted(older, reverse=True) if folder.name.startswith(_CHECKPOINT) else ():
+            self._damaged += 1
             try:
                 state = _read(path / STATE_FILE)
             except ValueError:
@@ -154,6 +162,13 @@ class DeltaSTNTrainable(Trainable):
             return state
         raise reason
 
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; what it counts of damage is this trial's only if the state is its own."""
+        self.tuner.load_state_dict(state)
+        self._saving = state.get("saving", 0.0)
+        if state.get("trial_id") == self.trial_id:
+            self._damaged += state.get("damaged", 0)
+
     def _go_on(self) -> None:
         """Begin where the trial has been before.
 
@@ -162,18 +177,22 @@ class DeltaSTNTrainable(Trainable):
         """
         storage = getattr(self, "_storage", None)
         folder = Path(storage.trial_fs_path) if storage is not None else None
-        states = []
-        for path in folder.glob(f"{_CHECKPOINT}*") if folder is not None and folder.is_dir() else ():
+        paths = sorted(folder.glob(f"{_CHECKPOINT}*")) if folder is not None and folder.is_dir() else []
+        states, damaged = [], 0
+        for path in paths:
             try:
                 state = _read(path / STATE_FILE)
             except ValueError:
+                damaged += 1
                 continue
             if state.get("trial_id") == self.trial_id:  # and not of another run in a folder of the same name
                 states.append(state)
+                damaged = 0  # so far, behind this one
         if states:
             newest = max(states, key=lambda state: state["iteration"])
-            self.tuner.load_state_dict(newest)
-            self._iteration, self._saving = newest["iteration"], newest["saving"]
+            self._damaged = damaged
+            self._take(newest)
+            self._iteration = newest["iteration"]
             logger.info("continuing from report %d, of which the driver did not know", self._iteration)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

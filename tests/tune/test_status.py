@@ -76,6 +76,14 @@ def test_a_held_folder_is_running_and_one_with_results_has_ended(out):
     assert {row["lr"]: row["state"] for row in rows.values()}["0.3"] == "failed"
 
 
+def test_a_trial_that_passed_over_a_damaged_checkpoint_says_so(out):
+    trial = SimpleNamespace(trial_id="d", config={"lr": 0.4})
+    ReportLog(out).on_trial_result(0, [], trial, report("d", 2, 0.8, 0.1, **{"warning/damaged_checkpoints": 1.0}))
+    _, title, rows = cells(out)
+    assert {row["lr"]: row["state"] for row in rows.values()}["0.4"] == "waiting, fell back"
+    assert title == "2 of 5 trials ended"
+
+
 def test_the_command_says_how_to_go_on(out, capsys):
     assert main(["status", str(out)]) == 0
     assert "stopped; continue with --resume" in capsys.readouterr().out

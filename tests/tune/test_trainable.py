@@ -13,6 +13,8 @@ import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
 from tests.tune.tiny import CONFIG, without_times
 
+DAMAGED = "warning/damaged_checkpoints"
+
 
 def finish(trial):
     reports = [trial.train()]
@@ -91,7 +93,7 @@ def test_reset_then_load_continues_bit_identically(tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_path, caplog, monkeypatch):
     donor = DeltaSTNTrainable(CONFIG)
     expected = []
     for number in range(3):
@@ -105,7 +107,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_pat
     trial.restore(str(tmp_path / "checkpoint_000002"))
     assert f"continuing from 'checkpoint_{2 - damaged:06}'" in caplog.text
     assert trial.iteration == 3 - damaged
-    assert finish(trial) == expected[3 - damaged :]
+    reports = finish(trial)
+    assert {report.pop(DAMAGED) for report in reports} == {damaged}
+    assert all(report.pop(DAMAGED) == 0 for report in expected)
+    assert reports == expected[3 - damaged :]
+    # It is remembered in the checkpoints from there on, by the trial itself and not by one that takes its state over.
+    trial.save(str(tmp_path / "later"))
+    for own, count in ((True, damaged), (False, 0)):
+        heir = DeltaSTNTrainable(CONFIG)
+        with monkeypatch.context() as patch:
+            if not own:
+                patch.setattr(DeltaSTNTrainable, "trial_id", "another")
+            heir.restore(str(tmp_path / "later"))
+        assert heir.train()[DAMAGED] == count
 
 
 def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monkeypatch):
@@ -124,6 +138,8 @@ def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monk
     assert without_times(stranger.train()) == reports[0]
     (tmp_path / "checkpoint_000002" / "deltastn.pt").write_bytes(b"torn")
     rest = finish(trial)
+    assert {report.pop(DAMAGED) for report in rest} == {1}
+    assert {report.pop(DAMAGED) for report in reports} == {0}
     assert rest == reports[2:]
     assert trial.iteration == len(reports)
 
