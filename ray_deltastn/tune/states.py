@@ -96,22 +96,22 @@ class KeepStates(Callback):
 
     def keep(self) -> None:
         """Copy the newest state, unless it has been copied already, is not whole, or there is no room."""
-        states = state_files(self.trials)
-        if not states or (written := states[-1].stat().st_mtime) == self._written:
-            return
-        contents = whole(states[-1])
-        if contents is None:
-            return
         try:
+            states = state_files(self.trials)
+            if not states or (written := states[-1].stat().st_mtime) == self._written:
+                return
+            contents = whole(states[-1])
+            if contents is None:
+                return
             self.kept.mkdir(exist_ok=True)
             _write(contents, self.kept)
+            os.utime(self.kept / states[-1].name, (written, written))
+            for path in self.kept.iterdir():
+                if path.name not in contents:
+                    path.unlink()  # of an earlier run
+            self._written = written
         except OSError:
-            return  # the copy before stays
-        os.utime(self.kept / states[-1].name, (written, written))
-        for path in self.kept.iterdir():
-            if path.name not in contents:
-                path.unlink()  # of an earlier run
-        self._written = written
+            return  # the copy before stays; what a hook raises would end the experiment
 
 
 def mend(trials: Path, kept: Path) -> bool:
