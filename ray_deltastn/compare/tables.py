@@ -146,9 +146,7 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
             apart = finite(indexed.loc[method][outcome] - rival).dropna()
             if method == reference or apart.empty:
                 continue
-            n = len(apart)
-            half = float(stats.t.ppf(0.975, n - 1) * apart.std() / math.sqrt(n)) if n > 1 else math.nan
-            found.append(Difference(method, reference, outcome, n, float(apart.mean()), half))
+            found.append(Difference(method, reference, outcome, len(apart), float(apart.mean()), half_width(apart)))
     return found
 
 
@@ -156,6 +154,12 @@ def number(value: float, name: str) -> str:
     """A value of a column as text, a dash where there is none."""
     digits = 0 if name in COSTS or name in REACHED else 4 if name.endswith("loss") else 3
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def half_width(values: Sequence[float] | pd.Series) -> float:
+    """Half of the 95 % interval of a mean, by Student's t; NaN with a single value."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
 def mean_and_deviation(row: Any, name: str) -> str:
