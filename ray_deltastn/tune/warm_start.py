@@ -107,12 +107,10 @@ class WarmStart(Searcher):
         options = self._options.pop(trial_id, None)
         if options is None or result is None or error:
             return
-        values = {k.removeprefix(_VALUES): float(v) for k, v in result.items() if k.startswith(_VALUES)}
-        scales = {k.removeprefix(_SCALES): float(v) for k, v in result.items() if k.startswith(_SCALES)}
-        scale = {name: sigma for name, sigma in scales.items() if sigma != 0}  # zero: the method perturbs nothing
         metric = float(result.get(self._metric or "", math.nan))
-        if values and all(map(math.isfinite, (metric, *values.values(), *scale.values()))):
-            self.finished.append({"options": options, "values": values, "scale": scale, "metric": metric})
+        start = learned(result)
+        if start is not None and math.isfinite(metric):
+            self.finished.append({"options": options, **start, "metric": metric})
 
     def get_state(self) -> dict[str, Any]:
         """What the trials have learned, as plain data; Tune keeps the searcher's own state beside it."""
@@ -151,6 +149,16 @@ class WarmStart(Searcher):
             self.searcher.restore(path)
         finally:
             os.unlink(path)
+
+
+def learned(result: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
+    """What the key `warm_start` of another trial may hold, from a trial's last report; None if it teaches nothing."""
+    values = {k.removeprefix(_VALUES): float(v) for k, v in result.items() if k.startswith(_VALUES)}
+    scales = {k.removeprefix(_SCALES): float(v) for k, v in result.items() if k.startswith(_SCALES)}
+    scale = {name: sigma for name, sigma in scales.items() if sigma != 0}  # zero: the method perturbs nothing
+    if not values or not all(map(math.isfinite, (*values.values(), *scale.values()))):
+        return None
+    return {"values": values, "scale": scale}
 
 
 def _apart(domain: Domain | None, one: Any, other: Any) -> float:
