@@ -48,10 +48,11 @@ class DeltaSTNTrainable(Trainable):
       (see `WarmStart`);
     - whatever else `build` reads.
 
-    Reports are those of `SelfTuner.step`, `seconds/checkpoint`, and `warning/damaged_checkpoints`, the number of those
-    that were passed over for an earlier one. A diverged trial ends as a finished one with
-    infinite losses and the reason in `stop_reason`, and so does one that runs out of device memory. After a checkpoint
-    is loaded the trial's own config wins: a learning rate that a scheduler has changed takes effect.
+    Reports are those of `SelfTuner.step`, with `seconds/checkpoint`, `seconds/between`, the wall time between this
+    trial's steps so far, in which Tune saves checkpoints and takes reports, and `warning/damaged_checkpoints`, the number
+    of those that were passed over for an earlier one. A diverged trial ends as a finished one with infinite losses and
+    the reason in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded the trial's
+    own config wins: a learning rate that a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
@@ -59,6 +60,8 @@ class DeltaSTNTrainable(Trainable):
 
     tuner: SelfTuner
     _saving = 0.0  # seconds spent on checkpoints
+    _between = 0.0  # seconds between steps, with those
+    _left: float | None = None  # when the last step ended
     _damaged = 0  # checkpoints passed over
 
     @classmethod
@@ -85,7 +88,7 @@ class DeltaSTNTrainable(Trainable):
         if config.get("warm_start"):
             task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
         self.tuner = SelfTuner(task, **options)
-        self._saving, self._damaged = 0.0, 0
+        self._saving, self._between, self._left, self._damaged = 0.0, 0.0, None, 0
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
         granted = self.trial_resources
@@ -99,6 +102,8 @@ class DeltaSTNTrainable(Trainable):
         # A state copied from a trial that had ended has nothing left to train.
         if self.iteration == 0:
             self._go_on()
+        if self._left is not None:
+            self._between += time.perf_counter() - self._left
         if self.tuner.done:
             return self._complete(self.tuner.last_report)
         try:
@@ -106,10 +111,12 @@ class DeltaSTNTrainable(Trainable):
         except torch.OutOfMemoryError as error:
             # Trying again would end in the same way; a finished, bad trial tells the searcher so.
             report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
+        self._left = time.perf_counter()
         return self._complete(report)
 
     def _complete(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"warning/damaged_checkpoints": float(self._damaged), "seconds/checkpoint": self._saving}
+        own = {"warning/damaged_checkpoints": float(self._damaged)}
+        own |= {"seconds/checkpoint": self._saving, "seconds/between": self._between}
         return {**report, **own, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -121,8 +128,8 @@ class DeltaSTNTrainable(Trainable):
         started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
         draft = path.with_suffix(".draft")
-        own = {"iteration": self.iteration, "trial_id": self.trial_id, "saving": self._saving}
-        own["damaged"] = self._damaged
+        own: dict[str, Any] = {"iteration": self.iteration, "trial_id": self.trial_id}
+        own |= {"saving": self._saving, "between": self._between, "damaged": self._damaged}
         try:
             torch.save({**self.tuner.state_dict(), **own}, draft)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
@@ -165,7 +172,7 @@ class DeltaSTNTrainable(Trainable):
     def _take(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; what it counts of damage is this trial's only if the state is its own."""
         self.tuner.load_state_dict(state)
-        self._saving = state.get("saving", 0.0)
+        self._saving, self._between, self._left = state.get("saving", 0.0), state.get("between", 0.0), None
         if state.get("trial_id") == self.trial_id:
             self._damaged += state.get("damaged", 0)
 

@@ -50,6 +50,24 @@ def test_every_report_has_the_keys_of_the_first_and_the_metric():
     assert [report["done"] for report in reports] == [False] * 4 + [True]
 
 
+def test_time_between_steps_is_reported_and_goes_with_the_checkpoint(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def step(trial, before):
+        now[0] += before
+        return trial.train()["seconds/between"]
+
+    trial = DeltaSTNTrainable(CONFIG)
+    assert [step(trial, before=7.0), step(trial, before=2.0), step(trial, before=1.0)] == [0.0, 2.0, 3.0]
+    trial.save(str(tmp_path))
+    other = DeltaSTNTrainable(CONFIG)
+    other.restore(str(tmp_path))
+    assert [step(other, before=50.0), step(other, before=0.5)] == [3.0, 3.5]
+    other.reset_config(CONFIG)
+    assert step(other, before=9.0) == 0.0
+
+
 def test_config_of_the_trial_wins_over_the_checkpoint(tmp_path):
     donor = DeltaSTNTrainable({**CONFIG, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
     donor.train()
