@@ -112,6 +112,10 @@ class Results:
         if "seconds/checkpoint" in last:
             share = last["seconds/checkpoint"].sum() / last[["seconds/checkpoint", "seconds/total"]].sum().sum()
             notes.append(f"Checkpoints took {100 * share:.1f} % of the trials' time.")
+        if "seconds/between" in last:
+            share = last["seconds/between"].sum() / (last["seconds/between"] + last["seconds/total"]).sum()
+            advice = "; fewer reports (`train.steps_per_report`) cost less" if share > 0.02 else ""
+            notes.append(f"Reporting, with checkpoints, took {100 * share:.1f} % of the trials' time{advice}.")
         if (driver := self.folder / DRIVER_FILE).exists():
             seconds = json.loads(driver.read_text())["searcher_seconds"]
             notes.append(f"The searcher took {seconds:.1f} s of the driver's time.")
