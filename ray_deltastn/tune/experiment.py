@@ -18,7 +18,6 @@ import ray
 import torch
 from ray import tune
 from ray.tune import Callback
-from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
 from ray_deltastn import random_state
 from ray_deltastn.checks import check_differentiable
@@ -46,6 +45,7 @@ from ray_deltastn.tune.guards import (
     known_trials,
     slots_of,
 )
+from ray_deltastn.tune.loggers import loggers
 from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
@@ -171,8 +171,7 @@ def _run(
                 callbacks=[
                     progress,
                     ReportLog(out),
-                    CSVLoggerCallback(),
-                    JsonLoggerCallback(),
+                    *loggers(),
                     KeepStates(out / TRIALS_FOLDER, out / STATES_FOLDER),
                     PruneCheckpoints(out / STATES_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
                     *([_SameTrials(known)] if resume else []),
