@@ -36,7 +36,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.arguments import number, prepare, whole
-from benchmarks.record import write
+from benchmarks.record import command_line, write
 from benchmarks.speed import versions
 from ray_deltastn.tune.report_log import read_log
 
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts = {kind: killed.count(kind) for kind in KINDS}
     row = {"killed": counts, "driver_starts": driver.starts, "seconds": round(seconds), **found}
     record = {
-        "command": " ".join(["python -m benchmarks.faults", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": command_line("benchmarks.faults", arguments),
         "seed": options.seed,
         "versions": versions(),
         "rows": [row],

@@ -84,6 +84,11 @@ def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     ]
 
 
+def command_line(module: str, arguments: Sequence[str] | None) -> str:
+    """The command that runs a benchmark: as it was typed, or with the arguments that `main` was given."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
 def read(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     """A record of either form, as a mapping with `rows` and perhaps `command` and `missing`.
 
@@ -163,7 +168,7 @@ class Kind:
             if not _without(given, FILES):
                 return None
             given = _without(given, FILES[:1])
-        return shlex.join(["python", "-m", self.module, *given])
+        return command_line(self.module, given)
 
     def save(self, path: Path, command: str | None, rows: list[dict[str, Any]], missing: int = 0) -> None:
         """Write a record, of which so many rows are still to come."""
