@@ -1,0 +1,117 @@
+"""What Tune costs a trial: the share of its time that goes into reports, checkpoints and round trips to the driver.
+
+    python -m benchmarks.overhead --minutes 1 --epochs-per-report 1,2,5 --json FILE
+
+A trial of digits of so many minutes, run as `ray-deltastn run configs/digits_hybrid.yaml` runs it, with its checkpoints
+(every ten reports) and loggers, once for each number of epochs between reports. All is measured inside the trial:
+
+- `train`: train and hyper steps; `evaluate`: validation and test losses. These are not overhead;
+- `report`: the rest of the trial's `step`;
+- `checkpoint`: saving the state;
+- `round_trip`: the rest of the time between one `step` and the next: Tune stores the checkpoint, takes the report, asks
+  scheduler and searcher, logs, and comes back;
+- `share`: the last three over the whole.
+
+Starting the trial's process comes before its first step, and the checkpoint at the end after its last report: neither
+is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import ray_deltastn as rd
+from benchmarks.arguments import number, prepare, several, whole
+from benchmarks.record import command_line, rounded, write
+from benchmarks.speed import versions
+from ray_deltastn.tasks import build_task
+from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.experiment import run_experiment
+
+CONFIG = Path("configs/digits_hybrid.yaml")
+#: The share that the design allows.
+MOST = 0.02
+#: Epochs that say how long one takes.
+TRIED = 20
+
+
+def parts(reports: pd.DataFrame) -> dict[str, Any]:
+    """Where the time of a trial went, in seconds, from its reports; `share` is Tune's of the whole."""
+    last = reports.sort_values("training_iteration").iloc[-1]
+    found = {
+        "train": last["seconds/train"] + last["seconds/hyper"],
+        "evaluate": last["seconds/evaluate"],
+        "report": last["time_total_s"] - last["seconds/total"],
+        "checkpoint": last["seconds/checkpoint"],
+        "round_trip": last["seconds/between"] - last["seconds/checkpoint"],
+    }
+    whole_time = last["time_total_s"] + last["seconds/between"]
+    share = (found["report"] + found["checkpoint"] + found["round_trip"]) / whole_time
+    between = reports["seconds/between"].diff().median()
+    row = {"reports": len(reports), "seconds": whole_time, "seconds_per_report": whole_time / len(reports), **found}
+    return {**row, "median_between": float(between), "share": float(share)}
+
+
+def seconds_per_epoch(config: ExperimentConfig) -> tuple[float, int]:
+    """What an epoch takes on this machine now, and how many train steps it has."""
+    options = {**config.train, "epochs": TRIED, "warmup": 0}
+    tuner = rd.SelfTuner(build_task({"task": config.task, **config.options}), **options)
+    for report in tuner.fit():
+        taken = report["seconds/total"]
+    return taken / TRIED, len(tuner.train)
+
+
+def measure(minutes: float, epochs_per_report: int, folder: Path) -> dict[str, Any]:
+    """One row: a trial of about so many minutes."""
+    plain = ["search={}", "tune.searcher=random", "tune.num_samples=1"]
+    seconds, steps = seconds_per_epoch(ExperimentConfig.read(CONFIG, plain))
+    reports = max(2, round(60 * minutes / seconds / epochs_per_report))
+    sizes = [f"train.epochs={reports * epochs_per_report}", f"train.steps_per_report={steps * epochs_per_report}"]
+    config = ExperimentConfig.read(CONFIG, [*plain, *sizes])
+    found = run_experiment(config, folder / f"every-{epochs_per_report}")
+    row = {"epochs_per_report": epochs_per_report, "checkpoint_every": config.tune.checkpoint_every}
+    load, _, _ = os.getloadavg()
+    thinned: dict[str, Any] = rounded({**row, **parts(found), "load": load}, 4)
+    return thinned
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    own = "  ".join(f"{name} {row[name]:.2f} s" for name in ("train", "evaluate", "report", "checkpoint", "round_trip"))
+    verdict = "within" if row["share"] <= MOST else "above"
+    return (
+        f"{row['epochs_per_report']} epochs per report, {row['reports']} reports in {row['seconds']:.0f} s: {own}; "
+        f"overhead {100 * row['share']:.2f} %, {verdict} {100 * MOST:.0f} %; "
+        f"{1000 * row['median_between']:.1f} ms between steps (median)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the trials, print where their time went, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=number(above=0), default=1.0, help="length of a trial, about")
+    parser.add_argument("--epochs-per-report", type=several(whole()), default=[1, 2, 5], metavar="N,N,...")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    options = parser.parse_args(arguments)
+    prepare(parser, options.json)
+    for name in ("RAY_USAGE_STATS_ENABLED", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "0" if name.startswith("RAY") else "1")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for epochs in options.epochs_per_report:
+            rows.append(measure(options.minutes, epochs, Path(folder)))
+            print(line(rows[-1]), flush=True)
+    if options.json:
+        command = command_line("benchmarks.overhead", arguments)
+        write(options.json, {"command": command, "versions": versions(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

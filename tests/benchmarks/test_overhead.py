@@ -1,0 +1,40 @@
+"""Where the time of a trial went, from its reports."""
+
+import pandas as pd
+import pytest
+
+from benchmarks import overhead
+
+
+def reports():
+    times = {
+        "training_iteration": [1, 2, 3, 4],
+        "seconds/train": [10.0, 20.0, 30.0, 40.0],
+        "seconds/hyper": [1.0, 2.0, 3.0, 4.0],
+        "seconds/evaluate": [0.5, 1.0, 1.5, 2.0],
+        "seconds/total": [11.5, 23.0, 34.5, 46.0],
+        "seconds/checkpoint": [0.0, 0.0, 0.25, 0.25],
+        "seconds/between": [0.0, 0.5, 2.0, 2.5],
+        "time_total_s": [12.0, 24.0, 36.0, 47.5],
+    }
+    return pd.DataFrame(times)
+
+
+def test_parts_add_up_to_the_whole_and_training_is_no_overhead():
+    row = overhead.parts(reports().iloc[::-1])
+    own = {"train": 44.0, "evaluate": 2.0, "report": 1.5, "checkpoint": 0.25, "round_trip": 2.25}
+    assert {name: row[name] for name in own} == own
+    assert row["seconds"] == sum(own.values()) == 50.0
+    assert row["share"] == pytest.approx(4.0 / 50.0)
+    assert (row["reports"], row["seconds_per_report"]) == (4, 12.5)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.02, "2.00 %, within 2 %"), (0.021, "2.10 %, above 2 %")])
+def test_a_line_says_whether_the_limit_holds(share, verdict):
+    row = {"epochs_per_report": 1, **overhead.parts(reports()), "share": share}
+    assert f"overhead {verdict}" in overhead.line(row)
+
+
+def test_wrong_arguments_are_refused_in_a_line(refusal):
+    assert "--minutes: must be a finite number > 0, got '0'" in refusal(overhead.main, "--minutes", "0")
+    assert "--epochs-per-report: must be a whole number >= 1" in refusal(overhead.main, "--epochs-per-report", "1,0")
