@@ -1,0 +1,172 @@
+"""How trials scale: real ones on one and two CPUs, and Tune's own overhead on up to 256 simulated ones.
+
+    python -m benchmarks.scaling --trials 8,32,128,256 --json FILE
+
+**Real**: k trials of digits, all the same, on k workers of one CPU, through `run_experiment`. `seconds` is from the
+first step of any of them to the last report; `efficiency` is the time of one trial alone over that of k trials at once.
+Each k runs `--repeats` times, by turns, and the fastest counts, since others use this machine too.
+
+**Simulated**: trials that only sleep, with a report after each nap, on `--workers` made-up CPUs whose processes go from
+trial to trial (as in `run_experiment`: actors are reused; the same loggers; random search; no checkpoints):
+
+- `ideal`: seconds of the naps as they really were, on workers that never wait; `seconds`: from the first nap to the end
+  of the last; `start`: from the command to the first nap, in which the processes begin;
+- `report_ms`: what a worker waits between two naps of a trial, `trial_ms`: between two trials; means;
+- `overhead`: all that waiting over all naps. Processes that begin later than others, and workers that are left without
+  a trial at the end, show in `seconds` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray import tune
+
+from benchmarks.arguments import number, prepare, several, whole
+from benchmarks.record import command_line, rounded, write
+from benchmarks.speed import versions
+from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.experiment import run_experiment
+from ray_deltastn.tune.loggers import loggers
+from ray_deltastn.tune.report_log import ReportLog
+
+CONFIG = Path("configs/digits_hybrid.yaml")
+#: Reports of a simulated trial.
+NAPS = 4
+
+
+class Sleeper(tune.Trainable):
+    """Trial that sleeps, and says how long it did."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin (called by Tune)."""
+        self.naps = 0
+
+    def step(self) -> dict[str, Any]:
+        """Sleep once (called by Tune)."""
+        began = time.time()
+        time.sleep(self.config["nap"])
+        self.naps += 1
+        return {"began": began, "ended": time.time(), "loss": 0.0, "done": self.naps == self.config["naps"]}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial (called by Tune)."""
+        self.setup(new_config)
+        return True
+
+
+def begin(cpus: int) -> None:
+    """A cluster of this machine alone with so many CPUs, which need not exist."""
+    ray.shutdown()
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             object_store_memory=100 * 2**20)  # fmt: skip
+
+
+def real(trials: int, epochs: int, folder: Path) -> float:
+    """Seconds from the first step of any of the trials to the last report."""
+    sizes = [f"tune.num_samples={trials}", f"tune.max_concurrent={trials}", f"train.epochs={epochs}"]
+    config = ExperimentConfig.read(CONFIG, ["search={}", "tune.searcher=random", *sizes])
+    reports = run_experiment(config, folder)
+    return float(reports["arrived"].max() - (reports["arrived"] - reports["time_this_iter_s"]).min())
+
+
+def efficiencies(seconds: dict[int, list[float]]) -> list[dict[str, Any]]:
+    """Rows of the real trials, from the seconds that each number of them took in each repetition."""
+    alone = min(seconds[1])
+    return [
+        {"trials": trials, "workers": trials, "seconds": min(taken), "every": taken, "efficiency": alone / min(taken)}
+        for trials, taken in seconds.items()
+    ]
+
+
+def simulated(trials: int, workers: int, nap: float, folder: Path) -> dict[str, Any]:
+    """One row: trials that sleep, on a cluster that has been begun with so many CPUs."""
+    started = time.time()
+    analysis = tune.run(
+        Sleeper,
+        name="trials",
+        storage_path=str(folder),
+        config={"nap": nap, "naps": NAPS},
+        num_samples=trials,
+        max_concurrent_trials=workers,
+        reuse_actors=True,
+        callbacks=[ReportLog(folder), *loggers()],
+        verbose=0,
+    )
+    naps = pd.concat(analysis.trial_dataframes.values())
+    return {"start": float(naps["began"].min() - started), **waiting(naps, trials, workers)}
+
+
+def waiting(naps: pd.DataFrame, trials: int, workers: int) -> dict[str, Any]:
+    """How long the workers of simulated trials waited, from when each nap began and ended, its trial and process."""
+    ordered = naps.sort_values("began")
+    after = ordered.groupby("pid")
+    gaps = ordered["began"] - after["ended"].shift()
+    same = ordered["trial_id"] == after["trial_id"].shift()
+    slept = float((naps["ended"] - naps["began"]).sum())
+    row = {"trials": trials, "workers": workers, "trial_seconds": slept / trials}
+    row |= {"ideal": math.ceil(trials / workers) * slept / trials}
+    row |= {"seconds": float(naps["ended"].max() - naps["began"].min())}
+    row |= {"report_ms": 1000 * float(gaps[same].mean()), "trial_ms": 1000 * float(gaps[~same].mean())}
+    return {**row, "overhead": float(gaps.sum()) / slept}
+
+
+def lines(record: dict[str, Any]) -> list[str]:
+    """Both tables, as text."""
+    found = ["real trials  workers  seconds  efficiency"]
+    for row in record["real"]:
+        found.append(f"{row['trials']:11}  {row['workers']:7}  {row['seconds']:7.1f}  {row['efficiency']:9.0%}")
+    found.append("simulated trials  workers    ideal  seconds  start  ms per report  ms per trial  overhead")
+    for row in record["simulated"]:
+        trial = "–" if row["trial_ms"] is None else f"{row['trial_ms']:.0f}"
+        times = f"{row['ideal']:7.1f}  {row['seconds']:7.1f}  {row['start']:5.1f}  {row['report_ms']:13.1f}"
+        found.append(f"{row['trials']:16}  {row['workers']:7}  {times}  {trial:>12}  {row['overhead']:8.2%}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both, print both tables, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--trials", type=several(whole()), default=[8, 32, 128, 256], metavar="N,N,...",
+                        help="simulated ones")  # fmt: skip
+    parser.add_argument("--workers", type=whole(), default=8, help="made-up CPUs for them; a process needs 0.2 GB")
+    parser.add_argument("--nap", type=number(above=0), default=1.0, help=f"seconds; {NAPS} naps are a simulated trial")
+    parser.add_argument("--epochs", type=whole(), default=150, help="of a real trial")
+    parser.add_argument("--repeats", type=whole(), default=2, help="of the real ones")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    options = parser.parse_args(arguments)
+    prepare(parser, options.json)
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0", "OMP_NUM_THREADS": "1"}.items():
+        os.environ.setdefault(name, value)
+    record: dict[str, Any] = {"command": command_line("benchmarks.scaling", arguments), "versions": versions()}
+    record |= {"cpus": os.cpu_count(), "load": {"before": os.getloadavg()[0]}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        begin(2)
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for repeat in range(options.repeats):
+            for trials, taken in seconds.items():
+                taken.append(real(trials, options.epochs, folder / f"real-{trials}-{repeat}"))
+        record["real"] = rounded(efficiencies(seconds), 4)
+        record["load"]["between"] = os.getloadavg()[0]
+        begin(options.workers)
+        rows = [simulated(n, options.workers, options.nap, folder / f"simulated-{n}") for n in options.trials]
+        record["simulated"] = rounded(rows, 4)
+        record["load"]["after"] = os.getloadavg()[0]
+        ray.shutdown()
+    print("\n".join(lines(record)))
+    if options.json:
+        write(options.json, record)
+
+
+if __name__ == "__main__":
+    main()
