@@ -51,8 +51,8 @@ class DeltaSTNTrainable(Trainable):
     Reports are those of `SelfTuner.step`, with `seconds/checkpoint`, `seconds/between` (wall time between this trial's
     steps so far, in which Tune saves checkpoints and takes reports) and `warning/damaged_checkpoints` (the number of
     those passed over for an earlier one). A diverged trial ends as a finished one with infinite losses and the reason
-    in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded the trial's own config
-    wins: a learning rate that a scheduler has changed takes effect.
+    in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded, the own config
+    of the trial wins: a learning rate that a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
