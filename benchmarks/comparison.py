@@ -24,8 +24,6 @@ from benchmarks.speed import versions
 from ray_deltastn.compare import pictures
 from ray_deltastn.compare.report import Comparison, write_comparison
 from ray_deltastn.compare.tables import spending
-from ray_deltastn.tune.experiment import read_results
-from ray_deltastn.tune.guards import RESULTS_FILE
 
 #: Most points of a curve, and colours of a picture.
 POINTS, COLOURS = 60, 128
@@ -46,16 +44,15 @@ def curve(reports: pd.DataFrame, points: int = POINTS) -> dict[str, list[float]]
     return {name: rounded(kept[column].tolist(), 4) for name, column in names.items()}
 
 
-def record(found: Comparison, results: pd.DataFrame, command: str, remark: str) -> dict[str, Any]:
+def record(found: Comparison, command: str, remark: str) -> dict[str, Any]:
     """The record of a comparison.
 
     Args:
         found: its tables.
-        results: one row per report.
         command: that ran it.
         remark: about the machine.
     """
-    groups = dict(list(results.groupby(["method", "seed"])))
+    groups = dict(list(found.results.groupby(["method", "seed"])))
     rows = [
         {**rounded(dict(row)), "curve": curve(groups[row["method"], row["seed"]])}
         for row in found.per_seed.astype(object).to_dict("records")
@@ -63,10 +60,11 @@ def record(found: Comparison, results: pd.DataFrame, command: str, remark: str) 
     return {
         "command": command,
         "remark": remark,
-        "n": int(found.summary["seeds"].max()),
-        "config": found.config.model_dump(exclude_unset=True),
+        "n": found.asked.seeds,
+        "config": found.asked.config.model_dump(exclude_unset=True),
         "versions": versions(),
         "summary": [rounded(row) for row in found.summary.astype(object).to_dict("records")],
+        "notes": found.notes(),
         "differences": [str(difference) for difference in found.differences],
         "rows": rows,
     }
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = write_comparison(options.folder)
     except FileNotFoundError as error:
         parser.error(str(error))
-    made = record(found, read_results(options.folder / RESULTS_FILE), options.command, options.remark)
+    made = record(found, options.command, options.remark)
     write(options.out / "record.json", json.loads(json.dumps(made)))
     (options.out / "table.md").write_text((options.folder / "table.md").read_text())
     for name in (pictures.LOSS, pictures.SCHEDULES, pictures.SCATTER, pictures.OUTER):

@@ -1,4 +1,4 @@
-"""The command `ray-deltastn`: run an experiment, see how far it is, or write its report again."""
+"""The command `ray-deltastn`: run an experiment or a comparison, see how far it is, or write its report again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from rich.table import Table
 
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
-from ray_deltastn.compare.report import Comparison, write_comparison
-from ray_deltastn.compare.run import COMPARISON_FILE, progress, run_comparison
+from ray_deltastn.compare.progress import progress
+from ray_deltastn.compare.report import Comparison, statement, write_comparison
+from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
 from ray_deltastn.compare.tables import SHORT, cells
 from ray_deltastn.page import PAGE
 from ray_deltastn.report import Results, write_report
@@ -38,16 +39,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there")
     compare = commands.add_parser("compare", help="methods head-to-head on one task with an equal budget of epochs")
     compare.add_argument("config", type=Path, help="YAML file, such as configs/digits_compare.yaml")
-    compare.add_argument("--methods", default=",".join(CONTENDERS), help="comma-separated (default: all)")
-    compare.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    compare.add_argument("--methods", help=f"of {','.join(CONTENDERS)} (default: all)")
+    compare.add_argument("--seeds", type=int, help="number of seeds (default: 3)")
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as trials=4")
     compare.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
     compare.add_argument("--resume", action="store_true", help="go on with a comparison that was interrupted")
     compare.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
     compare.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles it")
-    status = commands.add_parser("status", help="how far an experiment is: each trial, its loss and hyperparameters")
+    status = commands.add_parser("status", help="how far an experiment is, trial by trial, or a comparison")
     status.add_argument("folder", type=Path)
-    report = commands.add_parser("report", help="write pictures and report.html of a results folder again")
+    report = commands.add_parser("report", help="write pictures and report.html of an experiment or a comparison again")
     report.add_argument("folder", type=Path)
     return parser
 
@@ -94,7 +95,7 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
     config = CompareConfig.read(options.config, options.set)
     out = options.out or Path("results", options.config.stem)
-    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
     run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
     _show_comparison(console, write_comparison(out))
     console.print(f"{time.monotonic() - started:.0f} s; tables in {out}, open {out / PAGE}", highlight=False)
@@ -102,14 +103,15 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
 
 def _show_comparison(console: Console, found: Comparison) -> None:
     header, rows = cells(found.summary, SHORT)
-    table = Table(title=f"{found.config.budget} epochs for every method and seed", title_justify="left")
+    budget = found.asked.config.budget
+    table = Table(title=f"A budget of {budget} epochs for every method and seed", title_justify="left")
     for name in header:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for difference in found.differences:
-        console.print(str(difference), highlight=False)
+    for line in [*found.notes(), statement(found), *(map(str, found.differences) if found.asked.seeds > 1 else [])]:
+        console.print(line, highlight=False)
 
 
 def _show(console: Console, results: Results) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ray_deltastn._version import __version__
 
@@ -30,6 +31,12 @@ class Picture:
     text: str
     path: Path
     wide: bool = False
+
+    @property
+    def least(self) -> int:
+        """Pixels of the page below which its text could not be read."""
+        with Image.open(self.path) as image:
+            return image.width // 2
 
     @property
     def data(self) -> str:

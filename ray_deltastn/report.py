@@ -17,8 +17,8 @@ from ray_deltastn.contact_sheet import NoImagesError, contact_sheet
 from ray_deltastn.page import PAGE, Picture, panels, save, style, write_page
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.guards import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.tune.results import read_results
 
 SCHEDULES, LOSS, SHEET = "schedules.png", "loss_over_time.png", "augmentation.png"
 logger = logging.getLogger(__name__)

@@ -31,21 +31,38 @@ LOOKS = {
 FAR = 10.0
 
 
-def draw(results: pd.DataFrame, space: dict[str, dict[str, Any]], outer: list[str], out: Path) -> None:
-    """Draw all pictures of a comparison into its folder.
+def draw(
+    results: pd.DataFrame,
+    space: dict[str, dict[str, Any]],
+    outer: list[str],
+    copies: pd.DataFrame | None,
+    out: Path,
+) -> list[str]:
+    """Draw the pictures of a comparison into its folder, and remove what an earlier one has left.
 
     Args:
         results: one row per report, see `gather`.
         space: kind and bounds of each hyperparameter, by name.
         outer: names of the outer options in a trial's config.
+        copies: what `pbt` copied, with `method` and `seed`; None for nothing.
         out: folder.
+
+    Returns:
+        Names of the files.
     """
-    plot_loss(results, out / LOSS)
-    plot_schedules(results, space, out / SCHEDULES)
-    if "test_loss" in results:
-        plot_scatter(results, out / SCATTER)
-    if outer:
-        plot_outer(results, outer, out / OUTER)
+    for name in (LOSS, SCHEDULES, SCATTER, OUTER):
+        (out / name).unlink(missing_ok=True)
+    trials = at_their_best(results)
+    searching = [method for method in trials["method"].unique() if CONTENDERS[method].searcher]
+    drawn = []
+    if len(trials):
+        drawn.append(plot_loss(results, out / LOSS))
+        drawn.append(plot_schedules(results, space, copies, out / SCHEDULES))
+        if "test_loss" in trials and finite(trials["test_loss"]).notna().any():
+            drawn.append(plot_scatter(trials[finite(trials["test_loss"]).notna()], out / SCATTER))
+        if outer and searching:
+            drawn.append(plot_outer(trials[trials["method"].isin(searching)], outer, out / OUTER))
+    return [path.name for path in drawn]
 
 
 def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -55,50 +72,98 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
         results: one row per report.
         method: whose.
         spent: `spent_epochs` or `spent_seconds`.
-        points: of the grid, which ends where the first seed does.
+        points: of the grid, from the first report of any seed to the last; a run that ended before stays at its best.
 
     Returns:
-        The grid `(points,)`, and `(seeds, points)` losses, NaN before the first finite one.
+        The grid `(points,)`, and `(seeds, points)` losses, NaN before a seed's first finite one.
     """
     runs = [spending(reports) for _, reports in results[results["method"] == method].groupby("seed")]
-    grid = np.linspace(max(run[spent].iloc[0] for run in runs), min(run[spent].iloc[-1] for run in runs), points)
-    places = [np.searchsorted(run[spent].to_numpy(), grid, side="right") - 1 for run in runs]
-    return grid, np.stack([r["best_so_far"].to_numpy()[np.maximum(i, 0)] for r, i in zip(runs, places, strict=True)])
+    grid = np.linspace(min(run[spent].iloc[0] for run in runs), max(run[spent].iloc[-1] for run in runs), points)
+    losses = np.full((len(runs), points), np.nan)
+    for row, run in zip(losses, runs, strict=True):
+        places = np.searchsorted(run[spent].to_numpy(), grid, side="right") - 1
+        row[places >= 0] = run["best_so_far"].to_numpy()[places[places >= 0]]
+    return grid, losses
 
 
 def plot_loss(results: pd.DataFrame, path: Path) -> Path:
-    """Draw the best validation loss so far over epochs and over seconds; the band is all seeds, the line their mean."""
+    """Draw the best validation loss so far over epochs and over seconds.
+
+    The line is the mean over seeds, the band all of them, × where a run ended before the others of its kind.
+    """
     figure, axes = panels(2, width=5.6, height=4.4)
+    longest = results.groupby(["method", "seed"]).size().max()
     for axis, spent, label in zip(
         axes, ("spent_epochs", "spent_seconds"), ("training epochs, all trials together", "device-seconds"), strict=True
     ):
         for method in results["method"].unique():
             colour, line = LOOKS[method]
             grid, losses = curves(results, method, spent)
-            axis.fill_between(grid, losses.min(0), losses.max(0), color=colour, alpha=0.13, linewidth=0)
-            axis.plot(grid, losses.mean(0), color=colour, linestyle=line, linewidth=1.8, label=method)
+            known = ~np.isnan(losses).all(0)
+            if not known.any():
+                continue
+            grid, losses = grid[known], losses[:, known]
+            low, high = np.nanmin(losses, 0), np.nanmax(losses, 0)
+            axis.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0)
+            axis.plot(grid, np.nanmean(losses, 0), color=colour, linestyle=line, linewidth=1.8, label=method)
+            for _, reports in results[results["method"] == method].groupby("seed"):
+                if len(reports) < 0.98 * longest:
+                    end = spending(reports).iloc[-1]
+                    axis.plot(end[spent], end["best_so_far"], "x", color=colour, markersize=7, markeredgewidth=1.8)
         style(axis, label, "")
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}" if _decades(axis) < 1 else "")
+        _logarithmic(axis, "y", results["valid_loss"])
     axes[0].set_ylabel("best validation loss so far")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return _with_legend(figure, axes, path)
+
+
+def _logarithmic(axis: Any, which: str, values: pd.Series) -> None:
+    """A logarithmic axis with plain numbers, where all values are positive."""
+    if (finite(values).dropna() <= 0).any():
+        return
+    getattr(axis, f"set_{which}scale")("log")
+    ruler = getattr(axis, f"{which}axis")
+    low, high = getattr(axis, f"get_{which}lim")()
+    ruler.set_major_formatter("{x:g}")
+    ruler.set_minor_formatter("{x:g}" if high / low < 10 else "")
+
+
+def _with_legend(figure: Any, axes: list[Any], path: Path) -> Path:
+    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, int(figure.get_figwidth() / 1.5))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     return save(figure, path)
 
 
-def _decades(axis: Any) -> float:
-    low, high = axis.get_ylim()
-    return float(np.log10(high / low))
+def history(reports: pd.DataFrame, copies: pd.DataFrame | None, trial_id: str, until: float = np.inf) -> pd.DataFrame:
+    """Reports of a network, through the trials it was copied from.
+
+    Args:
+        reports: of one method and seed.
+        copies: what `pbt` copied with this seed, see `lineage`; None for nothing.
+        trial_id: where it ended.
+        until: the last of its reports there.
+    """
+    own = reports[(reports["trial_id"] == trial_id) & (reports["training_iteration"] <= until)]
+    if copies is not None:
+        mine = copies[(copies["trial_id"] == trial_id) & (copies["training_iteration"] <= until)]
+        if len(mine):
+            last = mine.sort_values("training_iteration").iloc[-1]
+            before = history(reports, copies, last["copied_from"], last["training_iteration"] - 1)
+            own = pd.concat([before, own[own["training_iteration"] >= last["training_iteration"]]])
+    return own.sort_values("training_iteration", kind="stable")
 
 
-def plot_schedules(results: pd.DataFrame, space: dict[str, dict[str, Any]], path: Path) -> Path:
+def plot_schedules(
+    results: pd.DataFrame, space: dict[str, dict[str, Any]], copies: pd.DataFrame | None, path: Path
+) -> Path:
     """Draw every hyperparameter over the run of the best trial of each method and seed."""
-    figure, axes = panels(len(space), width=3.3, height=2.7)
+    figure, axes = panels(len(space), columns=3, width=3.6, height=2.8)
     for method in results["method"].unique():
         colour, line = LOOKS[method]
         constant = CONTENDERS[method].method == "fixed" and CONTENDERS[method].scheduler != "pbt"
-        for number, (_, reports) in enumerate(results[results["method"] == method].groupby("seed")):
-            best = best_trial(reports)
+        for number, (seed, reports) in enumerate(results[results["method"] == method].groupby("seed")):
+            same = None if copies is None else copies[(copies["method"] == method) & (copies["seed"] == seed)]
+            best = history(reports, same, best_trial(reports)["trial_id"].iloc[0])
             for axis, name in zip(axes, space, strict=True):
                 share = best["training_iteration"] / best["config/epochs"]
                 values = best[f"hyperparameters/{name}"]
@@ -112,8 +177,7 @@ def plot_schedules(results: pd.DataFrame, space: dict[str, dict[str, Any]], path
         if about["kind"] == "Positive":
             axis.set_yscale("log")
         style(axis, "share of the run", "")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    return save(figure, path)
+    return _with_legend(figure, axes[:1], path)
 
 
 def at_their_best(results: pd.DataFrame) -> pd.DataFrame:
@@ -122,12 +186,11 @@ def at_their_best(results: pd.DataFrame) -> pd.DataFrame:
     return known.loc[known.groupby(["method", "seed", "trial_id"], sort=False)["valid_loss"].idxmin()]
 
 
-def plot_scatter(results: pd.DataFrame, path: Path) -> Path:
-    """Draw validation against test loss: small, every trial; large, the one that each seed chose."""
-    trials = at_their_best(results)
+def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
+    """Draw validation against test loss: small, every trial at its best; large, the one that each seed chose."""
     chosen = trials.loc[trials.groupby(["method", "seed"], sort=False)["valid_loss"].idxmin()]
     figure, (axis,) = panels(1, width=6.0, height=5.2)
-    for method in results["method"].unique():
+    for method in trials["method"].unique():
         colour, _ = LOOKS[method]
         every, best = trials[trials["method"] == method], chosen[chosen["method"] == method]
         axis.scatter(every["valid_loss"], every["test_loss"], s=9, color=colour, alpha=0.35, linewidth=0)
@@ -135,62 +198,77 @@ def plot_scatter(results: pd.DataFrame, path: Path) -> Path:
             best["valid_loss"], best["test_loss"], s=60, color=colour, edgecolor="white", label=method, zorder=3
         )
     # What came near the best is what there is to see; trials far off are left out.
-    top = 3 * float(chosen[["valid_loss", "test_loss"]].max().max())
-    low = 0.85 * float(chosen[["valid_loss", "test_loss"]].min().min())
-    axis.plot([low, top], [low, top], color="#9aa3ad", linewidth=0.8, zorder=0)
+    losses = chosen[["valid_loss", "test_loss"]]
+    low, high = float(losses.min().min()), float(losses.max().max())
+    room = 0.15 * max(high - low, 0.1 * abs(high))
+    low, high = (0.85 * low, 1.6 * high) if low > 0 else (low - room, high + room)
+    axis.plot([low, high], [low, high], color="#9aa3ad", linewidth=0.8, zorder=0)
     style(axis, "validation loss of a trial at its best", "test loss at the same report")
-    axis.set(xscale="log", yscale="log", xlim=(low, top), ylim=(low, top))
-    for each in (axis.xaxis, axis.yaxis):
-        each.set_major_formatter("{x:g}")
-        each.set_minor_formatter("")
+    axis.set(xlim=(low, high), ylim=(low, high))
+    for which in ("x", "y"):
+        _logarithmic(axis, which, pd.Series([low, high]))
     axis.legend(frameon=False, loc="lower right", fontsize=8)
     return save(figure, path)
 
 
-def plot_outer(results: pd.DataFrame, outer: list[str], path: Path) -> Path:
-    """Draw the outer options of every trial of the searching methods and the loss each reached, as one line."""
-    methods = [method for method in results["method"].unique() if CONTENDERS[method].searcher]
-    if not methods:
-        return path
-    trials = at_their_best(results)
-    columns = [f"config/{name.replace('.', '/')}" for name in outer]
-    best = float(trials["valid_loss"].min())
-    worst = min(float(trials["valid_loss"].max()), FAR * best)
-    loss = trials["valid_loss"].clip(upper=worst)
-    options, ends = zip(*(_places(values) for values in [*(trials[column] for column in columns), loss]), strict=True)
-    if worst < trials["valid_loss"].max():
-        ends = (*ends[:-1], (ends[-1][0], f"≥ {ends[-1][1]}"))
-    heights = np.column_stack(options)
-    figure, axes = panels(len(methods), columns=3, width=3.8, height=3.0)
+def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
+    """Draw the outer options of every trial of the searching methods and the loss each reached, as one line.
+
+    Args:
+        trials: at their best, see `at_their_best`.
+        outer: names of the options in a trial's config.
+        path: of the picture.
+    """
+    loss, least = trials["valid_loss"], float(trials["valid_loss"].min())
+    worst = min(float(loss.max()), least + (FAR - 1) * abs(least))
+    columns = [trials[f"config/{name.replace('.', '/')}"] for name in outer]
+    scales = [_scale(values) for values in [*columns, loss.clip(upper=worst)]]
+    heights = np.column_stack([places for places, _ in scales])
+    ticks = [marks for _, marks in scales]
+    if worst < loss.max():
+        ticks[-1] = {place: f"≥ {mark}" if place == 1 else mark for place, mark in ticks[-1].items()}
+    methods = list(trials["method"].unique())
+    figure, axes = panels(len(methods), columns=3, width=max(3.6, 0.9 * len(ticks)), height=3.2)
     for axis, method in zip(axes, methods, strict=True):
         mine = (trials["method"] == method).to_numpy()
-        order = np.argsort(-loss.to_numpy()[mine], kind="stable")  # the best on top
+        order = np.argsort(-heights[mine][:, -1], kind="stable")  # the best on top
         drawn = LineCollection(
             [np.column_stack([np.arange(heights.shape[1]), row]) for row in heights[mine][order]],
             array=heights[mine][order, -1], norm=Normalize(0, 1), cmap="viridis", alpha=0.8,
         )  # fmt: skip
         axis.add_collection(drawn)
-        for place, (low, high) in enumerate(ends):
-            axis.plot([place, place], [0, 1], color="#9aa3ad", linewidth=0.8, zorder=0)
-            axis.text(place, -0.04, low, ha="center", va="top", fontsize=8)
-            axis.text(place, 1.04, high, ha="center", va="bottom", fontsize=8)
+        for number, marks in enumerate(ticks):
+            axis.plot([number, number], [0, 1], color="#9aa3ad", linewidth=0.8, zorder=0)
+            for place, mark in marks.items():
+                inside = 0 < place < 1
+                away, side = (0.0, "center") if inside else (0.04, "bottom") if place else (-0.04, "top")
+                axis.text(number, place + away, mark, ha="left" if inside else "center", va=side, fontsize=8)
         axis.set(xlim=(-0.3, heights.shape[1] - 0.7), ylim=(-0.12, 1.12), yticks=[])
-        axis.set_xticks(range(heights.shape[1]), [*outer, "loss"])
+        slanted = len(outer) > 2
+        axis.set_xticks(
+            range(heights.shape[1]), [*(name.split(".")[-1] for name in outer), "loss"], rotation=30 * slanted,
+            ha="right" if slanted else "center",
+        )  # fmt: skip
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title(method, fontsize=10, color=LOOKS[method][0])
     return save(figure, path)
 
 
-def _places(values: pd.Series) -> tuple[np.ndarray, tuple[str, str]]:
-    """Values of an option in 0 … 1, and the names of both ends; several powers of ten are spread by their logarithm."""
-    if not pd.api.types.is_numeric_dtype(values):
-        known = sorted(values.astype(str).unique())
-        return values.astype(str).map(known.index).to_numpy() / max(len(known) - 1, 1), (known[0], known[-1])
-    low, high = float(values.min()), float(values.max())
+def _scale(values: pd.Series) -> tuple[np.ndarray, dict[float, str]]:
+    """Values of an option in 0 … 1, and what stands beside which place.
+
+    Numbers over several powers of ten are spread by their logarithm; names, and numbers among which some are missing,
+    stand at equal distances.
+    """
+    if not pd.api.types.is_numeric_dtype(values) or values.isna().any():
+        text = values.map(lambda v: "none" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v))
+        known = sorted(text.unique())
+        places = {name: number / max(len(known) - 1, 1) for number, name in enumerate(known)}
+        return text.map(places).to_numpy(dtype=float), {place: name for name, place in places.items()}
     numbers = values.to_numpy(dtype=float)
+    low, high = float(numbers.min()), float(numbers.max())
+    marks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"}
     if low > 0 and high / low >= 10:
-        numbers, ends = np.log(numbers), (np.log(low), np.log(high))
-    else:
-        ends = (low, high)
-    return (numbers - ends[0]) / max(ends[1] - ends[0], 1e-12), (f"{low:.3g}", f"{high:.3g}")
+        numbers, low, high = np.log(numbers), float(np.log(low)), float(np.log(high))
+    return (numbers - low) / max(high - low, 1e-12), marks

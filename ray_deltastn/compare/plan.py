@@ -11,15 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from ray_deltastn.settings import Settings
-from ray_deltastn.tune.config import ExperimentConfig, TuneSection, unknown_key
-from ray_deltastn.tune.nested import nest
+from ray_deltastn.tune.config import ExperimentConfig, TuneSection, first_error, unknown_key
+from ray_deltastn.tune.nested import merged, nest
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,16 @@ CONTENDERS = {
 }
 
 
+#: Options of `Settings` that the comparison sets itself; a run that ends early would not spend its budget.
+FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience")
+#: Options that methods with constant hyperparameters do not read.
+TUNING = (
+    "preset", "response_lr", "response_optimizer", "response_fraction", "hyper_lr", "scale_lr", "hyper_optimizer",
+    "entropy_weight", "train_interval", "valid_interval", "warmup", "warmup_steps", "tune_scale", "valid_batch_size",
+    "implicit_solver", "implicit_steps", "implicit_damping",
+)  # fmt: skip
+
+
 class CompareConfig(ExperimentConfig):
     """A comparison: an experiment's task, options, `train`, `search` and `tune`, and what is added here.
 
@@ -64,11 +74,30 @@ class CompareConfig(ExperimentConfig):
     def model_post_init(self, context: Any) -> None:
         """Check what concerns several sections."""
         super().model_post_init(context)
-        for name in ("method", "seed", "steps_per_report", "hyperparameters"):
-            if name in self.train or any(key.split(".")[0] == name for key in self.search):
-                raise ValueError(f"`{name}` is set by the comparison itself, got it in `train` or `search`")
+        self._check_sections()
+        own = {"searcher", "scheduler", "num_samples", "budget", "metric", "mode", "warm_start", "seed"}
+        given = sorted(own & self.tune.model_fields_set)
+        if given:
+            raise ValueError(f"`tune.{given[0]}` is set by the comparison itself, got it in `tune`")
+        try:
+            plan(self, [name for name in CONTENDERS if self.search or name != "hybrid"], 1)
+        except ValidationError as error:
+            raise ValueError(first_error(error, ExperimentConfig)) from None
+
+    def _check_sections(self) -> None:
+        """Raise ValueError unless every option is where it belongs, and in one place only."""
         if "epochs" not in self.train:
             raise ValueError("`train.epochs` must be given: with `trials` it is the budget")
+        for section in ("train", "search", "self_tuned"):
+            for key in getattr(self, section):
+                name = key.split(".")[0]
+                if name in FIXED or (name == "epochs" and section != "train"):
+                    raise ValueError(f"`{name}` is set by the comparison itself, got it in `{section}`")
+                if section == "search" and name in TUNING:
+                    raise ValueError(
+                        f"`search.{key}` must be read by all methods, got one of those that tune themselves; it may be "
+                        "in `self_tuned`"
+                    )
         missing = [name for name in self.search if name not in self.single]
         if missing:
             raise ValueError(f"`single` must hold every option of `search`, got no `{missing[0]}`")
@@ -81,11 +110,6 @@ class CompareConfig(ExperimentConfig):
         for name in self.self_tuned:
             if name not in Settings.names():
                 raise ValueError(unknown_key(f"self_tuned.{name}", [f"self_tuned.{n}" for n in Settings.names()]))
-        Settings(**{**self.train, **self.self_tuned})
-        own = {"searcher", "scheduler", "num_samples", "budget", "metric", "mode", "warm_start", "seed"}
-        given = sorted(own & self.tune.model_fields_set)
-        if given:
-            raise ValueError(f"`tune.{given[0]}` is set by the comparison itself, got it in `tune`")
 
     @property
     def budget(self) -> int:
@@ -98,25 +122,35 @@ class Planned:
     """One experiment of a comparison.
 
     Attributes:
-        name: of its folder.
+        methods: whose it is; several for single runs, which share one.
+        seeds: of its searcher and trials.
         config: what runs.
-        method: whose it is; None for the single runs, whose trials say so themselves.
-        seed: of its searcher and trials; None for the single runs.
     """
 
-    name: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
     config: ExperimentConfig
-    method: str | None
-    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder: `random-s0`, `stn+delta-stn-s0+1+2`."""
+        return f"{'+'.join(self.methods)}-s{'+'.join(map(str, self.seeds))}"
+
+    @property
+    def single(self) -> bool:
+        """Whether each of its trials is the whole run of a method and seed."""
+        return CONTENDERS[self.methods[0]].searcher is None
 
 
-def plan(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Planned]:
+def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Iterable[str] = ()) -> list[Planned]:
     """The experiments of a comparison, single runs first.
 
     Args:
         config: the comparison.
         methods: names in `CONTENDERS`.
         seeds: number of seeds, from 0.
+        begun: names of experiments that are there already. Those with a method and seed that is asked for stay as they
+            are; the rest is planned around them.
 
     Raises:
         ValueError: if a method is unknown or named twice, or there is no seed.
@@ -128,52 +162,70 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int) -> list[Plan
         raise ValueError(f"`--methods` must name each method once, got {','.join(methods) or 'none'}")
     if seeds < 1:
         raise ValueError(f"`--seeds >= 1` must hold, got {seeds}")
-    single = [name for name in methods if CONTENDERS[name].searcher is None]
-    planned = [_single(config, single, seeds)] if single else []
-    return planned + [
-        _searching(config, name, seed) for seed in range(seeds) for name in methods if CONTENDERS[name].searcher
-    ]
+    ordered = [name for name in CONTENDERS if name in methods]
+    if "hybrid" in methods and not config.search:
+        raise ValueError("`search` must hold an outer option for hybrid, got none: its trials would all be the same")
+    missing = {(name, seed) for name in ordered for seed in range(seeds)}
+    planned = []
+    for pairs in sorted(map(_pairs, begun)):
+        if missing.intersection(pairs):
+            planned.append(_planned(config, *(tuple(dict.fromkeys(part)) for part in zip(*pairs, strict=True))))
+            missing.difference_update(pairs)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for seed in range(seeds):
+        single = tuple(name for name in ordered if CONTENDERS[name].searcher is None and (name, seed) in missing)
+        if single:
+            groups.setdefault(single, []).append(seed)
+    planned += [_planned(config, group, tuple(of)) for group, of in groups.items()]
+    searching = [(name, seed) for seed in range(seeds) for name in ordered if CONTENDERS[name].searcher]
+    planned += [_planned(config, (name,), (seed,)) for name, seed in searching if (name, seed) in missing]
+    return sorted(planned, key=lambda one: not one.single)
 
 
-def _single(config: CompareConfig, methods: Sequence[str], seeds: int) -> Planned:
-    outer = {name: value for name, value in config.single.items() if not name.startswith("options.")}
-    options = {name.removeprefix("options."): v for name, v in config.single.items() if name.startswith("options.")}
-    experiment = ExperimentConfig(
+def _pairs(name: str) -> list[tuple[str, int]]:
+    """Methods and seeds of an experiment, from the name of its folder; none if it is another one's."""
+    methods, _, seeds = name.rpartition("-s")
+    if not all(method in CONTENDERS for method in methods.split("+")) or not seeds.replace("+", "").isdigit():
+        return []
+    return [(method, int(seed)) for method in methods.split("+") for seed in seeds.split("+")]
+
+
+def _planned(config: CompareConfig, methods: tuple[str, ...], seeds: tuple[int, ...]) -> Planned:
+    single = CONTENDERS[methods[0]].searcher is None
+    experiment = _single(config, methods, seeds) if single else _searching(config, methods[0], seeds[0])
+    return Planned(methods, seeds, experiment)
+
+
+def _single(config: CompareConfig, methods: Sequence[str], seeds: Sequence[int]) -> ExperimentConfig:
+    chosen = nest(config.single)
+    options = chosen.pop("options", {})
+    return ExperimentConfig(
         task=config.task,
-        options={**config.options, **options},
-        train={**config.train, **config.self_tuned, **nest(outer), "epochs": config.budget},
-        search={"method": f"choice({list(methods)!r})", "seed": f"choice({list(range(seeds))!r})"},
-        tune=_tune(config, searcher="grid", num_samples=len(methods) * seeds, seed=0),
+        options=merged(config.options, options),
+        train=merged({**config.train, **config.self_tuned}, {**chosen, "epochs": config.budget}),
+        search={"method": f"choice({list(methods)!r})", "seed": f"choice({list(seeds)!r})"},
+        tune=_tune(config, searcher="grid", num_samples=len(methods) * len(seeds), seed=0),
     )
-    return Planned(f"single-{'+'.join(methods)}-x{seeds}", experiment, None, None)
 
 
-def _searching(config: CompareConfig, name: str, seed: int) -> Planned:
+def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
     contender = CONTENDERS[name]
     constant = contender.method == "fixed"
-    epochs = int(config.train["epochs"])
     # Enough trials for the budget even if every one of them ended after its first epoch.
     spending = {"num_samples": config.budget, "budget": config.budget} if contender.scheduler == "asha" else {}
-    experiment = ExperimentConfig(
+    return ExperimentConfig(
         task=config.task,
         options=config.options,
-        train={
-            **config.train,
-            **({} if constant else config.self_tuned),
-            "epochs": epochs,
-            "method": contender.method,
-            "seed": seed,
-        },
+        train={**config.train, **({} if constant else config.self_tuned), "method": contender.method, "seed": seed},
         search={**config.search, **({"hyperparameters": "all"} if constant else {})},
         tune=_tune(
             config,
-            searcher=contender.searcher,
+            searcher=contender.searcher or "random",
             scheduler=contender.scheduler,
             seed=seed,
             **{"num_samples": config.trials, **spending},
         ),
     )
-    return Planned(f"{name}-s{seed}", experiment, name, seed)
 
 
 def _tune(config: CompareConfig, **own: Any) -> TuneSection:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ray_deltastn.compare import pictures
-from ray_deltastn.compare.plan import CompareConfig
-from ray_deltastn.compare.run import COMPARISON_FILE
-from ray_deltastn.compare.tables import Difference, cells, difference_cells, differences, seed_cells, write_tables
+from ray_deltastn.compare.run import RUNS_FOLDER, Asked, gather
+from ray_deltastn.compare.tables import Difference, cells, difference_cells, seed_cells, shortfalls, write_tables
 from ray_deltastn.page import PAGE, Picture, write_page
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.experiment import read_results
-from ray_deltastn.tune.guards import RESULTS_FILE, SPACE_FILE
+from ray_deltastn.tune.guards import LINEAGE_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.tune.results import read_lineage, read_results
 
 
 @dataclass(frozen=True)
@@ -23,51 +23,60 @@ class Comparison:
     """What a comparison found.
 
     Attributes:
-        config: what was asked for.
+        asked: what was asked for.
+        results: one row per report of every trial, see `gather`.
         per_seed: one row per method and seed, see `outcomes`.
         summary: one row per method, see `summary`.
         differences: every method against `random`, paired by seed.
     """
 
-    config: CompareConfig
+    asked: Asked
+    results: pd.DataFrame
     per_seed: pd.DataFrame
     summary: pd.DataFrame
     differences: list[Difference]
 
+    def notes(self) -> list[str]:
+        """What a reader should know about these numbers."""
+        return shortfalls(self.per_seed, self.asked.methods, self.asked.seeds, self.asked.config.budget)
+
 
 def write_comparison(out: Path) -> Comparison:
-    """Write the tables, the pictures and the page of a comparison that has ended.
+    """Write the tables, the pictures and the page of a comparison, or of as much of it as has ended.
 
     Raises:
-        FileNotFoundError: if the folder holds none.
+        FileNotFoundError: if the folder holds none, or nothing has ended.
     """
-    for name in (COMPARISON_FILE, RESULTS_FILE, SPACE_FILE):
-        if not (out / name).exists():
-            raise FileNotFoundError(f"`{out}` must hold a comparison that has ended, got no {name}")
-    config = CompareConfig.model_validate_json((out / COMPARISON_FILE).read_text())
-    results = read_results(out / RESULTS_FILE)
-    per_seed, summary = write_tables(results, out)
-    found = Comparison(config, per_seed, summary, differences(per_seed))
-    space = json.loads((out / SPACE_FILE).read_text())
-    pictures.draw(results, space, [option_of(name) for name in config.search], out)
-    _write_page(found, out)
+    asked = Asked.read(out)
+    results = read_results(out / RESULTS_FILE) if (out / RESULTS_FILE).exists() else gather(out, asked)
+    found = Comparison(asked, results, *write_tables(results, out))
+    spaces = sorted([*out.glob(SPACE_FILE), *(out / RUNS_FOLDER).glob(f"*/{SPACE_FILE}")], key=lambda p: len(p.parts))
+    copies = out / LINEAGE_FILE
+    drawn = pictures.draw(
+        results,
+        json.loads(spaces[0].read_text()),
+        [option_of(name) for name in asked.config.search],
+        read_lineage(copies) if copies.exists() else None,
+        out,
+    )
+    _write_page(found, drawn, out)
     return found
 
 
-def _write_page(found: Comparison, out: Path) -> None:
-    seeds = int(found.summary["seeds"].max())
+def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
     header, rows = cells(found.summary)
     seed_header, seed_rows = seed_cells(found.per_seed)
-    drawn = [
+    shown = [
         (
             "Best validation loss",
             "Over training epochs and over seconds inside the trials, those of all trials together; "
-            "the line is the mean over seeds, the band holds all of them.",
+            "the line is the mean over seeds, the band holds all of them; × is where a run ended before its budget.",
             pictures.LOSS,
         ),
         (
             "Hyperparameters",
-            "Of the trial that each method and seed chose, over its run; thin lines are constant values.",
+            "Of the trial that each method and seed chose, over its run; thin lines are constant values. What PBT "
+            "copied from another trial is drawn as that trial had it.",
             pictures.SCHEDULES,
         ),
         (
@@ -82,32 +91,35 @@ def _write_page(found: Comparison, out: Path) -> None:
         "compare.html",
         out / PAGE,
         title=out.name,
-        task=found.config.task,
+        task=found.asked.config.task,
         methods=len(found.summary),
-        budget=found.config.budget,
-        seeds=seeds,
+        budget=found.asked.config.budget,
+        seeds=found.asked.seeds,
+        notes=found.notes(),
         header=header,
         rows=rows,
         statement=statement(found),
         differences=difference_cells(found.differences) if found.differences else None,
         pictures=[
             Picture(heading, text, out / name, wide=name != pictures.SCATTER)
-            for heading, text, name in drawn
-            if (out / name).exists()
+            for heading, text, name in shown
+            if name in drawn
         ],
         seed_header=seed_header,
         seed_rows=seed_rows,
-        config=found.config.model_dump_json(indent=2, exclude_unset=True),
+        config=found.asked.config.model_dump_json(indent=2, exclude_unset=True),
     )
 
 
 def statement(found: Comparison) -> str:
-    """What the differences mean, in a sentence or two."""
-    seeds = int(found.summary["seeds"].max())
-    if seeds < 2 or not found.differences:
+    """What the differences mean, in a few sentences."""
+    if found.asked.seeds < 2:
         return "One seed says nothing about noise: these numbers are one run each, and no method is called better."
+    if not found.differences:
+        return "One method by itself: there is nothing to compare it with."
     return (
         f"Differences are taken seed by seed against {found.differences[0].reference}, with the 95 % interval of "
-        f"Student's t for {seeds} seeds. Each stands on its own: of twenty such statements one is wrong by chance. "
-        "A method whose interval holds zero is not called better or worse."
+        f"Student's t for {found.asked.seeds} seeds, each by itself: where nothing differs, about one in twenty of "
+        f"these {len(found.differences)} statements is wrong by chance. A method whose interval holds zero is not "
+        "called better or worse. Seeds change initial weights, order and search; the data split is the same in all."
     )

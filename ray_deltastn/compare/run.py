@@ -3,33 +3,72 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
-from ray_deltastn.compare.plan import CompareConfig, Planned, plan
-from ray_deltastn.tune.experiment import read_results, run_experiment, write_parquet
+from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
+from ray_deltastn.tune.experiment import LINEAGE_FILE, check_task, run_experiment
 from ray_deltastn.tune.guards import (
+    CONFIG_FILE,
     DRIVER_FILE,
-    PARQUET_FILE,
     RESULTS_FILE,
     SPACE_FILE,
     ResumeError,
+    alone,
+    known_trials,
     unfinished,
 )
-from ray_deltastn.tune.report_log import last_of_each, read_log
-from ray_deltastn.tune.status import state_of
+from ray_deltastn.tune.results import read_lineage, read_results, write_results
 
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
+#: Seeds of a comparison, unless it says otherwise.
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, as it stands in `comparison.json`."""
+
+    config: CompareConfig
+    methods: tuple[str, ...]
+    seeds: int
+
+    @classmethod
+    def read(cls, out: Path) -> Asked:
+        """From the folder of a comparison.
+
+        Raises:
+            FileNotFoundError: if it holds none.
+        """
+        path = out / COMPARISON_FILE
+        if not path.exists():
+            raise FileNotFoundError(f"`{out}` must hold a comparison, got no {COMPARISON_FILE}")
+        noted = json.loads(path.read_text())
+        return cls(CompareConfig.model_validate(noted["config"]), tuple(noted["methods"]), noted["seeds"])
+
+    def write(self, out: Path) -> None:
+        """Into the folder of a comparison, all at once."""
+        noted = {"methods": self.methods, "seeds": self.seeds, "config": self.config.model_dump(exclude_unset=True)}
+        draft = out / f"{COMPARISON_FILE}.draft"
+        draft.write_text(json.dumps(noted, indent=2) + "\n")
+        os.replace(draft, out / COMPARISON_FILE)
+
+    def planned(self, out: Path) -> list[Planned]:
+        """The experiments, those that have begun as they are."""
+        begun = (folder.name for folder in (out / RUNS_FOLDER).glob("*") if (folder / CONFIG_FILE).exists())
+        return plan(self.config, self.methods, self.seeds, begun)
 
 
 def run_comparison(
     config: CompareConfig,
-    methods: Sequence[str],
-    seeds: int,
+    methods: Sequence[str] | None,
+    seeds: int | None,
     out: Path,
     resume: bool = False,
     trust: bool = False,
@@ -39,11 +78,11 @@ def run_comparison(
 
     Args:
         config: the comparison.
-        methods: names in `CONTENDERS`.
-        seeds: number of seeds, from 0.
+        methods: names in `CONTENDERS`; None for all, or when resuming for those of before.
+        seeds: number of seeds, from 0; None for 3, or when resuming for as many as before.
         out: results folder, made if it is missing; each experiment has a folder in its `runs/`.
         resume: go on with the comparison in `out`: what has ended stays, what was interrupted continues. Other methods
-            and seeds than before may be asked for; single runs then run again, since they are one experiment.
+            and seeds than before may be asked for.
         trust: resume a folder that belongs to someone else, too; see `run_experiment`.
         address: of a Ray cluster that is already running; by default `$RAY_ADDRESS`, else this machine alone.
 
@@ -51,65 +90,87 @@ def run_comparison(
         One row per report of every trial, with the columns `method` and `seed` in front.
 
     Raises:
-        ResumeError: if `out` holds a comparison and `resume` is not set, or another one than this.
-        ValueError: if a method is unknown, or the task or an option breaks a rule.
+        ResumeError: if `out` holds a comparison and `resume` is not set, or another one than this, or none and it is.
+        ValueError: if a method is unknown, or the task or an option breaks a rule; raised before any trial starts.
     """
-    planned = plan(config, methods, seeds)
-    note = out / COMPARISON_FILE
-    if note.exists() and not resume:
-        raise ResumeError(f"`{out}` must not hold a comparison; continue it with --resume, or remove it")
-    if note.exists() and CompareConfig.model_validate_json(note.read_text()).model_dump() != config.model_dump():
-        raise ResumeError(f"the comparison in `{out}` must be the same to go on with, got another configuration")
+    before = _before(config, out, resume)
+    asked = Asked(
+        config,
+        tuple(methods or (before.methods if before else CONTENDERS)),
+        seeds if seeds is not None else before.seeds if before else SEEDS,
+    )
+    planned = asked.planned(out)
+    for one in {one.methods: one for one in planned}.values():
+        check_task(one.config)
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(config.model_dump_json(indent=2, exclude_unset=True) + "\n")
-    console = Console(soft_wrap=True)
-    for number, one in enumerate(planned, 1):
-        folder = out / RUNS_FOLDER / one.name
-        if (folder / RESULTS_FILE).exists():
-            continue
-        console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
-        run_experiment(one.config, folder, unfinished(folder), trust, address)
-    results = gather(out, planned, methods)
-    (out / SPACE_FILE).write_text((out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
-    write_parquet(results, out / PARQUET_FILE)
-    results.to_csv(out / RESULTS_FILE, index=False)
+    with alone(out):
+        asked.write(out)
+        console = Console(soft_wrap=True)
+        for number, one in enumerate(planned, 1):
+            folder = out / RUNS_FOLDER / one.name
+            if (folder / RESULTS_FILE).exists():
+                continue
+            console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
+            if unfinished(folder) and not known_trials(folder):
+                shutil.rmtree(folder)  # killed before there was anything to go on from
+            run_experiment(one.config, folder, unfinished(folder), trust, address)
+        results = gather(out, asked)
+        (out / SPACE_FILE).write_text((out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
+        write_results(results, out)
     return results
 
 
-def progress(out: Path) -> Table:
-    """How far the experiments of a comparison are, from their files alone; one line each.
+def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
+    """The comparison to go on with; None if this one is new."""
+    if (out / CONFIG_FILE).exists():
+        raise ResumeError(f"`{out}` must not hold an experiment of `ray-deltastn run`; choose another folder")
+    if not (out / COMPARISON_FILE).exists():
+        if resume or (out / RUNS_FOLDER).exists():
+            raise ResumeError(f"`{out}` must hold a comparison to resume, got no {COMPARISON_FILE}")
+        return None
+    if not resume:
+        raise ResumeError(f"`{out}` must not hold a comparison; continue it with --resume, or remove the folder")
+    before = Asked.read(out)
+    then, now = before.config.model_dump(), config.model_dump()
+    for section in now:
+        if then[section] != now[section]:
+            raise ResumeError(
+                f"`{section}` must be that of the comparison to resume, got {now[section]!r}, there {then[section]!r}"
+            )
+    return before
+
+
+def gather(out: Path, asked: Asked) -> pd.DataFrame:
+    """Reports of all experiments that have ended; what PBT has copied goes to `lineage.csv`.
+
+    `wall_seconds` is what a search took on the clock, start-up and searcher included, or a single run by itself, with
+    its reports and checkpoints.
 
     Raises:
-        FileNotFoundError: if the folder holds no comparison.
+        FileNotFoundError: if none has ended.
     """
-    if not (out / COMPARISON_FILE).exists():
-        raise FileNotFoundError(f"`{out}` must hold a comparison, got no {COMPARISON_FILE}")
-    table = Table(title="Comparison", title_justify="left")
-    for name in ("experiment", "state", "trials", "epochs", "best validation loss"):
-        table.add_column(name, justify="left" if name in ("experiment", "state") else "right", overflow="fold")
-    for folder in sorted((out / RUNS_FOLDER).iterdir()):
-        trials = read_log(folder)
-        losses = [report.result["valid_loss"] for reports in trials.values() for report in last_of_each(reports)]
-        best = f"{min(losses):.4f}" if losses else "–"
-        table.add_row(folder.name, state_of(folder), str(len(trials)), str(len(losses)), best)
-    return table
-
-
-def gather(out: Path, planned: Sequence[Planned], methods: Sequence[str]) -> pd.DataFrame:
-    """Reports of all experiments; `wall_seconds` is what the whole search, or the single run, took on the clock."""
-    parts = []
-    for one in planned:
+    parts, copies = [], []
+    for one in asked.planned(out):
         folder = out / RUNS_FOLDER / one.name
+        if not (folder / RESULTS_FILE).exists():
+            continue
         reports = read_results(folder / RESULTS_FILE)
-        if one.method is None:
-            wall = reports.groupby("trial_id")["time_total_s"].transform("max")
+        if one.single:
+            spent = reports["time_total_s"] + reports.get("seconds/between", 0.0)
+            wall = spent.groupby(reports["trial_id"]).transform("max")
             reports = reports.assign(method=reports["config/method"], seed=reports["config/seed"], wall_seconds=wall)
         else:
             wall = json.loads((folder / DRIVER_FILE).read_text())["wall_seconds"]
-            reports = reports.assign(method=one.method, seed=one.seed, wall_seconds=wall)
-        parts.append(reports)
+            reports = reports.assign(method=one.methods[0], seed=one.seeds[0], wall_seconds=wall)
+            if (folder / LINEAGE_FILE).exists():
+                copies.append(read_lineage(folder / LINEAGE_FILE).assign(method=one.methods[0], seed=one.seeds[0]))
+        parts.append(reports[reports["method"].isin(asked.methods) & (reports["seed"] < asked.seeds)])
+    if not parts:
+        raise FileNotFoundError(f"`{out / RUNS_FOLDER}` must hold an experiment that has ended, got none")
+    if copies:
+        pd.concat(copies, ignore_index=True).to_csv(out / LINEAGE_FILE, index=False)
     every = pd.concat(parts, ignore_index=True)
-    order = {name: place for place, name in enumerate(methods)}
-    every = every.sort_values(["method", "seed", "arrived"], key=lambda c: c.map(order) if c.name == "method" else c)
+    place = {name: number for number, name in enumerate(CONTENDERS)}
+    every = every.sort_values(["method", "seed", "arrived"], key=lambda c: c.map(place) if c.name == "method" else c)
     first = ["method", "seed", "wall_seconds", "trial_id"]
     return every[[*first, *(name for name in every if name not in first)]].reset_index(drop=True)

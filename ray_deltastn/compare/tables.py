@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
 def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
     """One row per method, with `<outcome>_mean` and `<outcome>_std` over seeds (n − 1), and what it has cost.
 
-    `reached_random` counts the seeds with which the method came to the best loss of `random`.
+    `<outcome>_n` counts the seeds that have one: a run that diverged from the start has no loss, and a method may never
+    come to the best loss of `random`.
     """
     rows = []
     for method, found in per_seed.groupby("method", sort=False):
@@ -101,33 +102,44 @@ def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
             values = finite(found[name]).dropna()
             row[f"{name}_mean"] = values.mean() if len(values) else math.nan
             row[f"{name}_std"] = values.std() if len(values) > 1 else math.nan
-        rows.append({**row, "reached_random": int(found["epochs_to_random"].notna().sum())})
+            row[f"{name}_n"] = len(values)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's outcome minus another's, paired by seed, with its 95 % interval by Student's t."""
+    """A method's outcome minus another's, paired by seed, with its 95 % interval by Student's t.
+
+    Attributes:
+        n: seeds with which both have a finite outcome, of `seeds`.
+    """
 
     method: str
     reference: str
     outcome: str
+    seeds: int
     n: int
     mean: float
     half_width: float
 
     @property
     def verdict(self) -> str:
-        """`lower` or `higher` where the interval does not hold zero."""
+        """`lower` or `higher` where the interval does not hold zero, and every seed has its say."""
+        if self.n < self.seeds:
+            return f"no finite loss with {self.seeds - self.n} of {self.seeds} seeds: no statement"
         if self.n < 2:
             return "one seed: no statement"
-        if abs(self.mean) <= self.half_width:
+        # Rounding alone must not make a winner of differences that are all the same.
+        if abs(self.mean) <= self.half_width + 1e-9:
             return "within the noise"
         return "lower" if self.mean < 0 else "higher"
 
     @property
     def figures(self) -> str:
         """The mean, and half the width of its interval."""
+        if self.n == 0:
+            return "–"
         return f"{self.mean:+.4f}" + (f" ± {self.half_width:.4f}" if self.n > 1 else "")
 
     def __str__(self) -> str:
@@ -141,19 +153,16 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
     indexed = per_seed.set_index(["method", "seed"])
     found = []
     for outcome in names:
+        if indexed[outcome].isna().all():
+            continue  # no test data
         rival = indexed.loc[reference][outcome]
         for method in methods:
-            apart = finite(indexed.loc[method][outcome] - rival).dropna()
-            if method == reference or apart.empty:
-                continue
-            found.append(Difference(method, reference, outcome, len(apart), float(apart.mean()), half_width(apart)))
+            if method != reference:
+                apart = indexed.loc[method][outcome] - rival
+                known = finite(apart).dropna()
+                mean = float(known.mean()) if len(known) else math.nan
+                found.append(Difference(method, reference, outcome, len(apart), len(known), mean, half_width(known)))
     return found
-
-
-def number(value: float, name: str) -> str:
-    """A value of a column as text, a dash where there is none."""
-    digits = 0 if name in COSTS or name in REACHED else 4 if name.endswith("loss") else 3
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def half_width(values: Sequence[float] | pd.Series) -> float:
@@ -162,10 +171,20 @@ def half_width(values: Sequence[float] | pd.Series) -> float:
     return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
+def number(value: float, name: str) -> str:
+    """A value of a column as text, a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    if "seconds" in name:
+        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.{0 if 'epochs' in name else 4 if name.endswith('loss') else 3}f}"
+
+
 def mean_and_deviation(row: Any, name: str) -> str:
-    """`mean ± std` of a column of the summary; the mean alone with one seed; a dash without any."""
-    deviation = row[f"{name}_std"]
-    return number(row[f"{name}_mean"], name) + ("" if math.isnan(deviation) else f" ± {number(deviation, name)}")
+    """`mean ± std` of a column of the summary; the mean alone of one seed, and of how many where not of all."""
+    deviation, n = row[f"{name}_std"], row[f"{name}_n"]
+    spread = "" if math.isnan(deviation) else f" ± {number(deviation, name)}"
+    return number(row[f"{name}_mean"], name) + spread + (f" ({n} of {row['seeds']})" if 0 < n < row["seeds"] else "")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -175,10 +194,9 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def cells(
-    table: pd.DataFrame, names: Mapping[str, str] = {**OUTCOMES, **COSTS, **REACHED}
-) -> tuple[list[str], list[list[str]]]:
+def cells(table: pd.DataFrame, names: Mapping[str, str] | None = None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the summary as text, of columns with their headings; no column that holds nothing."""
+    names = {**OUTCOMES, **COSTS, **REACHED} if names is None else names
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
         [str(row["method"]), *(mean_and_deviation(row, n) for n in shown), f"{row['trials']:g}", f"{row['seeds']}"]
@@ -202,16 +220,32 @@ def difference_cells(found: Sequence[Difference]) -> tuple[list[str], list[list[
     """Header and rows of differences as text: a row per method, a column per outcome."""
     methods = list(dict.fromkeys(d.method for d in found))
     names = list(dict.fromkeys(d.outcome for d in found))
-    said = {(d.method, d.outcome): f"{d.figures}, {d.verdict}" for d in found}
+    alone = all(d.seeds == 1 for d in found)  # then the text around says so, once
+    said = {(d.method, d.outcome): d.figures if alone else f"{d.figures}, {d.verdict}" for d in found}
     header = [f"minus {found[0].reference}", *(OUTCOMES[name] for name in names)]
     return header, [[method, *(said.get((method, name), "–") for name in names)] for method in methods]
 
 
-def write_tables(results: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write `per_seed.csv`, `summary.csv` and `table.md`; return the first two."""
+def shortfalls(per_seed: pd.DataFrame, methods: Sequence[str], seeds: int, budget: int) -> list[str]:
+    """A line for every method and seed that did not spend its budget, or has no report at all."""
+    spent = per_seed.set_index(["method", "seed"])["epochs"]
+    lines = []
+    for method in methods:
+        for seed in range(seeds):
+            epochs = spent.get((method, seed), 0)
+            if epochs < budget:
+                why = "trials diverged or failed" if epochs else "no report, or not run yet"
+                lines.append(f"{method}, seed {seed}: {epochs} of {budget} epochs, {why}")
+    return lines
+
+
+def write_tables(results: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[Difference]]:
+    """Write `per_seed.csv`, `summary.csv`, `differences.csv` and `table.md`; return the first three."""
     per_seed = outcomes(results)
-    table = summary(per_seed)
+    table, apart = summary(per_seed), differences(per_seed)
     per_seed.to_csv(out / "per_seed.csv", index=False)
     table.to_csv(out / "summary.csv", index=False)
-    (out / "table.md").write_text(markdown(table))
-    return per_seed, table
+    pd.DataFrame([{**asdict(d), "verdict": d.verdict} for d in apart]).to_csv(out / "differences.csv", index=False)
+    lines = "".join(f"- {difference}\n" for difference in apart)
+    (out / "table.md").write_text(markdown(table) + ("\n" + lines if lines else ""), encoding="utf-8")
+    return per_seed, table, apart

@@ -32,8 +32,6 @@ from ray_deltastn.tune.guards import (
     CONFIG_FILE,
     DRIVER_FILE,
     LINEAGE_FILE,
-    PARQUET_FILE,
-    RESULTS_FILE,
     SPACE_FILE,
     TRIALS_FOLDER,
     ResumeError,
@@ -42,14 +40,13 @@ from ray_deltastn.tune.guards import (
     check_owner,
     check_resumable,
     check_shared,
-    known_trials,
     slots_of,
 )
 from ray_deltastn.tune.loggers import loggers
-from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.pruning import PruneCheckpoints
 from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, last_of_each, read_log
+from ray_deltastn.tune.results import collect, write_results
 from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
 from ray_deltastn.tune.searchers import make_searcher
 from ray_deltastn.tune.states import STATES_FOLDER, KeepStates, is_written, mend
@@ -107,14 +104,11 @@ def run_experiment(
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
     alive = config.tune.num_samples if pausing else slots
-    trials = {"num_samples": config.tune.num_samples}
     searcher = make_searcher(
-        config.tune.searcher, config.param_space(), **trials, seed=config.tune.seed, warm_start=config.tune.warm_start,
-        max_concurrent=alive,
+        config.tune.searcher, config.param_space(), num_samples=config.tune.num_samples, seed=config.tune.seed,
+        warm_start=config.tune.warm_start, max_concurrent=alive,
     )  # fmt: skip
-    scheduler = make_scheduler(
-        config.tune.scheduler, config.param_space(), **trials, reports=reports, max_concurrent=slots
-    )
+    scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports)
     if not resume:
         check_free(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -204,8 +198,7 @@ def _run(
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out)
-    write_parquet(results, out / PARQUET_FILE)
-    results.to_csv(out / RESULTS_FILE, index=False)  # last: with it the experiment has ended
+    write_results(results, out)
     return results
 
 
@@ -306,40 +299,3 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
     task.space.require(searched_hyperparameters, "`search.hyperparameters`")
     return about, config, _reports(config, task)
-
-
-def write_parquet(results: pd.DataFrame, path: Path) -> None:
-    """The same with its types; columns of values that are neither all numbers nor all text become text."""
-    plain = results.copy()
-    for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
-        plain[name] = [v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in plain[name]]
-    plain.to_parquet(path, index=False)
-
-
-def read_results(path: Path) -> pd.DataFrame:
-    """Reports from a CSV file; the id of a trial stays text, also when it looks like a number (`4371810e6`)."""
-    return pd.read_csv(path, dtype={"trial_id": str})
-
-
-def collect(out: Path) -> pd.DataFrame:
-    """All reports of all trials in the order in which they came.
-
-    Config columns are `config/<name>`, report columns as in `SelfTuner.step`, `arrived` is Unix time in seconds.
-
-    A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
-    and Tune's saved state does not know was begun again under another name: the stray one is left out.
-    """
-    known = known_trials(out)
-    rows = [
-        {
-            **flat({**report.result, "config": report.config}, separator="/"),
-            "trial_id": trial_id,
-            "arrived": report.arrived,
-        }
-        for trial_id, reports in sorted(read_log(out).items())
-        if not known or trial_id in known
-        for report in last_of_each(reports)
-    ]
-    if not rows:
-        raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
-    return pd.DataFrame(rows).sort_values("arrived", kind="stable", ignore_index=True)

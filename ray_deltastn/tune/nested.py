@@ -33,3 +33,14 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(part, {})
         inner[last] = value
     return nested
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with the values of another one in their places, and all else as it was."""
+    found = dict(base)
+    for name, value in over.items():
+        inner = found.get(name)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merged(inner, value)
+        found[name] = value
+    return found

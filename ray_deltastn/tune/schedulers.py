@@ -32,22 +32,19 @@ MUTABLE = ("lr", "momentum", "hyper_lr", "scale_lr", "response_lr", "entropy_wei
 _TIME = "training_iteration"
 
 
-def make_scheduler(
-    name: str, space: Mapping[str, Any], *, reports: int, num_samples: int, max_concurrent: int
-) -> TrialScheduler | None:
+def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> TrialScheduler | None:
     """A scheduler for `tune.run(scheduler=…)`; Tune gives it metric and mode.
 
     A trial that is stopped early has its last report as its result. `asha` and `median` stop trials; `hyperband` pauses
     them and lets the best third go on; `pbt` copies weights, response, λ, σ and optimisers from good trials to bad
-    ones and changes searched options (`MUTABLE`). With more trials than slots `pbt` runs synchronously: Tune would
-    otherwise never perturb. Tune does not save a scheduler's state: after `--resume` it begins to compare anew.
+    ones and changes searched options (`MUTABLE`). `pbt` is synchronous: all trials stop at the same report before any
+    is copied. Otherwise Tune would perturb nothing with more trials than slots, and what is copied would hang on which
+    trial is faster. Tune does not save a scheduler's state: after `--resume` it begins to compare anew.
 
     Args:
         name: one of `SCHEDULERS`.
         space: config of a trial with Tune domains.
         reports: reports of a whole trial.
-        num_samples: trials planned.
-        max_concurrent: trials at a time.
 
     Returns:
         The scheduler; None for `fifo`.
@@ -72,7 +69,7 @@ def make_scheduler(
         perturbation_interval=few,
         hyperparam_mutations=changed,
         custom_explore_fn=functools.partial(within, changed),
-        synch=num_samples > max_concurrent,
+        synch=True,
     )
 
 

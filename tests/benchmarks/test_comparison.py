@@ -6,6 +6,7 @@ import math
 import pandas as pd
 
 from benchmarks import comparison
+from ray_deltastn.compare.plan import CONTENDERS
 from tests.compare.test_report import CONFIG, SPACE, made_up
 
 
@@ -24,7 +25,7 @@ def test_a_curve_keeps_where_the_best_loss_fell():
 def test_the_record_of_a_folder_is_whole_and_small(tmp_path):
     folder, out = tmp_path / "results", tmp_path / "record"
     folder.mkdir()
-    (folder / "comparison.json").write_text(json.dumps(CONFIG))
+    (folder / "comparison.json").write_text(json.dumps({"methods": list(CONTENDERS), "seeds": 2, "config": CONFIG}))
     (folder / "space.json").write_text(json.dumps(SPACE))
     made_up().to_csv(folder / "results.csv", index=False)
     comparison.main([str(folder), "--out", str(out), "--command", "ray-deltastn compare x.yaml"])

@@ -1,8 +1,12 @@
 """`ray-deltastn compare` on a tiny task: an equal budget, spent; what has ended is not run again."""
 
+import shutil
+
 import pandas as pd
 
 from ray_deltastn.cli import main
+from ray_deltastn.compare.plan import CompareConfig
+from ray_deltastn.compare.run import Asked
 from ray_deltastn.tune.budget import EpochBudget
 
 YAML = """
@@ -25,26 +29,52 @@ def test_the_budget_counts_an_epoch_once():
 def test_methods_are_compared_and_the_comparison_goes_on(tmp_path, ray_cluster, capsys):
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(YAML)
-    command = ["compare", str(config), "--seeds", "1", "--out", str(out)]
-    assert main([*command, "--methods", "asha,delta-stn"]) == 0
+    command = ["compare", str(config), "--out", str(out)]
+    assert main([*command, "--methods", "delta-stn,asha", "--seeds", "1"]) == 0
     results = pd.read_csv(out / "results.csv")
     spent = results.groupby("method").size()
     assert spent["delta-stn"] == 4
     # Trials that run side by side may each be at work on a report when the last epoch of the budget comes in.
     assert 4 <= spent["asha"] <= 4 + 2
-    assert main([*command, "--methods", "asha,delta-stn"]) == 1
+    assert "One seed says nothing" in capsys.readouterr().out
+    assert main([*command, "--seeds", "1"]) == 1
     assert "continue it with --resume" in capsys.readouterr().err
     assert (out / "report.html").exists()
-    assert main(["status", str(out)]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "ended" in line]
-    assert [(line[1], int(line[7])) for line in lines] == [("asha-s0", spent["asha"]), ("single-delta-stn-x1", 4)]
-    assert main(["report", str(out)]) == 0
-    assert "4 epochs for every method and seed" in capsys.readouterr().out
-    assert main([*command, "--methods", "asha,delta-stn,random", "--resume"]) == 0
+    assert main([*command, "--methods", "asha,delta-stn,random", "--seeds", "1", "--resume"]) == 0
     after = pd.read_csv(out / "results.csv")
     assert after.groupby("method").size().to_dict() == {"asha": spent["asha"], "delta-stn": 4, "random": 4}
     before = results[results["method"] == "asha"]["arrived"].tolist()
     assert after[after["method"] == "asha"]["arrived"].tolist() == before
-    table = pd.read_csv(out / "summary.csv")
-    assert table["method"].tolist() == ["asha", "delta-stn", "random"]
-    assert "one seed: no statement" in capsys.readouterr().out
+    assert pd.read_csv(out / "summary.csv")["method"].tolist() == ["random", "asha", "delta-stn"]
+    capsys.readouterr()
+    # An experiment that was killed before it had a state begins anew; methods and seeds are those of before.
+    shutil.rmtree(out / "runs" / "random-s0" / "trials")
+    (out / "runs" / "random-s0" / "results.csv").unlink()
+    (out / "results.csv").unlink()
+    assert main(["status", str(out)]) == 0
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "-s0" in line]
+    states = {line[1].strip(): (line[2].strip(), int(line[4])) for line in lines}
+    assert states == {"delta-stn-s0": ("ended", 4), "random-s0": ("stopped", 4), "asha-s0": ("ended", spent["asha"])}
+    assert main(["report", str(out)]) == 0
+    assert "random, seed 0: 0 of 4 epochs, no report, or not run yet" in capsys.readouterr().out
+    assert main([*command, "--resume"]) == 0
+    again = pd.read_csv(out / "results.csv")
+    assert sorted(again["valid_loss"]) == sorted(after["valid_loss"])  # which trial reports first may differ
+    assert again["wall_seconds"].min() > 0
+
+
+def test_a_folder_of_another_kind_or_comparison_is_refused(tmp_path, capsys):
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(YAML)
+    out.mkdir()
+    command = ["compare", str(config), "--out", str(out)]
+    assert main([*command, "--resume"]) == 1
+    assert "must hold a comparison to resume" in capsys.readouterr().err
+    assert main([*command, "--set", "task=tests.tune.tiny:biuld"]) == 1
+    assert not (out / "comparison.json").exists()  # a slip leaves nothing behind
+    Asked(CompareConfig.read(config), ("random",), 1).write(out)
+    assert main([*command, "--set", "train.epochs=3", "--resume"]) == 1
+    assert "`train` must be that of the comparison to resume" in capsys.readouterr().err
+    (out / "config.json").write_text("{}")
+    assert main(command) == 1
+    assert "must not hold an experiment of `ray-deltastn run`" in capsys.readouterr().err

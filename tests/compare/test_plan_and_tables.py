@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, plan
-from ray_deltastn.compare.tables import cells, differences, markdown, outcomes, summary
+from ray_deltastn.compare.tables import cells, differences, markdown, outcomes, shortfalls, summary
 from ray_deltastn.tune.config import ConfigError
 
 CONFIG = "configs/digits_compare.yaml"
@@ -16,7 +16,7 @@ def test_every_method_has_the_same_budget():
     config = CompareConfig.read(CONFIG)
     for one in plan(config, list(CONTENDERS), 2):
         train, tune = one.config.train, one.config.tune
-        if one.method is None:
+        if one.single:
             assert train["epochs"] == config.budget == 12 * 30
             assert tune.num_samples == 3 * 2
         elif tune.budget is not None:
@@ -32,8 +32,33 @@ def test_constant_methods_search_what_the_others_tune():
     assert "hyperparameters" not in by_name["hybrid-s0"].search
     assert by_name["hybrid-s0"].train["preset"] == "fast"
     assert "preset" not in by_name["random-s0"].train
-    single = by_name["single-delta-stn-x1"]
+    single = by_name["delta-stn-s0"]
     assert {name: single.train[name] for name in config.single} == config.single
+
+
+def test_what_has_begun_stays_and_the_rest_is_planned_around_it():
+    config = CompareConfig.read(CONFIG)
+    names = [one.name for one in plan(config, ["hybrid", "delta-stn", "stn"], 2)]
+    assert names == ["stn+delta-stn-s0+1", "hybrid-s0", "hybrid-s1"]
+    begun = ["stn+delta-stn-s0+1", "hybrid-s0", "notes", "pbt-s0"]
+    names = [one.name for one in plan(config, ["delta-stn", "centered-stn", "stn", "hybrid"], 3, begun)]
+    assert names[:3] == ["stn+delta-stn-s0+1", "centered-stn-s0+1", "stn+centered-stn+delta-stn-s2"]
+    assert names[3:] == ["hybrid-s0", "hybrid-s1", "hybrid-s2"]
+
+
+def test_outer_options_reach_into_mappings_of_single_runs():
+    config = CompareConfig.model_validate(
+        {
+            "task": "digits-mlp",
+            "options": {"net": {"depth": 2}},
+            "train": {"epochs": 2, "schedule": {"name": "step", "step_size": 5}},
+            "search": {"options.net.width": "choice([8, 16])", "schedule.gamma": "uniform(0.1, 0.9)"},
+            "single": {"options.net.width": 8, "schedule.gamma": 0.5},
+        }
+    )
+    single = plan(config, ["stn"], 1)[0].config
+    assert single.options == {"net": {"depth": 2, "width": 8}}
+    assert single.train["schedule"] == {"name": "step", "step_size": 5, "gamma": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +69,10 @@ def test_constant_methods_search_what_the_others_tune():
         ("single={lr: 0.1}", "`single` must hold every option of `search`, got no `momentum`"),
         ("self_tuned.hyper_lrs=0.1", "did you mean `self_tuned.hyper_lr`?"),
         ("trials=0", "`trials`"),
+        ("self_tuned.steps_per_report=2", "`steps_per_report` is set by the comparison itself, got it in `self_tuned`"),
+        ("train.patience=2", "`patience` is set by the comparison itself"),
+        ("search.hyper_lr=uniform(0.01, 0.1)", "`search.hyper_lr` must be read by all methods"),
+        ("single.lr=-1", "`lr > 0` must hold, got lr=-1"),
         ("trial=3", "did you mean `trials`?"),
     ],
 )
@@ -88,6 +117,21 @@ def test_outcomes_are_those_of_the_best_trial_at_its_best_report():
     assert table.loc["random", ["trials", "epochs", "device_seconds", "wall_seconds"]].tolist() == [2, 6, 6, 9]
     assert table["epochs_to_random"].tolist()[:2] == [2, 2]
     assert math.isnan(table.loc["bo", "epochs_to_random"])
+
+
+def test_a_seed_that_diverged_is_not_left_out_in_silence():
+    rows = [row for seed in range(3) for row in reports("random", seed, [[2.0 + 0.1 * seed]])]
+    rows += [row for seed in range(3) for row in reports("stn", seed, [[1.0 if seed else math.inf]])]
+    per_seed = outcomes(pd.DataFrame(rows))
+    (apart,) = differences(per_seed, ["best_valid_loss"])
+    assert (apart.n, apart.seeds) == (2, 3)
+    assert str(apart).endswith("no finite loss with 1 of 3 seeds: no statement")
+    table = markdown(summary(per_seed))
+    assert "1.0000 ± 0.0000 (2 of 3)" in table
+    assert "2.1000 ± 0.1000 |" in table
+    assert shortfalls(per_seed, ["random", "stn", "bo"], 3, 1) == [
+        f"bo, seed {seed}: 0 of 1 epochs, no report, or not run yet" for seed in range(3)
+    ]
 
 
 def test_nothing_is_said_within_the_noise():

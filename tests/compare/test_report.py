@@ -63,7 +63,7 @@ def made_up(seeds=2, epochs=3):
 @pytest.fixture
 def comparison(tmp_path):
     """Folder of a comparison that has ended."""
-    (tmp_path / "comparison.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "comparison.json").write_text(json.dumps({"methods": list(CONTENDERS), "seeds": 2, "config": CONFIG}))
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     made_up().to_csv(tmp_path / "results.csv", index=False)
     return tmp_path
@@ -82,6 +82,9 @@ def test_the_best_so_far_is_on_one_grid_for_all_seeds():
     assert np.isnan(losses[1, :2]).all()
     assert losses[1, 2:].tolist() == [4.0, 4.0, 1.0]
     assert pictures.curves(results, "random", "spent_seconds", points=2)[0].tolist() == [2.0, 6.0]
+    # A run that ended early stays at its best.
+    _, losses = pictures.curves(results.iloc[[0, 1, 3, 4, 5]], "random", "spent_epochs", points=5)
+    assert losses[0].tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]
 
 
 def test_a_trial_stands_at_its_best_report_and_not_at_all_if_it_had_none():
@@ -100,11 +103,63 @@ def test_page_holds_everything(comparison):
     assert page.count("data:image/png;base64,") == 4
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert all(f"<td>{name}</td>" in page for name in CONTENDERS)
-    assert (comparison / "table.md").read_text().count("\n") == 2 + len(CONTENDERS)
+    table = (comparison / "table.md").read_text()
+    assert table.count("| ") > 9 * len(CONTENDERS)
+    assert table.count("\n- ") == len(found.differences) == 2 * (len(CONTENDERS) - 1)
+    assert len(pd.read_csv(comparison / "differences.csv")) == len(found.differences)
+    assert "<li>bo, seed 0: 6 of 16 epochs, trials diverged or failed</li>" in page
+
+
+def test_nothing_stale_is_drawn_and_nothing_infinite_breaks_the_page(comparison):
+    write_comparison(comparison)
+    results = made_up()
+    results.loc[results["method"] == "stn", ["valid_loss", "test_loss"]] = math.inf
+    results.loc[results["method"] == "random", "test_loss"] = math.inf
+    results.to_csv(comparison / "results.csv", index=False)
+    found = write_comparison(comparison)
+    verdicts = {(d.method, d.outcome): d.verdict for d in found.differences}
+    assert verdicts["stn", "best_valid_loss"] == "no finite loss with 2 of 2 seeds: no statement"
+    assert (comparison / pictures.SCATTER).exists()
+    only = results[results["method"] == "stn"].drop(columns=["test_loss"])
+    only.to_csv(comparison / "results.csv", index=False)
+    found = write_comparison(comparison)
+    assert not any((comparison / name).exists() for name in (pictures.LOSS, pictures.SCATTER, pictures.OUTER))
+    assert "data:image/png" not in (comparison / "report.html").read_text()
+    assert "random, seed 1: 0 of 16 epochs, no report, or not run yet" in found.notes()
+
+
+def test_a_copied_network_is_drawn_with_the_past_of_the_trial_it_came_from():
+    reports = pd.DataFrame(
+        [{"trial_id": name, "training_iteration": i, "value": f"{name}{i}"} for name in "abc" for i in range(1, 7)]
+    )
+    copies = pd.DataFrame(
+        {"trial_id": ["a", "b", "a"], "training_iteration": [3, 5, None], "copied_from": ["b", "c", "c"]}
+    )
+    told = {name: pictures.history(reports, copies, name)["value"].tolist() for name in "abc"}
+    assert told["a"] == ["b1", "b2", "a3", "a4", "a5", "a6"]
+    assert told["b"] == ["c1", "c2", "c3", "c4", "b5", "b6"]
+    assert told["c"] == [f"c{i}" for i in range(1, 7)]
+    assert pictures.history(reports, None, "a")["value"].tolist() == [f"a{i}" for i in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("values", "places", "marks"),
+    [
+        ([0.01, 0.1, 1.0], [0.0, 0.5, 1.0], {0.0: "0.01", 1.0: "1"}),
+        ([1.0, 2.0, 3.0], [0.0, 0.5, 1.0], {0.0: "1", 1.0: "3"}),
+        (["sgd", "adam", "sgd"], [1.0, 0.0, 1.0], {0.0: "adam", 1.0: "sgd"}),
+        ([None, 1.0, 2.0], [1.0, 0.0, 0.5], {0.0: "1", 0.5: "2", 1.0: "none"}),
+        ([5.0, 5.0, 5.0], [0.0, 0.0, 0.0], {0.0: "5", 1.0: "5"}),
+    ],
+)
+def test_options_stand_at_their_places(values, places, marks):
+    found, beside = pictures._scale(pd.Series(values))
+    assert found.tolist() == pytest.approx(places)
+    assert beside == marks
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must hold a comparison that has ended, got no comparison\.json"):
+    with pytest.raises(FileNotFoundError, match=r"must hold a comparison, got no comparison\.json"):
         write_comparison(tmp_path)
 
 

@@ -15,7 +15,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_deltastn.tune.config import ExperimentConfig
-from ray_deltastn.tune.experiment import read_results, run_experiment
+from ray_deltastn.tune.experiment import run_experiment
+from ray_deltastn.tune.results import read_results
 
 TRIALS = 3
 CONFIG = {

@@ -7,8 +7,8 @@ from ray import tune
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.experiment import read_results
 from ray_deltastn.tune.report_log import read_log
+from ray_deltastn.tune.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
 from tests.tune.test_trainable import finish
 from tests.tune.tiny import CONFIG, without_times
@@ -83,11 +83,8 @@ def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, ray_cluster
     assert {key: last[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize(("num_samples", "synch"), [(2, False), (3, True)])
-def test_more_trials_than_slots_take_turns(num_samples, synch):
-    space = {"lr": tune.uniform(0, 1)}
-    scheduler = make_scheduler("pbt", space, reports=8, num_samples=num_samples, max_concurrent=2)
-    assert scheduler._synch is synch
+def test_a_population_is_copied_at_the_same_report_of_all():
+    assert make_scheduler("pbt", {"lr": tune.uniform(0, 1)}, reports=8)._synch is True
 
 
 def test_only_what_a_running_trial_may_change_is_changed():
@@ -137,4 +134,4 @@ def test_what_does_not_go_together_is_refused_whatever_is_searched(overrides, re
 
 def test_unknown_schedulers_are_named():
     with pytest.raises(ValueError, match="`scheduler` must be one of fifo, asha, hyperband, median, pbt, got 'bohb'"):
-        make_scheduler("bohb", {}, reports=1, num_samples=1, max_concurrent=1)
+        make_scheduler("bohb", {}, reports=1)

@@ -10,7 +10,8 @@ from ray.tune.registry import register_trainable
 
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.experiment import check_task, read_results
+from ray_deltastn.tune.experiment import check_task
+from ray_deltastn.tune.results import read_results
 from ray_deltastn.tune.searchers import SEARCHERS, grid_points, make_searcher
 
 SPACE = {

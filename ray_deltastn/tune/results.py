@@ -1,0 +1,60 @@
+"""The reports of an experiment as a table: one row per report of every trial."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from ray_deltastn.tune.guards import PARQUET_FILE, RESULTS_FILE, ResumeError, known_trials
+from ray_deltastn.tune.nested import flat
+from ray_deltastn.tune.report_log import LOG_FILE, last_of_each, read_log
+
+
+def collect(out: Path) -> pd.DataFrame:
+    """All reports of all trials in the order in which they came.
+
+    Config columns are `config/<name>`, report columns as in `SelfTuner.step`, `arrived` is Unix time in seconds.
+
+    A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
+    and Tune's saved state does not know was begun again under another name: the stray one is left out.
+    """
+    known = known_trials(out)
+    rows = [
+        {
+            **flat({**report.result, "config": report.config}, separator="/"),
+            "trial_id": trial_id,
+            "arrived": report.arrived,
+        }
+        for trial_id, reports in sorted(read_log(out).items())
+        if not known or trial_id in known
+        for report in last_of_each(reports)
+    ]
+    if not rows:
+        raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
+    return pd.DataFrame(rows).sort_values("arrived", kind="stable", ignore_index=True)
+
+
+def write_results(results: pd.DataFrame, out: Path) -> None:
+    """Write `results.parquet` and `results.csv`, each whole or not at all, the second last: with it a run has ended."""
+    plain = results.copy()
+    # Columns of values that are neither all numbers nor all text become text.
+    for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
+        plain[name] = [v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in plain[name]]
+    draft = out / "results.draft"
+    plain.to_parquet(draft, index=False)
+    os.replace(draft, out / PARQUET_FILE)
+    results.to_csv(draft, index=False)
+    os.replace(draft, out / RESULTS_FILE)
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Reports from a CSV file; the id of a trial stays text, also when it looks like a number (`4371810e6`)."""
+    return pd.read_csv(path, dtype={"trial_id": str})
+
+
+def read_lineage(path: Path) -> pd.DataFrame:
+    """What `pbt` has copied, see `lineage`."""
+    return pd.read_csv(path, dtype={"trial_id": str, "copied_from": str})
