@@ -12,8 +12,9 @@ trial to trial (as in `run_experiment`: actors are reused; the same loggers; ran
 - `ideal`: seconds of the naps as they really were, on workers that never wait; `seconds`: from the first nap to the end
   of the last; `start`: from the command to the first nap, in which the processes begin;
 - `report_ms`: what a worker waits between two naps of a trial, `trial_ms`: between two trials; means;
-- `overhead`: all that waiting over all naps. Processes that begin later than others, and workers that are left without
-  a trial at the end, show in `seconds` only.
+- `processes`: how many ever had a trial. One that is free takes the trial for which another is still starting, and Tune
+  gives up that start: where processes start slowly and trials are short, few do all the work;
+- `overhead`: all waiting of those processes over all naps. What late and missing ones cost shows in `seconds` only.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def waiting(naps: pd.DataFrame, trials: int, workers: int) -> dict[str, Any]:
     gaps = ordered["began"] - after["ended"].shift()
     same = ordered["trial_id"] == after["trial_id"].shift()
     slept = float((naps["ended"] - naps["began"]).sum())
-    row = {"trials": trials, "workers": workers, "trial_seconds": slept / trials}
+    row = {"trials": trials, "workers": workers, "processes": after.ngroups, "trial_seconds": slept / trials}
     row |= {"ideal": math.ceil(trials / workers) * slept / trials}
     row |= {"seconds": float(naps["ended"].max() - naps["began"].min())}
     row |= {"report_ms": 1000 * float(gaps[same].mean()), "trial_ms": 1000 * float(gaps[~same].mean())}
@@ -125,11 +126,12 @@ def lines(record: dict[str, Any]) -> list[str]:
     found = ["real trials  workers  seconds  efficiency"]
     for row in record["real"]:
         found.append(f"{row['trials']:11}  {row['workers']:7}  {row['seconds']:7.1f}  {row['efficiency']:9.0%}")
-    found.append("simulated trials  workers    ideal  seconds  start  ms per report  ms per trial  overhead")
+    found.append("simulated trials  workers  processes    ideal  seconds  start  ms per report  ms per trial  overhead")
     for row in record["simulated"]:
         trial = "–" if row["trial_ms"] is None else f"{row['trial_ms']:.0f}"
+        who = f"{row['trials']:16}  {row['workers']:7}  {row['processes']:9}"
         times = f"{row['ideal']:7.1f}  {row['seconds']:7.1f}  {row['start']:5.1f}  {row['report_ms']:13.1f}"
-        found.append(f"{row['trials']:16}  {row['workers']:7}  {times}  {trial:>12}  {row['overhead']:8.2%}")
+        found.append(f"{who}  {times}  {trial:>12}  {row['overhead']:8.2%}")
     return found
 
 
@@ -139,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=several(whole()), default=[8, 32, 128, 256], metavar="N,N,...",
                         help="simulated ones")  # fmt: skip
     parser.add_argument("--workers", type=whole(), default=8, help="made-up CPUs for them; a process needs 0.2 GB")
-    parser.add_argument("--nap", type=number(above=0), default=1.0, help=f"seconds; {NAPS} naps are a simulated trial")
-    parser.add_argument("--epochs", type=whole(), default=150, help="of a real trial")
+    parser.add_argument("--nap", type=number(above=0), default=0.5, help=f"seconds; {NAPS} naps are a simulated trial")
+    parser.add_argument("--epochs", type=whole(), default=60, help="of a real trial")
     parser.add_argument("--repeats", type=whole(), default=2, help="of the real ones")
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args(arguments)

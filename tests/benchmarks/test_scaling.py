@@ -22,6 +22,7 @@ def test_workers_wait_between_naps_and_between_trials():
               (2, "b", 0.5, 1.5), (2, "b", 1.75, 2.75)]), trials=3, workers=2,
     )  # fmt: skip
     assert (found["trial_seconds"], found["ideal"], found["seconds"]) == (2.0, 4.0, 5.75)
+    assert found["processes"] == 2
     assert found["report_ms"] == pytest.approx(1000 * (0.25 + 0.5 + 0.25) / 3)
     assert found["trial_ms"] == pytest.approx(1000.0)
     assert found["overhead"] == pytest.approx(2.0 / 6.0)
@@ -33,7 +34,7 @@ def test_a_worker_with_a_single_trial_waits_for_reports_only():
     assert row["trial_ms"] != row["trial_ms"]  # nan: there is none
     rounded = scaling.rounded({"start": 1.0, **row}, 4)
     lines = scaling.lines({"real": [], "simulated": [rounded]})
-    assert lines[-1].split() == ["1", "1", "2.0", "2.1", "1.0", "100.0", "–", "5.00%"]
+    assert lines[-1].split() == ["1", "1", "1", "2.0", "2.1", "1.0", "100.0", "–", "5.00%"]
 
 
 def test_wrong_arguments_are_refused_in_a_line(refusal):
