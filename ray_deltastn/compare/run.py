@@ -19,12 +19,13 @@ from ray_deltastn.tune.guards import (
     DRIVER_FILE,
     RESULTS_FILE,
     SPACE_FILE,
+    TRIALS_FOLDER,
     ResumeError,
     alone,
-    known_trials,
     unfinished,
 )
 from ray_deltastn.tune.results import read_lineage, read_results, write_results
+from ray_deltastn.tune.states import STATES_FOLDER, state_files
 
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 #: Seeds of a comparison, unless it says otherwise.
@@ -111,7 +112,7 @@ def run_comparison(
             if (folder / RESULTS_FILE).exists():
                 continue
             console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
-            if unfinished(folder) and not known_trials(folder):
+            if unfinished(folder) and not any(map(state_files, (folder / TRIALS_FOLDER, folder / STATES_FOLDER))):
                 shutil.rmtree(folder)  # killed before there was anything to go on from
             run_experiment(one.config, folder, unfinished(folder), trust, address)
         results = gather(out, asked)

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,32 @@ from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 class _SameTrials(Callback):
     """Stops a resumed experiment in which Tune has lost trials, instead of letting it start over."""
 
-    def __init__(self, known: Sequence[str]) -> None:
+    def __init__(self, known: Collection[str]) -> None:
         self.known = set(known)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         lost = self.known - {trial.trial_id for trial in trials}
         if lost:
             raise ResumeError(f"every trial must be restored, got {len(lost)} of {len(self.known)} lost")
+
+
+class _Ended(Callback):
+    """Which trials have come to their end, by themselves or by the scheduler.
+
+    Args:
+        before: those that had when the experiment was interrupted.
+    """
+
+    def __init__(self, before: Collection[str]) -> None:
+        self.trials = set(before)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count a trial (called by Tune)."""
+        self.trials.add(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count a trial that Tune has given up (called by Tune)."""
+        self.trials.add(trial.trial_id)
 
 
 def run_experiment(
@@ -129,7 +148,8 @@ def _run(
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
         progress.console.print("Tune's last state was damaged; continuing from the one before it", highlight=False)
-    known = check_resumable(config, out) if resume else []
+    known = check_resumable(config, out) if resume else {}
+    ended = _Ended([name for name, status in known.items() if status == "TERMINATED"])
     if not resume:
         shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
         for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
@@ -168,6 +188,7 @@ def _run(
                     *loggers(),
                     KeepStates(out / TRIALS_FOLDER, out / STATES_FOLDER),
                     PruneCheckpoints(out / STATES_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
+                    ended,
                     *([_SameTrials(known)] if resume else []),
                 ],
                 resume="AUTO+ERRORED" if resume else False,
@@ -181,9 +202,8 @@ def _run(
     finally:
         progress.close()
         _note_driver(out / DRIVER_FILE, searcher.seconds, time.monotonic() - started)
-    ended = [trial for trial in analysis.trials if trial.status in ("TERMINATED", "ERROR")]
-    if len(ended) < config.tune.num_samples and not (budget and budget.stop_all()):
-        # Tune ends an interrupted experiment as it ends any other, with its trials where they are.
+    if len(ended.trials) < config.tune.num_samples and not (budget and budget.stop_all()):
+        # Tune ends an interrupted experiment as it ends any other, and calls its trials terminated.
         raise KeyboardInterrupt
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
     if not is_written(out / TRIALS_FOLDER) or any(map(lacked_room, analysis.trials)):
@@ -197,14 +217,14 @@ def _run(
     log = out / TRIALS_FOLDER / "pbt_global.txt"
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
-    results = collect(out)
+    results = collect(out, {trial.trial_id for trial in analysis.trials})
     write_results(results, out)
     return results
 
 
 def lacked_room(trial: Any) -> bool:
     """Whether a trial failed because its checkpoint could not be written."""
-    error = str(trial.get_error()) if trial.status == "ERROR" else ""
+    error = str(trial.get_error()).rpartition("Failure #")[2] if trial.status == "ERROR" else ""  # the last one
     return os.strerror(errno.ENOSPC) in error or NO_ROOM in error
 
 

@@ -85,8 +85,8 @@ def check_owner(out: Path) -> None:
             )
 
 
-def check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
-    """Ids of the trials of the experiment to resume.
+def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
+    """Status by id of the trials of the experiment to resume.
 
     Raises:
         ResumeError: if its configuration is another one, or Tune's states are missing or damaged.
@@ -105,8 +105,10 @@ def check_resumable(config: ExperimentConfig, out: Path) -> list[str]:
             f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
         )
     try:
-        known = list(_trial_states(states[-1]))
-        searchers = sorted((out / TRIALS_FOLDER).glob("search*state*"))
+        known = _trial_states(states[-1])
+        # Tune's own generator of random and grid points has a state of another name.
+        kinds = ("search*state*", "basic-variant-state*")
+        searchers = sorted(path for kind in kinds for path in (out / TRIALS_FOLDER).glob(kind))
         if not searchers:
             raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
         for path in searchers:

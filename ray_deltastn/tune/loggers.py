@@ -34,9 +34,9 @@ class _Later(LoggerCallback):
         super().log_trial_end(trial, failed)
 
     def _write(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for report in waiting:
-            super().log_trial_result(*report)
+        while self._waiting:  # what cannot be written stays for the next time
+            super().log_trial_result(*self._waiting[0])
+            self._waiting.pop(0)
 
 
 class LaterCSV(_Later, CSVLoggerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -13,15 +14,19 @@ from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.report_log import LOG_FILE, last_of_each, read_log
 
 
-def collect(out: Path) -> pd.DataFrame:
+def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     """All reports of all trials in the order in which they came.
 
     Config columns are `config/<name>`, report columns as in `SelfTuner.step`, `arrived` is Unix time in seconds.
 
     A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
     and Tune's saved state does not know was begun again under another name: the stray one is left out.
+
+    Args:
+        out: results folder.
+        known: ids of the experiment's trials; by default those in Tune's newest state.
     """
-    known = known_trials(out)
+    known = known_trials(out) if known is None else known
     rows = [
         {
             **flat({**report.result, "config": report.config}, separator="/"),

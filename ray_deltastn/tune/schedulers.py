@@ -64,13 +64,42 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
         return HyperBandScheduler(time_attr=_TIME, max_t=reports, reduction_factor=3)
     if name == "median":
         return MedianStoppingRule(time_attr=_TIME, grace_period=few, min_samples_required=3)
-    return PopulationBasedTraining(
+    return Population(
         time_attr=_TIME,
         perturbation_interval=few,
         hyperparam_mutations=changed,
         custom_explore_fn=functools.partial(within, changed),
         synch=True,
     )
+
+
+class Population(PopulationBasedTraining):
+    """Tune's synchronous PBT, which does not wait for trials that have ended.
+
+    Tune's own looks for the trial that comes last to a report and copies then. If that one ends there, or has failed
+    before, nobody comes last, and those that are paused would wait for ever.
+    """
+
+    _next_perturbation_sync: float
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Pause a trial until all are at its report (called by Tune)."""
+        for other in [other for other in tune_controller.get_live_trials() if other.is_finished()]:
+            tune_controller.get_live_trials().discard(other)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The trial that is furthest behind, after those that wait for nobody have been copied (called by Tune)."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        waiting = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
+        if chosen is None and waiting and all(trial.status == Trial.PAUSED for trial in waiting):
+            self.on_trial_result(tune_controller, waiting[0], waiting[0].last_result)
+            # After a resumption Tune's own count may be behind all of them.
+            latest = max(self._trial_state[trial].last_train_time for trial in waiting)
+            if self._next_perturbation_sync <= latest:
+                self._next_perturbation_sync = latest + self._perturbation_interval
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
 
 
 def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Sequence[Report]]) -> pd.DataFrame:

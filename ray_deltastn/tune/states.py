@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ray.tune import Callback
 #: Where the copies are, in a results folder.
 STATES_FOLDER = "states"
 _STATE = "experiment_state-"
+_SEARCHERS = ("search", "basic-variant")
 
 
 def state_files(folder: Path) -> list[Path]:
@@ -38,9 +40,9 @@ def whole(state: Path) -> dict[str, bytes] | None:
 
 
 def _is_whole(data: bytes) -> bool:
-    if data.startswith(b"\x80"):  # a pickle, whatever its name says; no code in it is run
-        return data.endswith(b".")
     try:
+        if data.startswith(b"\x80"):  # a pickle, whatever its name says; no code in it is run
+            return [*pickletools.genops(data)][-1][0].name == "STOP"
         json.loads(data)
     except ValueError:
         return False
@@ -68,10 +70,13 @@ def _write(contents: Mapping[str, bytes], folder: Path) -> None:
 
 
 class KeepStates(Callback):
-    """Copies Tune's newest state whenever a whole one has been written.
+    """Copies Tune's newest state whenever it has been written.
+
+    It is copied from where Tune's driver writes it, before another thread takes it to the experiment's folder: so the
+    parts of a copy, the trials', the searcher's and the callbacks', are always of the same moment.
 
     Args:
-        trials: the experiment's folder, with Tune's states.
+        trials: the experiment's folder, where the states are if no trial says where the driver writes them.
         kept: where the copies go, with the times at which Tune wrote them.
         every: seconds between looks.
     """
@@ -88,20 +93,20 @@ class KeepStates(Callback):
         moment = time.monotonic()
         if moment - self._looked >= self.every:
             self._looked = moment
-            self.keep()
+            self.keep(_written_in(trials))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Keep the last one (called by Tune)."""
-        self.keep()
+        self.keep(_written_in(trials))
 
-    def keep(self) -> None:
+    def keep(self, folder: Path | None = None) -> None:
         """Copy the newest state, unless it has been copied already, is not whole, or there is no room."""
         try:
-            states = state_files(self.trials)
+            states = state_files(folder or self.trials)
             if not states or (written := states[-1].stat().st_mtime) == self._written:
                 return
             contents = whole(states[-1])
-            if contents is None:
+            if contents is None or not any(name.startswith(_SEARCHERS) for name in contents):
                 return
             self.kept.mkdir(exist_ok=True)
             _write(contents, self.kept)
@@ -114,21 +119,29 @@ class KeepStates(Callback):
             return  # the copy before stays; what a hook raises would end the experiment
 
 
+def _written_in(trials: list[Any]) -> Path | None:
+    """Where Tune's driver writes its states; None without a trial."""
+    return Path(trials[0].storage.experiment_driver_staging_path) if trials else None
+
+
 def mend(trials: Path, kept: Path) -> bool:
-    """Put the copies in place of a newest state that is damaged; whether that was needed and done.
+    """Put the copies in place of the newest state; whether that was damaged and is mended.
+
+    That is done where it is damaged, or of the same run: a kill may have left parts of two moments.
 
     Args:
         trials: the experiment's folder, with Tune's states.
         kept: where the copies are.
     """
     newest, copies = state_files(trials), state_files(kept)
-    if not newest or not copies or whole(newest[-1]) is not None:
+    if not newest or not copies:
         return False
+    damaged = whole(newest[-1]) is None
     contents = whole(copies[-1])
-    if contents is None:
+    if contents is None or not (damaged or newest[-1].name == copies[-1].name):
         return False
     _write(contents, trials)
     for path in _parts(newest[-1]):
         if path.name not in contents:
             path.unlink()  # of a later run, which left nothing whole
-    return True
+    return damaged

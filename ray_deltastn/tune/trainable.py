@@ -130,8 +130,9 @@ class DeltaSTNTrainable(Trainable):
         draft = path.with_suffix(".draft")
         own: dict[str, Any] = {"iteration": self.iteration, "trial_id": self.trial_id}
         own |= {"saving": self._saving, "between": self._between, "damaged": self._damaged}
+        state = {**self.tuner.state_dict(), **own}
         try:
-            torch.save({**self.tuner.state_dict(), **own}, draft)
+            torch.save(state, draft)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
             draft.unlink(missing_ok=True)
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"

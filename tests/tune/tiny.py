@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from ray import tune
 from torch import nn
 
 import ray_deltastn as rd
@@ -72,3 +73,26 @@ def without_times(report):
         else:
             flat[key] = value
     return {key: value for key, value in flat.items() if any(part in key for part in keep) and "config" not in key}
+
+
+class Counting(tune.Trainable):
+    """Reports a number per step; ends, or fails, at a step of its own."""
+
+    def setup(self, config):
+        self.config, self.count = config, 0
+
+    def step(self):
+        self.count += 1
+        if self.count == self.config["fails"]:
+            raise RuntimeError("a fault on demand")
+        return {"loss": self.config["lr"], "done": self.count == self.config["ends"]}
+
+    def save_checkpoint(self, checkpoint_dir):
+        return {"count": self.count}
+
+    def load_checkpoint(self, checkpoint):
+        self.count = checkpoint["count"]
+
+    def reset_config(self, new_config):
+        self.setup(new_config)
+        return True
