@@ -23,7 +23,7 @@ from ray_deltastn.tune.results import read_results
 TRIALS = 2
 CONFIG = f"""
 task: tests.tune.tiny:build
-options: {{slow: 0.002}}
+options: {{slow: 0.01}}
 train: {{epochs: 30, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}}
 search: {{lr: "loguniform(0.01, 0.1)"}}
 tune: {{num_samples: {TRIALS}, checkpoint_every: 2, max_concurrent: {TRIALS}, max_failures: 0}}
@@ -52,7 +52,7 @@ def run(folder):
     ended = threading.Event()
 
     def fill():
-        # Each trial has checkpoints to go on from, Tune has written a state, and none has ended.
+        # Each trial has checkpoints to go on from and Tune has written a state; they are slow enough not to have ended.
         while not ended.is_set() and not (
             sum(len(list(trial.glob("checkpoint_*/deltastn.pt"))) > 1 for trial in out.glob("trials/*/")) == TRIALS
             and list(out.glob("states/experiment_state-*.json"))
