@@ -134,14 +134,14 @@ def mend(trials: Path, kept: Path) -> bool:
         kept: where the copies are.
     """
     newest, copies = state_files(trials), state_files(kept)
-    if not newest or not copies:
+    if not copies or not trials.is_dir():
         return False
-    damaged = whole(newest[-1]) is None
+    damaged = not newest or whole(newest[-1]) is None  # none: the driver was killed before it was there
     contents = whole(copies[-1])
     if contents is None or not (damaged or newest[-1].name == copies[-1].name):
         return False
     _write(contents, trials)
-    for path in _parts(newest[-1]):
+    for path in _parts(newest[-1]) if newest else ():
         if path.name not in contents:
             path.unlink()  # of a later run, which left nothing whole
     return damaged

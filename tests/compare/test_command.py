@@ -48,7 +48,8 @@ def test_methods_are_compared_and_the_comparison_goes_on(tmp_path, ray_cluster, 
     assert pd.read_csv(out / "summary.csv")["method"].tolist() == ["random", "asha", "delta-stn"]
     capsys.readouterr()
     # An experiment that was killed before it had a state begins anew; methods and seeds are those of before.
-    shutil.rmtree(out / "runs" / "random-s0" / "trials")
+    for name in ("trials", "states"):
+        shutil.rmtree(out / "runs" / "random-s0" / name)
     (out / "runs" / "random-s0" / "results.csv").unlink()
     (out / "results.csv").unlink()
     assert main(["status", str(out)]) == 0

@@ -116,8 +116,8 @@ def test_the_report_holds_both_pictures_and_all_tables(resumed):
     ("damage", "overrides", "reason"),
     [
         (lambda out: shutil.rmtree(out), [], "must hold an experiment to resume, got none"),
-        (lambda out: [p.unlink() for p in out.glob("trials/experiment_state-*")], [], "Tune's experiment state"),
-        (lambda out: [p.unlink() for p in out.glob("trials/search*state*")], [], "the searcher's state"),
+        (lambda out: [p.unlink() for p in out.glob("*/experiment_state-*")], [], "Tune's experiment state"),
+        (lambda out: [p.unlink() for p in out.glob("*/search*state*")], [], "the searcher's state"),
         (
             lambda out: [p.write_text("{") for p in out.glob("*/experiment_state-*")],
             [],
