@@ -31,26 +31,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run an experiment from a YAML file and report on it")
-    run.add_argument("config", type=Path, help="YAML file, such as configs/digits_hybrid.yaml")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.epochs=5")
-    run.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
-    run.add_argument("--resume", action="store_true", help="continue an experiment that was killed")
-    run.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
-    run.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there")
+    _add_running(run, "configs/digits_hybrid.yaml", "train.epochs=5")
     compare = commands.add_parser("compare", help="methods head-to-head on one task with an equal budget of epochs")
-    compare.add_argument("config", type=Path, help="YAML file, such as configs/digits_compare.yaml")
+    _add_running(compare, "configs/digits_compare.yaml", "trials=4")
     compare.add_argument("--methods", help=f"of {','.join(CONTENDERS)} (default: all)")
     compare.add_argument("--seeds", type=int, help="number of seeds (default: 3)")
-    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as trials=4")
-    compare.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
-    compare.add_argument("--resume", action="store_true", help="go on with a comparison that was interrupted")
-    compare.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
-    compare.add_argument("--trust", action="store_true", help="resume another user's folder: Tune unpickles it")
     status = commands.add_parser("status", help="how far an experiment is, trial by trial, or a comparison")
     status.add_argument("folder", type=Path)
     report = commands.add_parser("report", help="write pictures and report.html of an experiment or a comparison again")
     report.add_argument("folder", type=Path)
     return parser
+
+
+def _add_running(parser: argparse.ArgumentParser, config: str, override: str) -> None:
+    """Options of every command that runs trials, with examples for two of them."""
+    parser.add_argument("config", type=Path, help=f"YAML file, such as {config}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"override, such as {override}")
+    parser.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
+    parser.add_argument("--resume", action="store_true", help="go on with what was interrupted or killed")
+    parser.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
+    parser.add_argument(
+        "--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,7 +48,8 @@ def write_comparison(out: Path) -> Comparison:
         FileNotFoundError: if the folder holds none, or nothing has ended.
     """
     asked = Asked.read(out)
-    results = read_results(out / RESULTS_FILE) if (out / RESULTS_FILE).exists() else gather(out, asked)
+    # The table of all may be older than the experiments; without these, what is there is all there is.
+    results = gather(out, asked) if (out / RUNS_FOLDER).is_dir() else read_results(out / RESULTS_FILE)
     found = Comparison(asked, results, *write_tables(results, out))
     spaces = sorted([*out.glob(SPACE_FILE), *(out / RUNS_FOLDER).glob(f"*/{SPACE_FILE}")], key=lambda p: len(p.parts))
     copies = out / LINEAGE_FILE
