@@ -14,7 +14,7 @@ kills, with SIGKILL at random moments, in turn the driver (then `--resume`), the
 - `strays`: folders of trials that a killed driver had begun and its successor does not know; they are left out of the
   results.
 
-The command ends with status 1 if one of these does not hold.
+The command ends with status 1 if one of these does not hold, or the experiment ended before all kills were made.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/digits_hybrid.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--every", type=whole(), default=1, help="reports between checkpoints")
-    parser.add_argument("--between", type=number(above=0), nargs=2, default=(5.0, 25.0), metavar=("LOW", "HIGH"),
+    parser.add_argument("--between", type=number(above=0), nargs=2, default=(3.0, 15.0), metavar=("LOW", "HIGH"),
                         help="seconds between kills")  # fmt: skip
     parser.add_argument("--seed", type=whole(0), default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="results folder (default: a temporary one)")
@@ -265,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(row, indent=2))
     whole_and_equal = row["trials"] == row["finished"] == row["replayed"] == row["complete"] == planned
     good = whole_and_equal and row["told_once"] and not row["restarted"]
-    if not good:
+    if len(killed) < options.kills:
+        print(f"`--kills {options.kills}` did not fit into this experiment, got {len(killed)}: lower `--between`")
+    if not good or len(killed) < options.kills:
         sys.exit(1)
 
 

@@ -36,7 +36,8 @@ import ray_deltastn as rd
 from benchmarks import record
 from benchmarks.arguments import number, prepare, whole
 from ray_deltastn.methods import get_method
-from ray_deltastn.settings import PRECISIONS
+from ray_deltastn.methods.graphs import EAGER
+from ray_deltastn.settings import GRAPHS, PRECISIONS
 from ray_deltastn.tasks import networks
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
@@ -77,6 +78,7 @@ class Cycle:
         device: `cpu` or `cuda`.
         precision: see `Settings`.
         tuned: `dropout` for the network's own rates, `decay` for a weight decay, with constant rates.
+        graph: see `Settings`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Cycle:
         device: str = "cpu",
         precision: str = "fp32",
         tuned: str = "dropout",
+        graph: str = "off",
     ) -> None:
         torch.manual_seed(seed)
         make, _, shape, _ = NETS[net]
@@ -104,7 +107,7 @@ class Cycle:
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)
         self.tuner = rd.SelfTuner(
             task, method, batch_size=batch, response_fraction=response_fraction, device=device, seed=seed,
-            precision=precision, train_interval=TRAIN_INTERVAL,
+            precision=precision, train_interval=TRAIN_INTERVAL, graph=graph,
         )  # fmt: skip
         self.data = tuple(t.to(self.tuner.device) for t in data)
 
@@ -184,6 +187,7 @@ def measure(
     batch: int | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    graph: str = "off",
 ) -> dict[str, Any]:
     """One row: a method against plain training on one network.
 
@@ -195,6 +199,7 @@ def measure(
         batch: examples in a minibatch.
         device: `cpu` or `cuda`.
         precision: see `Settings`.
+        graph: see `Settings`; FLOPs and memory are counted without.
     """
     _, usual_batch, _, usual = NETS[net]
     batch = batch or usual_batch
@@ -212,6 +217,14 @@ def measure(
     tuned, most = ready(method, response_fraction)
     flops = tuned.flops() / plain.flops()
     memory = tuned.saved_bytes() / plain.saved_bytes()
+    if graph != "off":
+        plain, tuned = (
+            Cycle(net, m, f, batch, device=device, precision=precision, tuned=what, graph=graph)
+            for m, f in (("fixed", 1.0), (method, response_fraction))
+        )
+        for cycle in (plain, tuned):
+            for _ in range(EAGER + 1):  # until the hyper step is captured too
+                cycle()
     cpu, wall, taken = [], [], []
     for _ in range(pairs or usual):
         seconds = []
@@ -232,6 +245,7 @@ def measure(
         "hardware": hardware(tuned.tuner.device),
         "tuned": what,
         "precision": precision,
+        "graph": graph,
         "threads": torch.get_num_threads(),
         "flop_ratio": round(flops, 4),
         "cpu_time_ratio": round(statistics.median(cpu), 3),
@@ -274,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128, with large networks 32)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--graph", default="off", choices=GRAPHS, help="CUDA graphs, for both sides")
     parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)
@@ -296,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for method in methods:
             row = measure(
                 net, method, options.response_fraction, options.pairs, batch=options.batch, device=options.device,
-                precision=options.precision,
+                precision=options.precision, graph=options.graph,
             )  # fmt: skip
             rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ray_deltastn.methods import ImplicitSteps, Objective, Steps, UnrolledSteps
+from ray_deltastn.methods import CudaRecorder, GraphedSteps, ImplicitSteps, Objective, Steps, UnrolledSteps
 from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.settings import Settings
 
@@ -26,6 +26,11 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
         )  # fmt: skip
     if objective.method.hypergradient == "unrolled":
         return UnrolledSteps(*moved, window=settings.train_interval, **options)
+    device = objective.space.lam.device
+    if settings.captures(device):
+        generator = objective.setting.generator
+        recorder = CudaRecorder(device, [] if generator is None else [generator])
+        return GraphedSteps(*moved, recorder=recorder, must=settings.graph == "on", **options)
     return Steps(*moved, **options)
 
 

@@ -108,10 +108,10 @@ class Optimizers:
             if optimizer is None:
                 continue
             own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state[name])
-            decayed = [group["lr"] for group in optimizer.param_groups]
-            for group, options in zip(optimizer.param_groups, own, strict=True):
-                group.update(options)
+            decayed = [group["lr"] for group in state[name]["param_groups"]]
+            # Options first: they say on which device a state's count of steps belongs.
+            groups = [{**group, **mine} for group, mine in zip(state[name]["param_groups"], own, strict=True)]
+            optimizer.load_state_dict({**state[name], "param_groups": groups})
             if name == "weights" and self.schedule is not None:
                 # Equal base rates give the saved rate itself, to the bit.
                 factor = 1.0 if self.base_lr == state["base_lr"] else self.base_lr / state["base_lr"]

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
+from ray_deltastn.fused_sgd import FusedSGD
 from ray_deltastn.methods import Method, get_method
 
 SCHEDULES: dict[str, Any] = {
@@ -24,6 +25,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 HYPER_OPTIMIZERS = ("rmsprop", "adam")
 SOLVERS = ("cg", "neumann")
 PRECISIONS = ("fp32", "tf32", "bf16")
+GRAPHS = ("auto", "on", "off")
 #: preset → what the options that are not given become.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"response_fraction": 1.0, "hyper_lr": 0.01, "warmup": 5},
@@ -77,6 +79,8 @@ class Settings:
         precision: `fp32`; `tf32`, with factors of float32 products and convolutions rounded to 10 bits where the device
             can; or `bf16`, with the network's passes under autocast, and random numbers, losses, penalties and
             parameters in float32.
+        graph: `off`; `on`, each step captured as a CUDA graph and replayed; or `auto`, where the device and the step
+            allow it.
         patience: stop after so many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
@@ -114,6 +118,7 @@ class Settings:
     implicit_steps: int = 20
     implicit_damping: float = 0.0
     precision: str = "fp32"
+    graph: str = "off"
     patience: int | None = None
     steps_per_report: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +160,7 @@ class Settings:
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
         choices = (
             ("optimizer", OPTIMIZERS), ("response_optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS),
-            ("implicit_solver", SOLVERS), ("precision", PRECISIONS),
+            ("implicit_solver", SOLVERS), ("precision", PRECISIONS), ("graph", GRAPHS),
         )  # fmt: skip
         for name, known in choices:
             if getattr(self, name) not in known and (name, getattr(self, name)) != ("response_optimizer", None):
@@ -248,11 +253,26 @@ class Settings:
         return self._optimizer(kind, list(response), self.response_lr or self.lr, 0.0, fused)
 
     def _optimizer(self, kind: str, parameters: Any, lr: float, weight_decay: float, fused: bool) -> Optimizer:
-        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": fused or None}
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         if kind == "sgd":
-            return torch.optim.SGD(parameters, momentum=self.momentum, **options)
+            return (FusedSGD if fused else torch.optim.SGD)(parameters, momentum=self.momentum, **options)
         adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-        return adam(parameters, betas=(self.momentum, 0.999), **options)
+        capturable = self.captures(parameters[0].device)
+        return adam(parameters, betas=(self.momentum, 0.999), fused=fused or None, capturable=capturable, **options)
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether the steps of a run on this device are to be captured as CUDA graphs.
+
+        Raises:
+            ValueError: if they must be and cannot.
+        """
+        method = get_method(self.method)
+        looks_back = method.hypergradient in ("implicit", "unrolled")
+        if self.graph == "on" and device.type != "cuda":
+            raise ValueError(f"`graph` must be auto or off where there is no CUDA, got 'on' for device {device.type}")
+        if self.graph == "on" and looks_back:
+            raise ValueError(f"`graph` must be auto or off for '{method.name}', whose steps look back, got 'on'")
+        return self.graph != "off" and device.type == "cuda" and not looks_back
 
     def warmup_train_steps(self, steps_per_epoch: int) -> int:
         """Train steps before the first hyper step, of a run with so many train steps in an epoch."""
@@ -276,7 +296,7 @@ class Settings:
         if self.tune_scale:
             groups.append({"params": [raw_scale], "lr": self.scale_lr or rate})
         kind = torch.optim.RMSprop if self.hyper_optimizer == "rmsprop" else torch.optim.Adam
-        return kind(groups, lr=rate)
+        return kind(groups, lr=rate, capturable=self.captures(lam.device))
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
         """Learning-rate schedule, PyTorch's own, or None."""

@@ -31,6 +31,7 @@ FLOORS = {
     "checks": 3,
     "data": 3,
     "evaluation": 3,
+    "fused_sgd": 3,
     "health": 3,
     "optimizers": 3,
     "random_state": 3,

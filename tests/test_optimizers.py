@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
+from ray_deltastn.fused_sgd import FusedSGD
 
 WORDS = 20
 
@@ -77,7 +78,7 @@ def test_response_optimizer_moves_the_response_by_adams_first_step():
 )
 def test_the_response_has_the_optimiser_that_was_asked_for_and_no_decay(settings, kind, lr):
     optimizer = make_tuner(weight_decay=0.1, **settings).optimizers.response
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(lr, 0.0)]
 
 
@@ -110,3 +111,64 @@ def test_an_optimiser_that_takes_no_sparse_gradients_is_refused_by_name(optimize
     task = make_task(sparse=True)
     task.model[0].weight.requires_grad_(False)  # frozen, it gives none
     assert rd.SelfTuner(task, epochs=1, optimizer=optimizer).optimizers.weights is not None
+
+
+# --- the fused step --------------------------------------------------------------------------------------------------
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"weight_decay": 0.1}],
+    ids=["plain", "momentum", "nesterov", "decay"],
+)
+
+
+def walk(kind, late=False, dtypes=(torch.float32, torch.float32), **options):
+    """Parameters after six steps, and the optimiser; the first one has its gradients from the third step on if late."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(40, 3, generator=generator).to(dtype)) for dtype in dtypes]
+    optimizer = kind(parameters, lr=0.05, **options)
+    for step in range(6):
+        for place, parameter in enumerate(parameters):
+            gradient = torch.randn(40, 3, generator=generator).to(parameter.dtype)
+            parameter.grad = None if late and place == 0 and step < 2 else gradient
+        optimizer.step()
+    return parameters, optimizer
+
+
+@OPTIONS
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.float64)], ids=["one", "two-types"])
+def test_the_fused_step_is_pytorchs_to_the_bit_and_so_is_its_state(options, dtypes):
+    (own, mine), (usual, theirs) = (
+        walk(kind, dtypes=dtypes, fused=True, **options) for kind in (FusedSGD, torch.optim.SGD)
+    )
+    for one, other in zip(own, usual, strict=True):
+        assert torch.equal(one, other)
+    state, expected = mine.state_dict(), theirs.state_dict()
+    assert state["param_groups"] == expected["param_groups"]
+    assert state["state"].keys() == expected["state"].keys()
+    for place, values in expected["state"].items():
+        assert torch.equal(state["state"][place]["momentum_buffer"], values["momentum_buffer"])
+
+
+@OPTIONS
+def test_the_fused_step_takes_gradients_that_come_later(options):
+    (own, _), (usual, _) = walk(FusedSGD, late=True, **options), walk(torch.optim.SGD, late=True, **options)
+    for one, other in zip(own, usual, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_the_fused_step_calls_hooks_and_a_closure():
+    parameter, called = nn.Parameter(torch.ones(2)), []
+    optimizer = FusedSGD([parameter], lr=0.5)
+    optimizer.register_step_post_hook(lambda *_: called.append("hook"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2.0
+    optimizer.step()
+    assert called == ["hook", "hook"]
+    assert torch.equal(parameter.detach(), torch.tensor([-1.0, -1.0]))

@@ -1,4 +1,4 @@
-"""The weights that a penalty sees: w₀ + Θδ, one set per example, never formed."""
+"""The weights that a penalty sees: w₀ + Θδ, one set per example, never formed but where they are few."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ray_deltastn.response.response import Response
+from ray_deltastn.response.response import Response, Slot
+
+#: Up to so many elements, the weights of all examples are formed: that takes fewer calls than the closed form.
+FORMED = 4096
 
 
 class Weights:
@@ -65,12 +68,13 @@ class Weights:
         parameters = list(once.values())
         if not parameters:
             raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
-        base = _total([(p * p).sum() for p in parameters])
         if self.response is None or self.delta is None:
-            return base
+            return _squares(parameters)
         slots = self.response.slots if biases else [s for s in self.response.slots if s.parameter.dim() > 1]
         if not slots:
-            return base.expand(self.delta.shape[0])
+            return _squares(parameters).expand(self.delta.shape[0])
+        if self.delta.shape[0] * sum(slot.parameter.numel() for slot in slots) <= FORMED:
+            return self._formed_norm(self.response, self.delta, slots, parameters)
         along = [slot.by_row(self.response.direction(slot)) for slot in slots]
         inner = _join([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
         norm = _join([(a * a).sum(-1) for a in along])
@@ -80,7 +84,15 @@ class Weights:
         # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
         delta, transposed = self.delta.to(U.dtype), U.T
         along_delta = torch.addmm(transposed @ inner, delta, (transposed * norm) @ U, beta=2)
-        return base + (along_delta * delta).sum(-1)
+        return _squares(parameters) + (along_delta * delta).sum(-1)
+
+    def _formed_norm(self, response: Response, delta: Tensor, slots: list[Slot], parameters: list[Tensor]) -> Tensor:
+        rows = response.row_change(delta)
+        moved = [slot.parameter + slot.change(rows, response.direction(slot)) for slot in slots]
+        norm = _total([w.square().flatten(1).sum(1) for w in moved])
+        responding = {id(slot.parameter) for slot in slots}
+        still = [p for p in parameters if id(p) not in responding]
+        return norm + _squares(still) if still else norm
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -88,9 +100,13 @@ def named_parameters(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
+def _squares(parameters: list[Tensor]) -> Tensor:
+    return _total([(p * p).sum() for p in parameters])
+
+
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _total(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

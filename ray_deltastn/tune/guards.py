@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import ray
 from filelock import FileLock, Timeout
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.states import state_files
+
+logger = logging.getLogger(__name__)
 
 #: Files of a results folder.
 CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
@@ -143,25 +147,34 @@ def slots_of(config: ExperimentConfig) -> int:
 
 
 def check_shared(out: Path) -> None:
-    """Raise ValueError unless every machine of the cluster sees the same folder."""
+    """Raise ValueError unless every machine of the cluster sees the same folder.
+
+    A machine that dies meanwhile is not asked.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
     with tempfile.NamedTemporaryFile(dir=out, prefix=".seen-") as mark:
-        seen = ray.get(
-            [
-                _exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    mark.name
-                )
-                for node in nodes
-            ]
-        )
-    for node, there in zip(nodes, seen, strict=True):
-        if not there:
-            raise ValueError(
-                f"`--out` must be storage that every machine of the cluster shares, got {out}, which "
-                f"{node['NodeManagerAddress']} does not see: trials could not move when a machine dies"
+        answers = [
+            _exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                mark.name
             )
+            for node in nodes
+        ]
+        for node, answer in zip(nodes, answers, strict=True):
+            address = node["NodeManagerAddress"]
+            try:
+                there = ray.get(answer)
+            except RayTaskError:
+                raise
+            except RayError as error:
+                logger.warning("machine %s does not say whether it sees %s: %s", address, out, error)
+                continue
+            if not there:
+                raise ValueError(
+                    f"`--out` must be storage that every machine of the cluster shares, got {out}, which {address} "
+                    "does not see: trials could not move when a machine dies"
+                )
 
 
 @ray.remote(num_cpus=0)

@@ -216,7 +216,9 @@ def test_cutout_refuses_what_it_cannot_cut():
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.name)
 @pytest.mark.parametrize("biases", [True, False], ids=["all-weights", "no-biases"])
-def test_l2_equals_the_norm_of_each_examples_dense_weights(network, biases):
+@pytest.mark.parametrize("formed", [0, 10**6], ids=["closed-form", "formed"])
+def test_l2_equals_the_norm_of_each_examples_dense_weights(network, biases, formed, monkeypatch):
+    monkeypatch.setattr("ray_deltastn.response.weights.FORMED", formed)
     model, _ = network()
     response = randomise(Response(model, 2))
     delta = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
@@ -240,7 +242,9 @@ def test_l2_without_displacement_is_half_the_squared_norm(biases):
         assert_close(value, expected, rtol=1e-12)
 
 
-def test_l2_counts_parameters_that_do_not_respond():
+@pytest.mark.parametrize("formed", [0, 10**6], ids=["closed-form", "formed"])
+def test_l2_counts_parameters_that_do_not_respond(formed, monkeypatch):
+    monkeypatch.setattr("ray_deltastn.response.weights.FORMED", formed)
     model = nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)).double()
     response = Response(model, 1)  # U is zero: no response yet
     value = Weights(model, response, torch.ones(3, 1, dtype=torch.float64)).squared_norm()

@@ -40,6 +40,17 @@ def test_storage_that_a_machine_does_not_see_is_refused(monkeypatch, tmp_path, r
     guards.check_shared(tmp_path)  # both see it: they are the same
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "exists", lambda path: True)
-    monkeypatch.setattr(ray, "get", lambda references: [True, False])
+    answers = iter([True, False])
+    monkeypatch.setattr(ray, "get", lambda reference: next(answers))
     with pytest.raises(ValueError, match="`--out` must be storage that every machine of the cluster shares"):
         guards.check_shared(tmp_path)
+
+
+def test_a_machine_that_died_a_moment_ago_is_not_asked_for_the_storage(monkeypatch, tmp_path, ray_cluster, caplog):
+    import ray
+
+    nodes = ray.nodes()
+    gone = {**nodes[0], "NodeID": "0" * 55 + "f", "NodeManagerAddress": "the-late-one"}
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, *nodes])
+    guards.check_shared(tmp_path)
+    assert "the-late-one does not say" in caplog.text

@@ -1,0 +1,169 @@
+"""Captured steps take the same way as those that run as they are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ray_deltastn as rd
+from ray_deltastn.methods import GraphedSteps
+from ray_deltastn.methods.graphs import EAGER
+
+LEARNED = pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
+
+
+class Pretender:
+    """Where there is no GPU: a capture that is the step itself, and knows what a graph would have frozen."""
+
+    def __init__(self):
+        self.steps = None
+        self.fails = False
+        self.records = self.replays = self.eagers = 0
+
+    def eager(self, run):
+        self.eagers += 1
+        return run()
+
+    def record(self, run):
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.records += 1
+        frozen, replaced = self.constants(), []
+
+        def replay():
+            assert self.constants() == frozen
+            # As a graph does: the next result goes where the last one was.
+            replaced.append(run())
+            replaced[0].copy_(replaced[-1])
+            self.replays += 1
+            return replaced[0]
+
+        return replay
+
+    def constants(self):
+        """Numbers and buffers that a graph keeps, as they are now."""
+        optimizers = (self.steps.weights_optimizer, self.steps.response_optimizer, self.steps.hyper_optimizer)
+        found = []
+        for optimizer in optimizers:
+            if optimizer is not None:
+                found += [group["lr"] for group in optimizer.param_groups]
+                found += [t.data_ptr() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+        row = self.steps.objective.constant
+        return [*found, None if row is None else row.tolist()]
+
+
+def make_tuner(method, device="cpu", **settings):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(44, 6, generator=generator)
+    y = x[:, :3].argmax(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), rd.Dropout("dropout"), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    space = rd.HyperSpace(dropout=rd.Bounded(0.3, low=0.0, high=0.9), decay=rd.Positive(1e-3))
+    task = rd.Task(
+        space=space, model=model, loss=F.cross_entropy, train=(x, y), valid=(x, y), penalty=[rd.L2("decay")]
+    )  # 44 examples: the last of three minibatches is smaller
+    given = {"epochs": 6, "batch_size": 16, "lr": 0.05, "hyper_lr": 0.05, "warmup": 1, "train_interval": 2, **settings}
+    return rd.SelfTuner(task, method=method, device=device, **given)
+
+
+def pretend(tuner, must=True):
+    """Let the steps of a run be captured by a pretender, and return it."""
+    plain, recorder = tuner.algorithm, Pretender()
+    options = {
+        name: getattr(plain, name) for name in ("entropy_weight", "response_fraction", "tune_scale", "clip_grad")
+    }
+    optimizers = (plain.weights_optimizer, plain.response_optimizer, plain.hyper_optimizer)
+    tuner.algorithm = GraphedSteps(plain.objective, *optimizers, recorder=recorder, must=must, **options)
+    recorder.steps = tuner.algorithm
+    return recorder
+
+
+def told(reports):
+    return [{k: v for k, v in report.items() if not k.startswith("seconds/")} for report in reports]
+
+
+SCHEDULES = {
+    "constant": {},
+    "step": {"schedule": {"name": "step", "step_size": 2, "gamma": 0.5}},
+    "adam": {"optimizer": "adam", "hyper_optimizer": "adam", "clip_grad": 0.5},
+}
+
+
+@LEARNED
+@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+def test_captured_steps_are_the_steps_to_the_bit(method, settings):
+    if method == "fixed":
+        settings = {**settings, "hyperparameters": {"dropout": [0.1, 0.2, 0.3]}}
+    plain, captured = make_tuner(method, **settings), make_tuner(method, **settings)
+    recorder = pretend(captured)
+    assert told(plain.fit()) == told(captured.fit())
+    for one, other in zip(plain.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    # Of eight hyper steps two see the smaller minibatch: too few for a graph of their own.
+    hyper, uncaptured = (0, 0) if method == "fixed" else (8, EAGER + 2)
+    assert recorder.eagers + recorder.replays == 18 + hyper
+    assert recorder.eagers == 2 * EAGER + uncaptured
+    assert recorder.replays > recorder.records > 0
+
+
+def test_a_loaded_state_is_captured_anew():
+    first = make_tuner("delta-stn")
+    for _ in range(4):
+        first.step()
+    state = first.state_dict()
+    second = make_tuner("delta-stn")
+    recorder = pretend(second)
+    for _ in range(4):
+        second.step()
+    before = recorder.records
+    second.load_state_dict(state)
+    assert told(second.fit()) == told(first.fit())
+    assert recorder.eagers > 2 * EAGER
+    assert recorder.records >= before
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
+    plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
+    pretend(usual, must=False).fails = True
+    with pytest.warns(UserWarning, match=r"no CUDA graphs: a train step cannot be captured .*not permitted"):
+        assert told(usual.fit()) == told(plain.fit())
+    strict = make_tuner("delta-stn")
+    pretend(strict).fails = True
+    with pytest.raises(RuntimeError, match=r"`graph` must be off for a train step .*not permitted"):
+        list(strict.fit())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"graph": "on"}, "`graph` must be auto or off where there is no CUDA, got 'on' for device cpu"),
+        ({"graph": "yes"}, "`graph` must be one of auto, on, off, got 'yes'"),
+    ],
+)
+def test_graphs_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_tuner("delta-stn", **settings)
+
+
+def test_methods_that_look_back_are_not_captured():
+    cuda = torch.device("cuda")
+    assert rd.Settings(method="delta-stn", graph="auto").captures(cuda)
+    assert not rd.Settings(method="ift", graph="auto").captures(cuda)
+    assert not rd.Settings(method="delta-stn").captures(cuda)
+    with pytest.raises(ValueError, match="`graph` must be auto or off for 'unrolled'"):
+        rd.Settings(method="unrolled", graph="on").captures(cuda)
+
+
+def test_automatic_graphs_are_none_on_a_cpu():
+    assert type(make_tuner("delta-stn", graph="auto").algorithm) is type(make_tuner("delta-stn").algorithm)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@LEARNED
+def test_graphs_of_a_gpu_take_the_way_of_its_steps(method):
+    plain, captured = (make_tuner(method, "cuda", graph=graph, epochs=20) for graph in ("off", "on"))
+    assert isinstance(captured.algorithm, GraphedSteps)
+    for one, other in zip(told(plain.fit()), told(captured.fit()), strict=True):
+        for name, value in one.items():
+            assert other[name] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value)
+    assert captured.algorithm._captured
