@@ -260,8 +260,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "versions": versions(),
         "rows": [row],
     }
-    if options.json:
-        write(options.json, record)
     print(json.dumps(row, indent=2))
     whole_and_equal = row["trials"] == row["finished"] == row["replayed"] == row["complete"] == planned
     good = whole_and_equal and row["told_once"] and not row["restarted"]
@@ -269,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"`--kills {options.kills}` did not fit into this experiment, got {len(killed)}: lower `--between`")
     if not good or len(killed) < options.kills:
         sys.exit(1)
+    if options.json:
+        write(options.json, record)
 
 
 if __name__ == "__main__":

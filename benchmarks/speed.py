@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import ray_deltastn as rd
 from benchmarks import record
 from benchmarks.arguments import number, prepare, whole
+from ray_deltastn.graphs import EAGER, GraphedSteps
 from ray_deltastn.methods import get_method
-from ray_deltastn.methods.graphs import EAGER
-from ray_deltastn.settings import GRAPHS, PRECISIONS
+from ray_deltastn.settings import GRAPHS, PRECISIONS, Settings
 from ray_deltastn.tasks import networks
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
@@ -79,6 +79,7 @@ class Cycle:
         precision: see `Settings`.
         tuned: `dropout` for the network's own rates, `decay` for a weight decay, with constant rates.
         graph: see `Settings`.
+        channels_last: see `Settings`.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Cycle:
         precision: str = "fp32",
         tuned: str = "dropout",
         graph: str = "off",
+        channels_last: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         make, _, shape, _ = NETS[net]
@@ -107,7 +109,7 @@ class Cycle:
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)
         self.tuner = rd.SelfTuner(
             task, method, batch_size=batch, response_fraction=response_fraction, device=device, seed=seed,
-            precision=precision, train_interval=TRAIN_INTERVAL, graph=graph,
+            precision=precision, train_interval=TRAIN_INTERVAL, graph=graph, channels_last=channels_last,
         )  # fmt: skip
         self.data = tuple(t.to(self.tuner.device) for t in data)
 
@@ -188,6 +190,7 @@ def measure(
     device: str = "cpu",
     precision: str = "fp32",
     graph: str = "off",
+    channels_last: bool = False,
 ) -> dict[str, Any]:
     """One row: a method against plain training on one network.
 
@@ -200,6 +203,7 @@ def measure(
         device: `cpu` or `cuda`.
         precision: see `Settings`.
         graph: see `Settings`; FLOPs and memory are counted without.
+        channels_last: see `Settings`.
     """
     _, usual_batch, _, usual = NETS[net]
     batch = batch or usual_batch
@@ -207,10 +211,13 @@ def measure(
     if not (of.responds and of.split):
         response_fraction = 1.0
     what = TUNED[of.tunes and not of.responds]
+    options: dict[str, Any] = {
+        "batch": batch, "device": device, "precision": precision, "tuned": what, "channels_last": channels_last,
+    }  # fmt: skip
 
     def ready(method: str, fraction: float) -> tuple[Cycle, int]:
         held = torch.cuda.memory_allocated() if device == "cuda" else 0
-        cycle = Cycle(net, method, fraction, batch, device=device, precision=precision, tuned=what)
+        cycle = Cycle(net, method, fraction, **options)
         return cycle, cycle.peak() - held
 
     plain, least = ready("fixed", 1.0)
@@ -219,8 +226,7 @@ def measure(
     memory = tuned.saved_bytes() / plain.saved_bytes()
     if graph != "off":
         plain, tuned = (
-            Cycle(net, m, f, batch, device=device, precision=precision, tuned=what, graph=graph)
-            for m, f in (("fixed", 1.0), (method, response_fraction))
+            Cycle(net, m, f, graph=graph, **options) for m, f in (("fixed", 1.0), (method, response_fraction))
         )
         for cycle in (plain, tuned):
             for _ in range(EAGER + 1):  # until the hyper step is captured too
@@ -246,13 +252,15 @@ def measure(
         "tuned": what,
         "precision": precision,
         "graph": graph,
+        "captured": isinstance(tuned.tuner.algorithm, GraphedSteps) and tuned.tuner.algorithm.captured,
+        "channels_last": channels_last,
         "threads": torch.get_num_threads(),
         "flop_ratio": round(flops, 4),
         "cpu_time_ratio": round(statistics.median(cpu), 3),
         "wall_time_ratio": round(statistics.median(wall), 3),
         "saved_memory_ratio": round(memory, 3),
         "images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(taken)),
-        "peak_memory_ratio": round(most / least, 3) if device == "cuda" else None,
+        "peak_memory_ratio": round(most / least, 3) if device == "cuda" and graph == "off" else None,
         **versions(),
     }
 
@@ -288,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128, with large networks 32)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--channels-last", action="store_true", help="order of memory, for both sides")
     parser.add_argument("--graph", default="off", choices=GRAPHS, help="CUDA graphs, for both sides")
     parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2)")
     parser.add_argument("--json", type=Path, help="file for the rows")
@@ -301,6 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             get_method(method)
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`--device cuda` needs a GPU, got none")
+        if options.graph != "off":
+            for method in ("fixed", *methods):
+                Settings(method=method, graph=options.graph).captures(torch.device(options.device))
     except ValueError as error:
         parser.error(str(error))
     prepare(parser, options.json)
@@ -311,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for method in methods:
             row = measure(
                 net, method, options.response_fraction, options.pairs, batch=options.batch, device=options.device,
-                precision=options.precision, graph=options.graph,
+                precision=options.precision, graph=options.graph, channels_last=options.channels_last,
             )  # fmt: skip
             rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)

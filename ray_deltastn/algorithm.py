@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-from ray_deltastn.methods import CudaRecorder, GraphedSteps, ImplicitSteps, Objective, Steps, UnrolledSteps
+from ray_deltastn.graphs import CudaRecorder, GraphedSteps
+from ray_deltastn.methods import ImplicitSteps, Objective, Steps, UnrolledSteps
 from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.settings import Settings
 
@@ -32,6 +34,16 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
         recorder = CudaRecorder(device, [] if generator is None else [generator])
         return GraphedSteps(*moved, recorder=recorder, must=settings.graph == "on", **options)
     return Steps(*moved, **options)
+
+
+def placed(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The model on its device, the weights of its 2-d convolutions in channels-last order of memory if so asked."""
+    model = model.to(device)
+    if channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def evaluate(objective: Objective, stream: Stream, loss: Loss, metrics: Mapping[
     with torch.no_grad():
         delta = objective.delta(objective.space.lam.detach(), None)
         for x, y in stream.in_order():
+            x = objective.in_order(x)
             with objective.precision(x):
                 if delta is None or objective.response is None:
                     output = model(x)

@@ -13,15 +13,22 @@ class FusedSGD(torch.optim.SGD):
     """`torch.optim.SGD(fused=True)` without the sorting of parameters that PyTorch does in every step.
 
     The update is PyTorch's own fused one, v ← μ v + ∇w, w ← w − α v, with the same options and state. In a network of
-    a few weights the sorting costs more than the arithmetic of a whole train step.
+    a few weights the sorting costs more than the arithmetic of a whole train step. Gradients must be dense and lie in
+    memory as their parameters do, which `backward()` sees to and `torch.autograd.grad` does not (`laid_out_as`).
 
     Args:
         arguments: those of `torch.optim.SGD`.
-        options: likewise; there is no gradient scaling and no dampening.
+        options: likewise.
+
+    Raises:
+        ValueError: with dampening, which it does not know.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "fused": True})
+        self._step_supports_amp_scaling = False  # `GradScaler` then divides the gradients itself
+        if any(group["dampening"] for group in self.param_groups):
+            raise ValueError(f"`dampening` must be 0, got {[group['dampening'] for group in self.param_groups]}")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step along the gradients in `.grad`; `closure` computes them anew and returns the loss."""

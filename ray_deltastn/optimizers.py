@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ray_deltastn.methods import laid_out_as
 from ray_deltastn.response import Response
 from ray_deltastn.settings import Settings
 from ray_deltastn.space import HyperSpace
@@ -112,6 +113,10 @@ class Optimizers:
             # Options first: they say on which device a state's count of steps belongs.
             groups = [{**group, **mine} for group, mine in zip(state[name]["param_groups"], own, strict=True)]
             optimizer.load_state_dict({**state[name], "param_groups": groups})
+            for parameter, values in optimizer.state.items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        values[key] = laid_out_as(parameter, value)
             if name == "weights" and self.schedule is not None:
                 # Equal base rates give the saved rate itself, to the bit.
                 factor = 1.0 if self.base_lr == state["base_lr"] else self.base_lr / state["base_lr"]

@@ -44,6 +44,16 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def host_draws() -> tuple[Any, ...]:
+    """What changes whenever the host's global generators are drawn from, to be compared."""
+    name, keys, position, *rest = np.random.get_state()
+    return (
+        random.getstate(),
+        (name, np.asarray(keys).tobytes(), position, *rest),
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
 def seed_all(seed: int, device: torch.device) -> None:
     """Seed the global generators of Python, NumPy and PyTorch, on the CPU and on this device."""
     random.seed(seed)
@@ -51,7 +61,8 @@ def seed_all(seed: int, device: torch.device) -> None:
     # Not torch.manual_seed, which seeds every device.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):  # it seeds the current one
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager

@@ -79,8 +79,11 @@ class Settings:
         precision: `fp32`; `tf32`, with factors of float32 products and convolutions rounded to 10 bits where the device
             can; or `bf16`, with the network's passes under autocast, and random numbers, losses, penalties and
             parameters in float32.
+        channels_last: keep images and the weights of 2-d convolutions in channels-last order of memory, which is faster
+            for most convolutional networks; the network must not `view` its feature maps, `flatten` or `reshape` do.
         graph: `off`; `on`, each step captured as a CUDA graph and replayed; or `auto`, where the device and the step
-            allow it.
+            allow it. What a step does on the host (counters, draws of Python's or NumPy's generators) happens once, at
+            the capture; a step that draws there is not captured.
         patience: stop after so many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
@@ -118,6 +121,7 @@ class Settings:
     implicit_steps: int = 20
     implicit_damping: float = 0.0
     precision: str = "fp32"
+    channels_last: bool = False
     graph: str = "off"
     patience: int | None = None
     steps_per_report: int | None = None
@@ -144,6 +148,9 @@ class Settings:
         if self.warmup_steps is not None:
             _whole("warmup_steps", self.warmup_steps, 0)
         _whole("seed", self.seed, 0)
+        for name in ("tune_scale", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}")
         _number("lr", self.lr, above=0.0)
         for name, rule in (("hyper_lr", {"above": 0.0}), ("warmup", {"least": 0.0})):
             value = getattr(self, name)
@@ -158,6 +165,8 @@ class Settings:
             _number(name, getattr(self, name), least=0.0)
         _number("momentum", self.momentum, least=0.0, below=1.0)
         _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
+        if isinstance(self.graph, bool):  # YAML's own reading of `on` and `off`
+            object.__setattr__(self, "graph", "on" if self.graph else "off")
         choices = (
             ("optimizer", OPTIMIZERS), ("response_optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS),
             ("implicit_solver", SOLVERS), ("precision", PRECISIONS), ("graph", GRAPHS),

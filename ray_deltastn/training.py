@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn import random_state
-from ray_deltastn.algorithm import float32_products, make_steps
+from ray_deltastn.algorithm import float32_products, make_steps, placed
 from ray_deltastn.checks import check_differentiable, check_precision, check_small_batches, try_out
 from ray_deltastn.data import stream
 from ray_deltastn.health import Health, divergence
@@ -71,7 +71,7 @@ class SelfTuner:
         check_differentiable(task, self.method)
         s = self.settings
         self.device = s.torch_device()
-        self.model: nn.Module = task.model.to(self.device)
+        self.model = placed(task.model, self.device, s.channels_last)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not self._trainable:
             raise ValueError("`model` needs at least one trainable parameter, got none")
@@ -90,7 +90,7 @@ class SelfTuner:
         self.objective = Objective(
             self.model, task.loss, self.space, self.setting, self.method, self.response,
             valid_loss=task.valid_loss, augment=task.augmentations, penalty=task.penalties,
-            valid_penalty=task.valid_penalties, half=s.precision == "bf16",
+            valid_penalty=task.valid_penalties, half=s.precision == "bf16", channels_last=s.channels_last,
         )  # fmt: skip
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None

@@ -32,6 +32,7 @@ FLOORS = {
     "data": 3,
     "evaluation": 3,
     "fused_sgd": 3,
+    "graphs": 3,
     "health": 3,
     "optimizers": 3,
     "random_state": 3,

@@ -1,5 +1,7 @@
 """Θ's own optimiser, and layers with sparse gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 import ray_deltastn as rd
 from ray_deltastn.fused_sgd import FusedSGD
+from ray_deltastn.methods import laid_out_as
 
 WORDS = 20
 
@@ -172,3 +175,97 @@ def test_the_fused_step_calls_hooks_and_a_closure():
     optimizer.step()
     assert called == ["hook", "hook"]
     assert torch.equal(parameter.detach(), torch.tensor([-1.0, -1.0]))
+
+
+# --- order of memory -------------------------------------------------------------------------------------------------
+
+
+class Turned(nn.Module):
+    """A linear layer whose gradients come in another order of memory than its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return F.linear(x, self.weight.t().contiguous())
+
+
+def turned_task():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 6, dtype=torch.float64, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(rd.Dropout("dropout"), nn.Linear(6, 6), nn.ReLU(), Turned()).double()
+    data = (x, x[:, :3].argmax(1))
+    space = rd.HyperSpace(dropout=rd.Bounded(0.1, low=0.0, high=0.9))
+    return rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_gradients_in_another_order_of_memory_move_the_right_weights(optimizer):
+    settings = {"epochs": 5, "batch_size": 64, "lr": 0.05, "momentum": 0.9, "optimizer": optimizer}
+    tuner = rd.SelfTuner(turned_task(), method="fixed", hyperparameters={"dropout": 0.0}, **settings)
+    list(tuner.fit())
+    task = turned_task()
+    (x, y), model = task.train, task.model[1:]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    more = {"weight_decay": 0.0} if optimizer == "adamw" else {}
+    plain = kind(model.parameters(), lr=0.05, foreach=False, **({"momentum": 0.9} if optimizer == "sgd" else more))
+    for _ in range(5):
+        plain.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        plain.step()
+    for one, other in zip(tuner.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+class Summed(nn.Module):
+    """A linear layer whose weight is a sum: autograd gives both parts the same gradient tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = rd.Dropout("dropout")
+        self.one, self.other = (nn.Parameter(torch.zeros(3, 6, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return F.linear(self.dropout(x), self.one + self.other)
+
+
+def test_a_gradient_that_two_weights_share_is_clipped_once():
+    task = turned_task()
+    task = rd.Task(space=task.space, model=Summed(), loss=F.cross_entropy, train=task.train, valid=task.valid)
+    tuner = rd.SelfTuner(task, method="fixed", epochs=1, batch_size=64, lr=1.0, momentum=0.0, clip_grad=1e-3)
+    list(tuner.fit())
+    moved = torch.stack([tuner.model.one, tuner.model.other]).norm().item()
+    assert moved == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_a_gradient_of_one_number_everywhere_moves_every_weight():
+    weights = nn.Parameter(torch.zeros(5, 3))
+    gradient = torch.ones(()).expand(5, 3)  # one number in memory
+    optimizer = FusedSGD([weights], lr=0.5)
+    weights.grad = laid_out_as(weights, gradient)
+    optimizer.step()
+    assert torch.equal(weights.detach(), torch.full((5, 3), -0.5))
+
+
+def test_dampening_is_refused():
+    with pytest.raises(ValueError, match=r"`dampening` must be 0, got \[0.1\]"):
+        FusedSGD([nn.Parameter(torch.ones(2))], lr=0.5, momentum=0.9, dampening=0.1)
+
+
+def test_the_fused_step_survives_copies_and_changes_of_momentum():
+    ways = []
+    for kind in (FusedSGD, torch.optim.SGD):
+        parameter = nn.Parameter(torch.ones(4))
+        optimizer = kind([parameter], lr=0.1, momentum=0.0, fused=True)
+        for step, momentum in enumerate((0.0, 0.9, 0.9, 0.0, 0.9)):
+            optimizer.param_groups[0]["momentum"] = momentum
+            parameter.grad = torch.arange(4.0) * (step + 1)
+            if step == 2:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = kind([parameter], lr=0.1, momentum=momentum, fused=True)
+                optimizer.load_state_dict(state)
+            optimizer.step()
+        ways.append(parameter.detach())
+    assert torch.equal(*ways)

@@ -3,15 +3,12 @@
 from ray_deltastn.methods.alternatives import ImplicitSteps, UnrolledSteps
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
 from ray_deltastn.methods.frozen import RunningStatistics
-from ray_deltastn.methods.graphs import CudaRecorder, GraphedSteps
 from ray_deltastn.methods.method import METHODS, Method, get_method
 from ray_deltastn.methods.objective import Loss, Objective
-from ray_deltastn.methods.steps import Steps
+from ray_deltastn.methods.steps import Steps, laid_out_as
 
 __all__ = [
     "METHODS",
-    "CudaRecorder",
-    "GraphedSteps",
     "ImplicitSteps",
     "Loss",
     "Method",
@@ -22,6 +19,7 @@ __all__ = [
     "conjugate_gradient",
     "get_method",
     "implicit_hypergradient",
+    "laid_out_as",
     "neumann",
     "unroll",
 ]

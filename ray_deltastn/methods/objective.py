@@ -40,6 +40,7 @@ class Objective:
         penalty: terms of L_T in weights and hyperparameters.
         valid_penalty: the same for L_V, which then depends on λ directly (2.4).
         half: run the network under bfloat16 autocast; outputs, losses, penalties and parameters stay in their own type.
+        channels_last: hand images to the network in channels-last order of memory.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Objective:
         penalty: Sequence[Penalty] = (),
         valid_penalty: Sequence[Penalty] = (),
         half: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.half = half
+        self.channels_last = channels_last
         self.model = model
         self.loss = loss
         self.valid_loss = valid_loss or loss
@@ -96,6 +99,7 @@ class Objective:
 
     def predict(self, x: Tensor, delta: Tensor | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Output of the network displaced by δ, in the way of the method; `weights` stand in for w₀ by name."""
+        x = self.in_order(x)
         with self.precision(x):
             if weights is not None:
                 output = functional_call(self.model, self._standing_in(weights), (x,))
@@ -109,6 +113,10 @@ class Objective:
         if not isinstance(output, Tensor):
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
         return output.float() if self.half else output
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """Inputs in the order of memory that the network is to see; their values are the same."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def precision(self, x: Tensor) -> AbstractContextManager[Any]:
         """The arithmetic of a pass of the network on `x`."""

@@ -124,18 +124,30 @@ class Steps:
         gradients: tuple[Tensor | None, ...],
         clip: bool = True,
     ) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        moved = [(p, laid_out_as(p, g)) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        found = [gradient for _, gradient in moved]
+        if clip and self.clip_grad is not None and found:
+            found = _clipped(found, self.clip_grad)
+        for (parameter, _), gradient in zip(moved, found, strict=True):
             parameter.grad = gradient
-        if clip and self.clip_grad is not None:
-            _clip([g for g in gradients if g is not None], self.clip_grad)
         optimizer.step()
         for parameter in parameters:
             parameter.grad = None
 
 
-def _clip(gradients: list[Tensor], most: float) -> None:
-    # PyTorch's clip_grad_norm_ without its bookkeeping, which costs as much as a whole step of a tiny network.
-    if gradients:
-        norms = torch._foreach_norm(gradients)
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        torch._foreach_div_(gradients, (norm / most).clamp(min=1.0))
+def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of a parameter's shape, in the parameter's order of memory, which fused optimisers take for granted.
+
+    `backward()` gives gradients so, `torch.autograd.grad` gives them as they come.
+    """
+    if tensor.layout != torch.strided or tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+
+
+def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
+    # PyTorch's clip_grad_norm_ without its bookkeeping, which costs as much as a whole step of a tiny network; and not
+    # in place: two parameters that are summed may share one gradient tensor.
+    norms = torch._foreach_norm(gradients)
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return list(torch._foreach_div(gradients, (norm / most).clamp(min=1.0)))

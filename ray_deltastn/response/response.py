@@ -260,4 +260,4 @@ def _direction(owner: Owner, parameter: nn.Parameter, generator: torch.Generator
     else:
         bound = 0.1 / max(1, parameter.numel()) ** 0.5
         direction.uniform_(-bound, bound, generator=generator)
-    return direction.to(parameter.device)
+    return torch.empty_like(parameter).copy_(direction)  # in the parameter's own order of memory

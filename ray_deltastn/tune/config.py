@@ -17,7 +17,7 @@ from ray import tune
 
 from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
-from ray_deltastn.tune.schedulers import PAUSING
+from ray_deltastn.tune.schedulers import CHANGING, PAUSING
 
 DOMAINS = (
     "uniform",
@@ -49,7 +49,8 @@ class TuneSection(_Section):
     Attributes:
         searcher: `bo` (Gaussian process of scikit-optimize; `skopt` is the same), `random`, `grid`, `optuna-tpe` or
             `optuna-gp`.
-        scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median` or `pbt`; see `make_scheduler`.
+        scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median`, `pbt` or `pb2`; see
+            `make_scheduler`.
         num_samples: number of trials.
         budget: epochs of all trials together after which the experiment ends; by default it ends with its last trial.
         metric: report that is optimised; `mode` says which way.
@@ -63,7 +64,7 @@ class TuneSection(_Section):
     """
 
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
-    scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt"] = "fifo"
+    scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt", "pb2"] = "fifo"
     num_samples: int = Field(default=8, ge=1)
     budget: int | None = Field(default=None, ge=1)
     metric: str = "best_valid_loss"
@@ -155,10 +156,10 @@ class ExperimentConfig(_Section):
                 f"`tune.max_concurrent` must be left out with `tune.scheduler: {self.tune.scheduler}`, which pauses "
                 f"trials and needs them all alive, got {self.tune.max_concurrent}; as many run as fit the CPUs"
             )
-        if self.tune.scheduler == "pbt" and self.tune.searcher not in ("random", "grid"):
+        if self.tune.scheduler in CHANGING and self.tune.searcher not in ("random", "grid"):
             raise ValueError(
-                f"`tune.scheduler: pbt` changes options itself and needs `tune.searcher: random` or `grid`, got "
-                f"{self.tune.searcher!r}"
+                f"`tune.scheduler: {self.tune.scheduler}` changes options itself and needs `tune.searcher: random` or "
+                f"`grid`, got {self.tune.searcher!r}"
             )
         if self.tune.warm_start:
             if self.tune.searcher in ("random", "grid"):

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
@@ -16,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_deltastn.tune.config import ExperimentConfig
-from ray_deltastn.tune.states import state_files
+from ray_deltastn.tune.states import STATES_FOLDER, state_files
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ PARQUET_FILE = "results.parquet"
 DRIVER_FILE = "driver.json"
 #: Who took over whose state under population-based training.
 LINEAGE_FILE = "lineage.csv"
+#: How often, and how long in seconds, a machine is asked for the results folder; one that has died is not.
+ATTEMPTS, ANSWER_SECONDS = 5, 60.0
 #: Held while a command runs the experiment.
 LOCK_FILE = ".lock"
 
@@ -79,13 +83,15 @@ def check_free(out: Path) -> None:
 
 def check_owner(out: Path) -> None:
     """Refuse states of someone else: Tune unpickles them, which can run any code."""
-    if not hasattr(os, "getuid"):
-        return
-    for path in (out, out / TRIALS_FOLDER, *(out / TRIALS_FOLDER).glob("*")):
-        if path.exists() and path.stat().st_uid != os.getuid():
+    for path in (out, *(file for part in (TRIALS_FOLDER, STATES_FOLDER) for file in (out / part).rglob("*"))):
+        # Ray unpickles such a file wherever it lies in a checkpoint; ours have none.
+        if path.name == "_dict_checkpoint.pkl":
+            raise ResumeError(f"`{path}` must not be there: Tune would unpickle it, and no checkpoint of ours has it")
+        owner = path.lstat().st_uid if hasattr(os, "getuid") else None
+        if owner is not None and owner != os.getuid():
             raise ResumeError(
-                f"`{path}` must belong to you, got user {path.stat().st_uid}: Tune unpickles its states, which can run "
-                "any code; --trust resumes it all the same"
+                f"`{path}` must belong to you, got user {owner}: Tune unpickles its states, which can run any code; "
+                "--trust resumes it all the same"
             )
 
 
@@ -155,26 +161,36 @@ def check_shared(out: Path) -> None:
     if len(nodes) < 2:
         return
     with tempfile.NamedTemporaryFile(dir=out, prefix=".seen-") as mark:
-        answers = [
-            _exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                mark.name
-            )
-            for node in nodes
-        ]
-        for node, answer in zip(nodes, answers, strict=True):
-            address = node["NodeManagerAddress"]
-            try:
-                there = ray.get(answer)
-            except RayTaskError:
-                raise
-            except RayError as error:
-                logger.warning("machine %s does not say whether it sees %s: %s", address, out, error)
-                continue
-            if not there:
+        first = [_ask(node, mark.name) for node in nodes]
+        for node, answer in zip(nodes, first, strict=True):
+            if _sees(node, mark.name, answer) is False:
                 raise ValueError(
-                    f"`--out` must be storage that every machine of the cluster shares, got {out}, which {address} "
-                    "does not see: trials could not move when a machine dies"
+                    f"`--out` must be storage that every machine of the cluster shares, got {out}, which "
+                    f"{node['NodeManagerAddress']} does not see: trials could not move when a machine dies"
                 )
+
+
+def _sees(node: Mapping[str, Any], path: str, answer: Any) -> bool | None:
+    """Whether a machine sees a file; None if it has died."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return bool(ray.get(answer, timeout=ANSWER_SECONDS))
+        except RayTaskError:
+            raise
+        except RayError as error:
+            reason = error
+        if node["NodeID"] not in {other["NodeID"] for other in ray.nodes() if other["Alive"]}:
+            logger.warning("machine %s died before it said whether it sees %s", node["NodeManagerAddress"], path)
+            return None
+        time.sleep(attempt)
+        answer = _ask(node, path)
+    address = node["NodeManagerAddress"]
+    raise ValueError(f"`--address` must be a cluster whose machines answer, got none from {address}: {reason}")
+
+
+def _ask(node: Mapping[str, Any], path: str) -> Any:
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return _exists.options(scheduling_strategy=there).remote(path)
 
 
 @ray.remote(num_cpus=0)

@@ -18,15 +18,18 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search.sample import Categorical, Domain, Integer
+from ray.tune.schedulers.pb2 import PB2
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.report_log import Report
 
 #: Names that `make_scheduler` knows: `fifo` lets every trial run to its end.
-SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt")
+SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt", "pb2")
 #: Schedulers that pause trials: all of them are alive at once, and those that do not fit wait.
-PAUSING = ("hyperband", "pbt")
+PAUSING = ("hyperband", "pbt", "pb2")
+#: Schedulers that change options of running trials.
+CHANGING = ("pbt", "pb2")
 #: Options that a trial may change while it runs; the others decide its task, network or method.
 MUTABLE = ("lr", "momentum", "hyper_lr", "scale_lr", "response_lr", "entropy_weight", "clip_grad", "hyperparameters")
 _TIME = "training_iteration"
@@ -37,8 +40,9 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
 
     A trial that is stopped early has its last report as its result. `asha` and `median` stop trials; `hyperband` pauses
     them and lets the best third go on; `pbt` copies weights, response, λ, σ and optimisers from good trials to bad
-    ones and changes searched options (`MUTABLE`). `pbt` is synchronous: all trials stop at the same report before any
-    is copied. Otherwise Tune would perturb nothing with more trials than slots, and what is copied would hang on which
+    ones and changes searched options (`MUTABLE`) at random; `pb2` does the same with changes that a Gaussian process
+    proposes, for numbers on continuous ranges. Both are synchronous: all trials stop at the same report before any is
+    copied. Otherwise Tune would perturb nothing with more trials than slots, and what is copied would hang on which
     trial is faster. Tune does not save a scheduler's state: after `--resume` it begins to compare anew.
 
     Args:
@@ -50,27 +54,29 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
         The scheduler; None for `fifo`.
 
     Raises:
-        ValueError: if the name is unknown, or `pbt` has nothing that it could change.
+        ValueError: if the name is unknown, or `pbt` or `pb2` has nothing that it could change.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     if name == "fifo":
         return None
     few = max(1, reports // 8)
-    changed = mutations(space) if name == "pbt" else {}
+    changed = mutations(space, name) if name in CHANGING else {}
     if name == "asha":
         return ASHAScheduler(time_attr=_TIME, max_t=reports, grace_period=few, reduction_factor=3)
     if name == "hyperband":
         return HyperBandScheduler(time_attr=_TIME, max_t=reports, reduction_factor=3)
     if name == "median":
         return MedianStoppingRule(time_attr=_TIME, grace_period=few, min_samples_required=3)
-    return Population(
-        time_attr=_TIME,
-        perturbation_interval=few,
-        hyperparam_mutations=changed,
-        custom_explore_fn=functools.partial(within, changed),
-        synch=True,
-    )
+    common: dict[str, Any] = {
+        "time_attr": _TIME,
+        "perturbation_interval": few,
+        "custom_explore_fn": functools.partial(within, changed),
+        "synch": True,
+    }
+    if name == "pb2":
+        return BanditPopulation(hyperparam_bounds=bounds(changed), **common)
+    return Population(hyperparam_mutations=changed, **common)
 
 
 class Population(PopulationBasedTraining):
@@ -102,11 +108,45 @@ class Population(PopulationBasedTraining):
         return chosen
 
 
+class BanditPopulation(Population, PB2):
+    """Tune's synchronous PB2 (Parker-Holder et al. 2020), which does not wait for trials that have ended either."""
+
+    _worst = -math.inf
+
+    def _save_trial_state(self, state: Any, time: int, result: dict[str, Any], trial: Trial) -> Any:
+        # The Gaussian process takes finite rewards only: a diverged trial counts as the worst that did not.
+        reward = self._metric_op * result[self._metric]
+        if math.isfinite(reward):
+            self._worst = reward if math.isinf(self._worst) else min(self._worst, reward)
+        elif math.isfinite(self._worst):
+            result = {**result, self._metric: self._metric_op * self._worst}
+        else:
+            result = {**result, self._metric: 0.0}
+        return super()._save_trial_state(state, time, result, trial)
+
+
+def bounds(changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The ends of the ranges that `mutations` names, for `pb2`.
+
+    Raises:
+        ValueError: if one is no continuous range.
+    """
+    found: dict[str, Any] = {}
+    for key, value in changed.items():
+        if isinstance(value, Mapping):
+            found[key] = bounds(value)
+        elif isinstance(value, Float):
+            found[key] = [value.lower, value.upper]
+        else:
+            raise ValueError(f"`scheduler: pb2` changes numbers on a continuous range only, got {value} for '{key}'")
+    return found
+
+
 def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Sequence[Report]]) -> pd.DataFrame:
     """Which trial took over which one's state, when, and which options it changed, from the log of `pbt`.
 
     Args:
-        global_log: Tune's `pbt_global.txt`.
+        global_log: Tune's `pbt_global.txt`, which `pb2` writes too.
         trials: the trials of the experiment.
         reports: all reports of each trial, see `read_log`.
 
@@ -118,13 +158,15 @@ def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Seq
     place = dict.fromkeys(reports, 0)  # of the last copy in a trial's reports
     rows = []
     for line in global_log.read_text().splitlines():
-        tag, source, _, _, old, new = json.loads(line)
+        tag, source, iteration, _, old, new = json.loads(line)
         before, after = flat(old), flat(new)
         changed = [name for name in after if before.get(name) != after[name]]
-        # The log's own iteration is sometimes that of the report before: a trial's reports know their config.
+        # The log's own iteration is that of the last report before, or sometimes of the one before that: a trial's
+        # reports know their config.
         target = ids.get(tag, tag)
         mine = reports.get(target, ())
-        matching = (i for i in range(place.get(target, 0), len(mine)) if _agree(flat(mine[i].config), after, changed))
+        later = (i for i in range(place.get(target, 0), len(mine)) if mine[i].iteration > iteration)
+        matching = (i for i in later if _agree(flat(mine[i].config), after))
         first = next(matching, None)
         if first is not None:
             place[target] = first + 1
@@ -157,11 +199,11 @@ def within(changed: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]
     return config
 
 
-def _agree(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> bool:
-    return all(one.get(name) == other[name] for name in names)
+def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(name) == value for name, value in other.items())
 
 
-def mutations(space: Mapping[str, Any]) -> dict[str, Any]:
+def mutations(space: Mapping[str, Any], scheduler: str = "pbt") -> dict[str, Any]:
     """The searched options that a running trial may change.
 
     Raises:
@@ -182,5 +224,5 @@ def mutations(space: Mapping[str, Any]) -> dict[str, Any]:
 
     found = domains({key: value for key, value in space.items() if key in MUTABLE})
     if not found:
-        raise ValueError(f"`scheduler: pbt` needs one of {', '.join(MUTABLE)} in `search`, got none")
+        raise ValueError(f"`scheduler: {scheduler}` needs one of {', '.join(MUTABLE)} in `search`, got none")
     return found

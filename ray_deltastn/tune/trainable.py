@@ -56,6 +56,7 @@ class DeltaSTNTrainable(Trainable):
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
+        OutOfMemoryError: in `setup`, with advice, if the device has no room for the task.
     """
 
     tuner: SelfTuner
@@ -83,11 +84,16 @@ class DeltaSTNTrainable(Trainable):
             options["device"] = "cpu"
         # Ray sets OMP_NUM_THREADS in its workers, but an actor reused for another trial may be granted more.
         torch.set_num_threads(max(1, int(cpus)))
-        with random_state.isolated(Settings(**options).seed):
-            task = build_task(config)
-        if config.get("warm_start"):
-            task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
-        self.tuner = SelfTuner(task, **options)
+        try:
+            with random_state.isolated(Settings(**options).seed):
+                task = build_task(config)
+            if config.get("warm_start"):
+                task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
+            self.tuner = SelfTuner(task, **options)
+        except RuntimeError as error:
+            if not _lacks_memory(error):
+                raise
+            raise torch.OutOfMemoryError(f"{_NO_MEMORY}; {_first_line(error)}") from error
         self._saving, self._between, self._left, self._damaged = 0.0, 0.0, None, 0
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
@@ -108,7 +114,9 @@ class DeltaSTNTrainable(Trainable):
             return self._complete(self.tuner.last_report)
         try:
             report = self.tuner.step()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _lacks_memory(error):
+                raise
             # Trying again would end in the same way; a finished, bad trial tells the searcher so.
             report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
         self._left = time.perf_counter()
@@ -240,6 +248,11 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load fail in any way
         raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Whether the device has no memory left; libraries of its maker say so in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
 
 
 def _first_line(error: BaseException) -> str:

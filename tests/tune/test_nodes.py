@@ -41,7 +41,7 @@ def test_storage_that_a_machine_does_not_see_is_refused(monkeypatch, tmp_path, r
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "exists", lambda path: True)
     answers = iter([True, False])
-    monkeypatch.setattr(ray, "get", lambda reference: next(answers))
+    monkeypatch.setattr(ray, "get", lambda reference, timeout: next(answers))
     with pytest.raises(ValueError, match="`--out` must be storage that every machine of the cluster shares"):
         guards.check_shared(tmp_path)
 
@@ -51,6 +51,30 @@ def test_a_machine_that_died_a_moment_ago_is_not_asked_for_the_storage(monkeypat
 
     nodes = ray.nodes()
     gone = {**nodes[0], "NodeID": "0" * 55 + "f", "NodeManagerAddress": "the-late-one"}
-    monkeypatch.setattr(ray, "nodes", lambda: [gone, *nodes])
+    known = iter([[gone, *nodes]])  # it was there a moment ago
+    monkeypatch.setattr(ray, "nodes", lambda: next(known, nodes))
     guards.check_shared(tmp_path)
-    assert "the-late-one does not say" in caplog.text
+    assert "the-late-one died" in caplog.text
+
+
+def test_a_machine_that_lives_and_does_not_answer_is_asked_again_and_refused(monkeypatch, tmp_path, ray_cluster):
+    import ray
+
+    nodes, asked = ray.nodes(), []
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
+    monkeypatch.setattr(guards, "ATTEMPTS", 2)
+    get = ray.get
+
+    def crash(reference, timeout):
+        asked.append(reference)
+        if crashes():
+            raise ray.exceptions.WorkerCrashedError
+        return get(reference, timeout=timeout)
+
+    monkeypatch.setattr(ray, "get", crash)
+    crashes = iter([True, False, False]).__next__
+    guards.check_shared(tmp_path)
+    assert len(asked) == 3  # the first one twice
+    crashes = lambda: True  # noqa: E731
+    with pytest.raises(ValueError, match="`--address` must be a cluster whose machines answer, got none from"):
+        guards.check_shared(tmp_path)

@@ -243,6 +243,31 @@ def test_out_of_memory_ends_the_trial_with_advice_and_leaves_the_worker_usable(b
 
 
 @pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("Tried to allocate 2 GiB."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")],
+    ids=["torch", "cublas"],
+)
+def test_a_task_without_room_on_the_device_fails_with_advice(error, monkeypatch):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("ray_deltastn.tune.trainable.SelfTuner", full)
+    with pytest.raises(torch.OutOfMemoryError, match=f"lower `batch_size` or .*; {error}"):
+        DeltaSTNTrainable(CONFIG)
+
+
+def test_other_errors_of_a_step_stay_errors(monkeypatch):
+    trial = DeltaSTNTrainable(CONFIG)
+
+    def broken(x, y):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(trial.tuner.algorithm, "train_step", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        trial.train()
+
+
+@pytest.mark.parametrize(
     ("resources", "bundle"),
     [(None, {"CPU": 1.0}), ({"cpu": 3}, {"CPU": 3.0}), ({"cpu": 2, "gpu": 0.25}, {"CPU": 2.0, "GPU": 0.25})],
 )

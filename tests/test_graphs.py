@@ -1,13 +1,15 @@
 """Captured steps take the same way as those that run as they are."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.methods import GraphedSteps
-from ray_deltastn.methods.graphs import EAGER
+from ray_deltastn.graphs import EAGER, GraphedSteps
+from ray_deltastn.tune.config import ExperimentConfig
 
 LEARNED = pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
 
@@ -17,7 +19,7 @@ class Pretender:
 
     def __init__(self):
         self.steps = None
-        self.fails = False
+        self.fails = self.draws = False
         self.records = self.replays = self.eagers = 0
 
     def eager(self, run):
@@ -26,7 +28,9 @@ class Pretender:
 
     def record(self, run):
         if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        if self.draws:
+            random.random()
         self.records += 1
         frozen, replaced = self.constants(), []
 
@@ -125,12 +129,48 @@ def test_a_loaded_state_is_captured_anew():
 def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
     plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
     pretend(usual, must=False).fails = True
-    with pytest.warns(UserWarning, match=r"no CUDA graphs: a train step cannot be captured .*not permitted"):
+    with pytest.warns(rd.RunWarning, match=r"no CUDA graphs: train steps cannot be captured: operation not permitted"):
         assert told(usual.fit()) == told(plain.fit())
     strict = make_tuner("delta-stn")
     pretend(strict).fails = True
-    with pytest.raises(RuntimeError, match=r"`graph` must be off for a train step .*not permitted"):
+    with pytest.raises(RuntimeError, match=r"`graph` must be off, train steps cannot be captured: .*capturing$"):
         list(strict.fit())
+
+
+def test_a_step_that_draws_on_the_host_is_not_captured():
+    plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
+    pretend(usual, must=False).draws = True
+    with pytest.warns(rd.RunWarning, match="draws random numbers on the host"):
+        assert told(usual.fit()) == told(plain.fit())
+
+
+def test_options_of_optimisers_and_weights_put_elsewhere_are_captured_anew():
+    tuner = make_tuner("delta-stn")
+    recorder = pretend(tuner)
+    for _ in range(4):
+        tuner.step()
+    before = recorder.records
+    tuner.step()
+    assert recorder.records == before
+    tuner.optimizers.weights.param_groups[0]["momentum"] = 0.5
+    tuner.step()
+    assert recorder.records > before
+
+
+def test_only_so_many_shapes_are_captured(monkeypatch):
+    monkeypatch.setattr("ray_deltastn.graphs.SHAPES", 1)
+    plain, tuner = make_tuner("stn"), make_tuner("stn")
+    recorder = pretend(tuner)
+    assert told(plain.fit()) == told(tuner.fit())
+    assert {key[0] for key in tuner.algorithm._captured} == {"train", "hyper"}
+    assert len(tuner.algorithm._captured) == recorder.records == 2
+
+
+def test_yaml_may_write_on_and_off(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text("task: digits\ntrain: {epochs: 1, graph: off}\n")
+    assert [rd.Settings(graph=word).graph for word in (True, False)] == ["on", "off"]
+    assert rd.Settings(**ExperimentConfig.read(path, []).train).graph == "off"
 
 
 @pytest.mark.parametrize(

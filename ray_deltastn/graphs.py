@@ -5,16 +5,21 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ray_deltastn.methods.steps import Steps
+from ray_deltastn import random_state
+from ray_deltastn.health import RunWarning
+from ray_deltastn.methods import Steps
 
 #: Steps on minibatches of one shape that run as they are before the next one is captured: libraries choose their
 #: kernels, optimisers make their buffers.
 EAGER = 3
+#: Shapes of minibatches that are captured, for each kind of step; each holds memory of its own.
+SHAPES = 4
 
 Run = Callable[[], Tensor]
 
@@ -31,6 +36,12 @@ class Recorder(Protocol):
         ...
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all trials of a process: libraries keep a workspace for each stream they have seen.
+    return torch.cuda.Stream(device)
+
+
 class CudaRecorder:
     """Captures CUDA graphs.
 
@@ -42,7 +53,9 @@ class CudaRecorder:
     def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
         self.device = device
         self.generators = generators
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream(device)
+        # Graphs run one after the other and their results are copied, so they share their memory.
+        self.pool = torch.cuda.graph_pool_handle()
 
     def eager(self, run: Run) -> Tensor:
         """Run a step as it is, on the stream of the captures."""
@@ -60,7 +73,8 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, stream=self.stream):
+        # A loader's thread may pin memory meanwhile, which a capture that forbids it to all threads would not survive.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = run()
 
         def replay() -> Tensor:
@@ -75,7 +89,10 @@ class _Captured:
 
     def __init__(self, recorder: Recorder, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None:
         self.x, self.y = x.clone(), y.clone()
+        before = random_state.host_draws()
         self.replay = recorder.record(lambda: step(self.x, self.y))
+        if random_state.host_draws() != before:
+            raise RuntimeError("it draws random numbers on the host, which a graph would not repeat")
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         self.x.copy_(x)
@@ -87,8 +104,9 @@ class _Captured:
 class GraphedSteps(Steps):
     """The same updates of w₀, Θ, λ and σ, each step captured once per shape of its minibatch and replayed.
 
-    A graph holds the numbers of the moment it was captured: learning rates and the row of constant hyperparameters.
-    Where one of them changes, the steps are captured anew. Capturing executes nothing, so no step is taken twice.
+    A graph holds the numbers of the moment it was captured: learning rates, other options of the optimisers, and the
+    row of constant hyperparameters. Where one of them changes, the steps are captured anew. Capturing executes nothing,
+    so no step is taken twice.
 
     Args:
         arguments: those of `Steps`.
@@ -105,7 +123,7 @@ class GraphedSteps(Steps):
         self.recorder: Recorder | None = recorder
         self.must = must
         self._seen: Counter[Hashable] = Counter()
-        self._captured: dict[Hashable, _Captured] = {}
+        self._captured: dict[tuple[Hashable, ...], _Captured] = {}
         self._constants: Hashable = None
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -122,6 +140,11 @@ class GraphedSteps(Steps):
         self._captured.clear()
         self._seen.clear()
 
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed by now."""
+        return bool(self._captured)
+
     def _run(self, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         if self.recorder is None:
             return step(x, y)
@@ -131,31 +154,39 @@ class GraphedSteps(Steps):
             self._constants = constants
         key = (name, x.shape, x.dtype, y.shape, y.dtype)
         if key not in self._captured:
-            if self._seen[key] < EAGER:
-                self._seen[key] += 1
+            self._seen[key] += 1
+            if self._seen[key] <= EAGER or sum(other[0] == name for other in self._captured) >= SHAPES:
                 return self.recorder.eager(lambda: step(x, y))
+            outer = random_state.capture(torch.device("cpu"))
             try:
                 self._captured[key] = _Captured(self.recorder, step, x, y)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
+                random_state.restore(outer, torch.device("cpu"))
+                # What broke the capture comes before what ending it says.
+                reason = str(error.__context__ or error).strip().splitlines()[0]
                 if self.must:
-                    raise RuntimeError(
-                        f"`graph` must be off for a {name} step that cannot be captured: {error}"
-                    ) from error
-                self._give_up(name, error)
+                    raise RuntimeError(f"`graph` must be off, {name} steps cannot be captured: {reason}") from error
+                self._give_up(name, reason)
                 return step(x, y)
         return self._captured[key](x, y)
 
     def _now(self) -> Hashable:
         """What a graph takes as constant."""
-        optimizers = (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer)
-        rates = tuple(group["lr"] for o in optimizers if o is not None for group in o.param_groups)
+        found: list[Hashable] = []
+        for optimizer in (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer):
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    found += [value for name, value in group.items() if name != "params"]
+        found += [parameter.data_ptr() for parameter in (*self.weights, *self.response)]
         row = self.objective.constant
-        return rates, None if row is None else row.data_ptr()
+        return (*found, None if row is None else row.data_ptr())
 
-    def _give_up(self, name: str, error: Exception) -> None:
+    def _give_up(self, name: str, reason: str) -> None:
         self.recorder = None
         self._captured.clear()
         space = self.objective.space
         for parameter in (*self.weights, *self.response, space.lam, space.raw_scale):
             parameter.grad = None
-        warnings.warn(f"no CUDA graphs: a {name} step cannot be captured ({error})", stacklevel=2)
+        warnings.warn(f"no CUDA graphs: {name} steps cannot be captured: {reason}", RunWarning, stacklevel=2)

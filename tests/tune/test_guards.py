@@ -1,0 +1,35 @@
+"""What `--resume` refuses to unpickle."""
+
+import os
+
+import pytest
+
+from ray_deltastn.tune.guards import ResumeError, check_owner
+
+
+@pytest.fixture
+def out(tmp_path):
+    for part in ("trials/a_00000/checkpoint_000000", "states"):
+        (tmp_path / part).mkdir(parents=True)
+    return tmp_path
+
+
+def test_own_states_are_fine(out):
+    (out / "states" / "tuner.pkl").touch()
+    check_owner(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("file", ["states/searcher-state.pkl", "trials/a_00000/checkpoint_000000/deltastn.pt"])
+def test_a_file_of_another_user_is_refused_wherever_it_lies(file, out):
+    (out / file).touch()
+    os.chown(out / file, 12345, -1)
+    with pytest.raises(ResumeError, match=f"`{out / file}` must belong to you, got user 12345"):
+        check_owner(out)
+
+
+def test_a_checkpoint_that_ray_would_unpickle_is_refused(out):
+    path = out / "trials" / "a_00000" / "checkpoint_000000" / "_dict_checkpoint.pkl"
+    path.touch()
+    with pytest.raises(ResumeError, match=r"_dict_checkpoint.pkl` must not be there: Tune would unpickle it"):
+        check_owner(out)
