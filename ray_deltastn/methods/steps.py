@@ -126,7 +126,7 @@ class Steps:
     ) -> None:
         moved = [(p, laid_out_as(p, g)) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         found = [gradient for _, gradient in moved]
-        if clip and self.clip_grad is not None and found:
+        if clip and self.clip_grad is not None:
             found = _clipped(found, self.clip_grad)
         for (parameter, _), gradient in zip(moved, found, strict=True):
             parameter.grad = gradient
@@ -148,6 +148,8 @@ def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
 def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
     # PyTorch's clip_grad_norm_ without its bookkeeping, which costs as much as a whole step of a tiny network; and not
     # in place: two parameters that are summed may share one gradient tensor.
+    if not gradients:
+        return []
     norms = torch._foreach_norm(gradients)
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     return list(torch._foreach_div(gradients, (norm / most).clamp(min=1.0)))

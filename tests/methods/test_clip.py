@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ray_deltastn.methods.steps import _clip
+from ray_deltastn.methods.steps import _clipped
 
 
 @pytest.mark.parametrize("most", [0.1, 1.0, 100.0])
@@ -13,7 +13,8 @@ def test_clipping_is_pytorchs(shapes, most):
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for p in parameters:
         p.grad = torch.randn_like(p)
-    ours = [p.grad.clone() for p in parameters]
-    _clip(ours, most)
+    given = [p.grad.clone() for p in parameters]
+    ours = _clipped(given, most)
+    torch.testing.assert_close(given, [p.grad for p in parameters])  # left as they were
     torch.nn.utils.clip_grad_norm_(parameters, most)
     torch.testing.assert_close(ours, [p.grad for p in parameters])
