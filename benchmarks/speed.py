@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--channels-last", action="store_true", help="order of memory, for both sides")
-    parser.add_argument("--graph", default="off", choices=GRAPHS, help="CUDA graphs, for both sides")
+    parser.add_argument("--graph", default="off", choices=GRAPHS, help="steps captured and replayed, for both sides")
     parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)

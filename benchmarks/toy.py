@@ -49,6 +49,7 @@ from benchmarks.record import evenly, rounded
 from benchmarks.speed import versions
 from benchmarks.toy_problems import Problem, load, split
 from ray_deltastn.methods import get_method
+from ray_deltastn.settings import GRAPHS
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100
@@ -72,6 +73,7 @@ def tuner_of(
     hyper_lr: float = 0.03,
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
+    graph: str = "auto",
     **settings: Any,
 ) -> rd.SelfTuner:
     """One run of `SelfTuner`, not yet begun; its first report is its last.
@@ -85,6 +87,7 @@ def tuner_of(
         hyper_lr: learning rate of λ.
         momentum: momentum of w₀ and Θ.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+        graph: see `Settings`; the numbers are the same.
         settings: further options of `SelfTuner`.
     """
     steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
@@ -93,7 +96,7 @@ def tuner_of(
     return rd.SelfTuner(
         task, method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size, epochs=steps,
         steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS, clip_grad=clip_grad,
-        tune_scale=False, seed=seed, device="cpu", **settings,
+        tune_scale=False, seed=seed, device="cpu", graph=graph, **settings,
     )  # fmt: skip
 
 
@@ -109,8 +112,14 @@ def trajectory(problem: Problem, method: str, seed: int = 0, **options: Any) -> 
     tuner = tuner_of(problem, method, seed, **options)
     lam = tuner.space.lam
     visited = [lam.detach().clone()]
-    assert tuner.algorithm.hyper_optimizer is not None
-    tuner.algorithm.hyper_optimizer.register_step_post_hook(lambda *_: visited.append(lam.detach().clone()))
+    hyper_step = tuner.algorithm.hyper_step
+
+    def noted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = hyper_step(x, y)
+        visited.append(lam.detach().clone())
+        return loss
+
+    tuner.algorithm.hyper_step = noted  # type: ignore[method-assign]
     started = time.process_time()
     tuner.step()  # one report, at the end: evaluations on the way would cost more than the training
     seconds = time.process_time() - started
@@ -285,6 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none"
     )
+    parser.add_argument(
+        "--graph", choices=GRAPHS, default="auto", help="steps captured and replayed, where the method allows it"
+    )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")
     RECORD.add_arguments(parser)
@@ -294,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RECORD.redraw(parser, options, command)
         return
     warnings.simplefilter("ignore", rd.RunWarning)
-    settings = {name: getattr(options, name) for name in ("cycles", "lr", "hyper_lr", "momentum")}
+    settings = {name: getattr(options, name) for name in ("cycles", "lr", "hyper_lr", "momentum", "graph")}
     settings["clip_grad"] = options.clip_grad or None
     methods = options.methods.split(",")
     problems = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_deltastn.graphs import CudaRecorder, GraphedSteps
+from ray_deltastn.graphs import CudaRecorder, GraphedSteps, TapeRecorder
 from ray_deltastn.methods import ImplicitSteps, Objective, Steps, UnrolledSteps
 from ray_deltastn.optimizers import Optimizers
 from ray_deltastn.settings import Settings
@@ -31,7 +31,8 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
     device = objective.space.lam.device
     if settings.captures(device):
         generator = objective.setting.generator
-        recorder = CudaRecorder(device, [] if generator is None else [generator])
+        drawn = [] if generator is None else [generator]
+        recorder = CudaRecorder(device, drawn) if device.type == "cuda" else TapeRecorder()
         return GraphedSteps(*moved, recorder=recorder, must=settings.graph == "on", **options)
     return Steps(*moved, **options)
 

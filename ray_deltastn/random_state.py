@@ -44,14 +44,15 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def host_draws() -> tuple[Any, ...]:
-    """What changes whenever the host's global generators are drawn from, to be compared."""
+def host_draws(torch_too: bool = True) -> tuple[Any, ...]:
+    """What changes whenever the host's global generators are drawn from, to be compared.
+
+    Args:
+        torch_too: PyTorch's own one on the CPU counts.
+    """
     name, keys, position, *rest = np.random.get_state()
-    return (
-        random.getstate(),
-        (name, np.asarray(keys).tobytes(), position, *rest),
-        torch.get_rng_state().numpy().tobytes(),
-    )
+    own = torch.get_rng_state().numpy().tobytes() if torch_too else b""
+    return random.getstate(), (name, np.asarray(keys).tobytes(), position, *rest), own
 
 
 def seed_all(seed: int, device: torch.device) -> None:

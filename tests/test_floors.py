@@ -39,6 +39,7 @@ FLOORS = {
     "settings": 3,
     "state": 3,
     "tally": 3,
+    "tape": 3,
     "task": 3,
     "training": 3,
     "tasks": 4,

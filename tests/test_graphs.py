@@ -1,6 +1,8 @@
 """Captured steps take the same way as those that run as they are."""
 
+import copy
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.graphs import EAGER, GraphedSteps
+from ray_deltastn.graphs import EAGER, GraphedSteps, Recording
+from ray_deltastn.tape import Tape
 from ray_deltastn.tune.config import ExperimentConfig
+from tests.methods.test_waiting import started
 
 LEARNED = pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
 
@@ -19,7 +23,7 @@ class Pretender:
 
     def __init__(self):
         self.steps = None
-        self.fails = self.draws = False
+        self.fails = False
         self.records = self.replays = self.eagers = 0
 
     def eager(self, run):
@@ -29,8 +33,6 @@ class Pretender:
     def record(self, run):
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
-        if self.draws:
-            random.random()
         self.records += 1
         frozen, replaced = self.constants(), []
 
@@ -42,7 +44,7 @@ class Pretender:
             self.replays += 1
             return replaced[0]
 
-        return replay
+        return Recording(replay)
 
     def constants(self):
         """Numbers and buffers that a graph keeps, as they are now."""
@@ -56,12 +58,13 @@ class Pretender:
         return [*found, None if row is None else row.tolist()]
 
 
-def make_tuner(method, device="cpu", **settings):
+def make_tuner(method, device="cpu", layer=None, **settings):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(44, 6, generator=generator)
     y = x[:, :3].argmax(1)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), rd.Dropout("dropout"), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    layer = nn.Identity() if layer is None else copy.deepcopy(layer)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), layer, rd.Dropout("dropout"), nn.BatchNorm1d(8), nn.Linear(8, 3))
     space = rd.HyperSpace(dropout=rd.Bounded(0.3, low=0.0, high=0.9), decay=rd.Positive(1e-3))
     task = rd.Task(
         space=space, model=model, loss=F.cross_entropy, train=(x, y), valid=(x, y), penalty=[rd.L2("decay")]
@@ -129,7 +132,7 @@ def test_a_loaded_state_is_captured_anew():
 def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
     plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
     pretend(usual, must=False).fails = True
-    with pytest.warns(rd.RunWarning, match=r"no CUDA graphs: train steps cannot be captured: operation not permitted"):
+    with pytest.warns(rd.RunWarning, match=r"`graph` is off: train steps cannot be captured: operation not permitted"):
         assert told(usual.fit()) == told(plain.fit())
     strict = make_tuner("delta-stn")
     pretend(strict).fails = True
@@ -137,11 +140,35 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
         list(strict.fit())
 
 
-def test_a_step_that_draws_on_the_host_is_not_captured():
-    plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
-    pretend(usual, must=False).draws = True
-    with pytest.warns(rd.RunWarning, match="draws random numbers on the host"):
+class Draws(nn.Module):
+    """Leaves its layer out now and then, as Python's random numbers say."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) if random.random() < 0.8 else x
+
+
+class Reads(nn.Module):
+    """Does what a number in a tensor says."""
+
+    def forward(self, x):
+        return x * 2 if x.mean().item() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [(Draws(nn.Linear(8, 8)), "it draws from Python's"), (Reads(), r"it reads numbers from a tensor \(_local_scalar")],
+    ids=["draws", "reads"],
+)
+def test_a_step_that_hangs_on_more_than_tensors_runs_as_it_is(layer, reason):
+    plain, usual, strict = (make_tuner("delta-stn", layer=layer, graph=graph) for graph in ("off", "auto", "on"))
+    with pytest.warns(rd.RunWarning, match="`graph` is off: train steps cannot be captured: " + reason):
         assert told(usual.fit()) == told(plain.fit())
+    with pytest.raises(RuntimeError, match="`graph` must be off, train steps cannot be captured: " + reason):
+        list(strict.fit())
 
 
 def test_options_of_optimisers_and_weights_put_elsewhere_are_captured_anew():
@@ -176,13 +203,13 @@ def test_yaml_may_write_on_and_off(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"graph": "on"}, "`graph` must be auto or off where there is no CUDA, got 'on' for device cpu"),
+        ({"graph": "on", "method": "ift"}, "`graph` must be auto or off for 'ift', whose steps look back, got 'on'"),
         ({"graph": "yes"}, "`graph` must be one of auto, on, off, got 'yes'"),
     ],
 )
 def test_graphs_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_tuner("delta-stn", **settings)
+        rd.Settings(**settings).captures(torch.device("cpu"))
 
 
 def test_methods_that_look_back_are_not_captured():
@@ -194,8 +221,99 @@ def test_methods_that_look_back_are_not_captured():
         rd.Settings(method="unrolled", graph="on").captures(cuda)
 
 
-def test_automatic_graphs_are_none_on_a_cpu():
-    assert type(make_tuner("delta-stn", graph="auto").algorithm) is type(make_tuner("delta-stn").algorithm)
+def test_other_devices_have_none():
+    assert not rd.Settings(graph="auto").captures(torch.device("mps"))
+    with pytest.raises(ValueError, match="`graph` must be auto or off but on cpu and cuda, got 'on' for device mps"):
+        rd.Settings(graph="on").captures(torch.device("mps"))
+
+
+# --- tapes -----------------------------------------------------------------------------------------------------------
+
+
+@LEARNED
+@pytest.mark.parametrize("settings", [*SCHEDULES.values(), {"precision": "bf16"}], ids=[*SCHEDULES, "bf16"])
+def test_a_tape_gives_the_numbers_of_the_steps_to_the_bit(method, settings):
+    if method == "fixed":
+        settings = {**settings, "hyperparameters": {"dropout": [0.1, 0.2, 0.3]}}
+    adam = settings.get("hyper_optimizer") == "adam" and method != "fixed"  # PyTorch's reads its count of steps
+    plain, taped = (make_tuner(method, graph=graph, epochs=12, **settings) for graph in ("off", "auto"))
+    with pytest.warns(rd.RunWarning, match="hyper steps cannot be captured") if adam else nullcontext():
+        assert told(plain.fit()) == told(taped.fit())
+    assert {key[0] for key in taped.algorithm._captured} == {"train", *(["hyper"] * (taped.method.tunes and not adam))}
+    for one, other in zip(parts(plain), parts(taped), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [("cifar10-resnet18", "delta-stn"), *(("fashion-cnn", m) for m in ("fixed", "stn", "centered-stn", "delta-stn"))],
+)
+def test_a_tape_of_a_convolutional_network_with_augmentation_too(task, method):
+    found = []
+    for graph in ("off", "on"):
+        tuner = started(method, task, "cpu", graph=graph)
+        losses = [step().item() for _ in range(EAGER + 2) for step in cycle(tuner)]
+        assert not tuner.method.tunes or losses[-1] != losses[-3]
+        assert graph == "off" or len(tuner.algorithm._captured) == len(cycle(tuner))
+        found.append((losses, parts(tuner)))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def cycle(tuner):
+    """One train step and, if there is one, one hyper step, as functions."""
+
+    def train():
+        tuner.model.train()
+        return tuner.algorithm.train_step(*tuner.train.next())
+
+    def hyper():
+        tuner.model.eval()
+        return tuner.algorithm.hyper_step(*tuner.valid.next())
+
+    return [train, hyper] if tuner.method.tunes else [train]
+
+
+def parts(tuner):
+    response = [] if tuner.response is None else tuner.response.parameters()
+    return [*tuner.model.state_dict().values(), *response, tuner.space.lam, tuner.space.raw_scale]
+
+
+def test_a_run_with_a_tape_resumes_to_the_bit():
+    plain, first, second = (make_tuner("delta-stn", graph=graph, epochs=9) for graph in ("off", "on", "on"))
+    expected = told(plain.fit())
+    for _ in range(5):
+        first.step()
+    second.load_state_dict(first.state_dict())
+    assert told(second.fit()) == expected[5:]
+
+
+def test_a_tape_forgets_what_nobody_needs_and_keeps_what_acts():
+    weights, x = torch.ones(3, requires_grad=True), torch.arange(3.0)
+    generator = torch.Generator().manual_seed(0)
+
+    def run():
+        torch.rand(2, generator=generator)  # the generator moves on
+        (x * 5).sum()  # for nobody
+        (gradient,) = torch.autograd.grad((weights * x).square().sum(), weights)
+        with torch.no_grad():
+            weights.sub_(gradient)
+        return gradient.sum()
+
+    with Tape() as tape:
+        result = run()
+    play = tape.player(result)
+    after, state = weights.detach().clone(), generator.get_state()
+    again = play().clone()
+    taped, moved = weights.detach().clone(), generator.get_state()
+    with torch.no_grad():
+        weights.copy_(after)
+    generator.set_state(state)
+    assert torch.equal(run(), again)
+    assert torch.equal(weights.detach(), taped)
+    assert torch.equal(generator.get_state(), moved)
+    assert not any("mul" in line.text and "5.0" in line.text for line in tape._lines)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

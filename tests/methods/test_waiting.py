@@ -11,12 +11,12 @@ from tests.tasks.test_images import task
 LEARNED = [name for name, method in METHODS.items() if method.responds or not method.tunes]
 
 
-def started(method, name, device):
+def started(method, name, device, **settings):
     """A run after its first step, which makes the optimisers' buffers and the order of the pass."""
     torch.manual_seed(0)
     tuner = rd.SelfTuner(
         task(name), method, batch_size=4, valid_batch_size=4, epochs=50, warmup=0, train_interval=2, clip_grad=1.0,
-        device=device,
+        device=device, **settings,
     )  # fmt: skip
     tuner.model.train()
     for _ in range(2):
