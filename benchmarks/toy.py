@@ -73,7 +73,7 @@ def tuner_of(
     hyper_lr: float = 0.03,
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
-    graph: str = "auto",
+    graph: str = "on",
     **settings: Any,
 ) -> rd.SelfTuner:
     """One run of `SelfTuner`, not yet begun; its first report is its last.
@@ -96,7 +96,7 @@ def tuner_of(
     return rd.SelfTuner(
         task, method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size, epochs=steps,
         steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS, clip_grad=clip_grad,
-        tune_scale=False, seed=seed, device="cpu", graph=graph, **settings,
+        tune_scale=False, seed=seed, device="cpu", graph=graph if of.responds else "off", **settings,
     )  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none"
     )
     parser.add_argument(
-        "--graph", choices=GRAPHS, default="auto", help="steps captured and replayed, where the method allows it"
+        "--graph", choices=GRAPHS, default="on", help="steps captured and replayed, for methods that learn a response"
     )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")

@@ -47,6 +47,8 @@ class Recording:
 class Recorder(Protocol):
     """What can capture a step."""
 
+    compares: bool
+
     def eager(self, run: Run) -> Tensor:
         """Run a step as it is, where steps are captured later."""
         ...
@@ -58,6 +60,9 @@ class Recorder(Protocol):
 
 class TapeRecorder:
     """Writes down the operations of a step on a CPU while it runs."""
+
+    #: Whether the first replay is compared with the step itself.
+    compares = True
 
     def eager(self, run: Run) -> Tensor:
         """Run a step as it is."""
@@ -86,6 +91,8 @@ class CudaRecorder:
         device: the training device.
         generators: the explicit generators that a step draws from; PyTorch's default one is always captured.
     """
+
+    compares = False
 
     def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
         self.device = device
@@ -135,6 +142,7 @@ class _Captured:
     def __init__(self, recorder: Recorder, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None:
         self.x, self.y = x.clone(), y.clone()
         self.recording = recorder.record(lambda: step(self.x, self.y))
+        self.compared = not recorder.compares
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.recording.replay is not None
@@ -165,9 +173,10 @@ class GraphedSteps(Steps):
         self.recorder = recorder
         self.must = must
         self._refused: set[str] = set()
+        self._buffers = list(self.objective.model.buffers())
         self._seen: Counter[Hashable] = Counter()
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
-        self._constants: Hashable = None
+        self._constants: tuple[Hashable, ...] = ()
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode."""
@@ -194,14 +203,50 @@ class GraphedSteps(Steps):
         constants = self._now()
         if constants != self._constants:
             self._captured.clear()
+            if self._constants and constants[1:] != self._constants[1:]:
+                self._seen.clear()  # optimisers may make new buffers
             self._constants = constants
-        key = (name, x.shape, x.dtype, y.shape, y.dtype)
+        key = (name, x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype)
         if key not in self._captured:
             self._seen[key] += 1
             if self._seen[key] <= EAGER or sum(other[0] == name for other in self._captured) >= SHAPES:
                 return self.recorder.eager(lambda: step(x, y))
             return self._capture(key, name, step, x, y)
-        return self._captured[key](x, y)
+        captured = self._captured[key]
+        if not captured.compared:
+            return self._compare(captured, name, step, x, y)
+        return captured(x, y)
+
+    def _compare(
+        self, captured: _Captured, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        """Replay a step for the first time, take it back, take the step itself, and compare."""
+        state, generator = self._state(), self.objective.setting.generator
+        before = [tensor.clone() for tensor in state]
+        draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
+        error = ""
+        try:
+            replayed = [captured(x, y), *(tensor.clone() for tensor in state)]
+        except Exception as problem:
+            error, replayed = f" ({str(problem).strip().splitlines()[0]})", []
+        with torch.no_grad():
+            for tensor, earlier in zip(state, before, strict=True):
+                tensor.copy_(earlier)
+        for drawn, where in draws:
+            drawn.set_state(where)
+        result = step(x, y)
+        captured.compared = True
+        if not replayed or not all(map(_same, replayed, [result, *state])):
+            raise RuntimeError(f"`graph` must be off: {name} steps give other numbers when they are replayed{error}")
+        return result
+
+    def _state(self) -> list[Tensor]:
+        """All that a step may change."""
+        objective = self.objective
+        optimizers = (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer)
+        kept = [t for o in optimizers if o is not None for s in o.state.values() for t in s.values()]
+        found = [*objective.model.parameters(), *objective.model.buffers(), *self.response]
+        return [*found, objective.space.lam, objective.space.raw_scale, *(t for t in kept if isinstance(t, Tensor))]
 
     def _capture(
         self, key: tuple[Hashable, ...], name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
@@ -227,16 +272,19 @@ class GraphedSteps(Steps):
             return result
         return step(x, y) if reason else captured(x, y)
 
-    def _now(self) -> Hashable:
-        """What a graph takes as constant."""
-        found: list[Hashable] = []
+    def _now(self) -> tuple[Hashable, ...]:
+        """What a graph takes as constant; learning rates, which change most, first."""
+        rates: list[Hashable] = []
+        rest: list[Hashable] = [self.clip_grad, self.entropy_weight, self.response_fraction, self.tune_scale]
         for optimizer in (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer):
             if optimizer is not None:
                 for group in optimizer.param_groups:
-                    found += [value for name, value in group.items() if name != "params"]
-        found += [parameter.data_ptr() for parameter in (*self.weights, *self.response)]
-        row = self.objective.constant
-        return (*found, None if row is None else row.data_ptr())
+                    rates.append(group["lr"])
+                    rest += [value for name, value in group.items() if name not in ("params", "lr")]
+        row, space = self.objective.constant, self.objective.space
+        rates.append(None if row is None else row.data_ptr())
+        moved = (*self.weights, *self.response, *self._buffers, space.lam, space.raw_scale)
+        return (tuple(rates), *rest, *(tensor.data_ptr() for tensor in moved))
 
     def _give_up(self, name: str, reason: str) -> None:
         self._refused.add(name)
@@ -244,3 +292,7 @@ class GraphedSteps(Steps):
         for parameter in (*self.weights, *self.response, space.lam, space.raw_scale):
             parameter.grad = None
         warnings.warn(f"`graph` is off: {name} steps cannot be captured: {reason}", RunWarning, stacklevel=2)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)

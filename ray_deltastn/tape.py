@@ -3,7 +3,8 @@
 On a CPU a train step of a small network spends most of its time in modules, hooks, autograd and optimisers that decide,
 each time anew, upon the same hundred operations. A tape holds these, with their arguments: tensors that the computation
 made itself are made again, all others (weights, buffers, inputs) are taken as they are by then. The operations are the
-same and in the same order, so the numbers are too, to the bit.
+same and in the same order. What Python did between them is not on the tape: whoever plays one should have compared the
+first play with the computation itself, on other inputs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: Operations whose result decides what Python does next.
-READS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique", "_unique2")
+#: Operations that PyTorch's own binding does not take as they are dispatched.
+_UNLIKE = ("index_put", "index_put_", "binary_cross_entropy_with_logits")
+#: Operations whose result, or its shape, decides what Python does next.
+_READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 @dataclass
@@ -49,16 +52,33 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute an operation and write it down."""
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in READS and not self.reason:
-            self.reason = f"it reads numbers from a tensor ({func.overloadpacket.__name__})"
+        given_tensors = _tensors((args, kwargs))
+        if not self.reason:
+            name = func.overloadpacket.__name__
+            if name.startswith("index"):  # with whole numbers the shape is known
+                reads_numbers = any(t.dtype in (torch.bool, torch.uint8) for t in given_tensors[1:])
+            else:
+                reads_numbers = any(tag in func.tags for tag in _READS)
+            if reads_numbers:
+                self.reason = f"it reads numbers from a tensor ({name})"
+            elif any(t.layout != torch.strided for t in given_tensors):
+                self.reason = f"it has sparse tensors ({name})"
+        if self.reason:
+            return func(*args, **kwargs)
         reads: list[str] = []
         given = [self._text(value, reads) for value in args]
         given += [f"{name}={self._text(value, reads)}" for name, value in kwargs.items()]
-        outer = {_memory(t) for t in _tensors((args, kwargs)) if _memory(t) not in self._made}
+        memories = {_memory(t) for t in given_tensors}
+        outer = {memory for memory in memories if memory not in self._made}
         out = func(*args, **kwargs)
+        results = _tensors(out)
+        if any(t.layout != torch.strided for t in results):
+            self.reason = f"it has sparse tensors ({func.overloadpacket.__name__})"
+            return out
         makes: list[str] = []
         target = self._target(out, outer, makes)
-        acts = func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags
+        # Some operations act without saying so; a view never does.
+        acts = func._schema.is_mutable or not results or any(_memory(t) not in memories for t in results)
         if makes or acts:
             call = f"{target} = {self._constant(_direct(func))}({', '.join(given)})"
             self._lines.append(_Line(call, reads, makes, acts))
@@ -139,7 +159,8 @@ class Tape(TorchDispatchMode):
         play = space["play"]
 
         def replay() -> Tensor:
-            with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+            # Some kernels prepare for a backward pass only where there may be one.
+            with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
                 made: Tensor = play()
                 return made
 
@@ -149,6 +170,8 @@ class Tape(TorchDispatchMode):
 def _direct(func: Any) -> Callable[..., Any]:
     """The shortest way from Python to an operation: PyTorch's own bindings take a third of the time of `torch.ops`."""
     name = func.overloadpacket.__name__
+    if func.namespace != "aten" or name in _UNLIKE:
+        return func._op
     return getattr(torch._C._VariableFunctions, name, None) or getattr(torch._C.TensorBase, name, None) or func._op
 
 
@@ -167,4 +190,5 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:
-    return _memory(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+    looks = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return _memory(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), looks
