@@ -173,7 +173,8 @@ class GraphedSteps(Steps):
         self.recorder = recorder
         self.must = must
         self._refused: set[str] = set()
-        self._buffers = list(self.objective.model.buffers())
+        # Where they are held, not which they are: a buffer may be exchanged for another one.
+        self._buffers = [(m._buffers, name) for m in self.objective.model.modules() for name in m._buffers]
         self._seen: Counter[Hashable] = Counter()
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
         self._constants: tuple[Hashable, ...] = ()
@@ -283,7 +284,8 @@ class GraphedSteps(Steps):
                     rest += [value for name, value in group.items() if name not in ("params", "lr")]
         row, space = self.objective.constant, self.objective.space
         rates.append(None if row is None else row.data_ptr())
-        moved = (*self.weights, *self.response, *self._buffers, space.lam, space.raw_scale)
+        buffers = (held[name] for held, name in self._buffers)
+        moved = (*self.weights, *self.response, *(b for b in buffers if b is not None), space.lam, space.raw_scale)
         return (tuple(rates), *rest, *(tensor.data_ptr() for tensor in moved))
 
     def _give_up(self, name: str, reason: str) -> None:

@@ -86,7 +86,10 @@ def check_owner(out: Path) -> None:
     for path in (out, *(file for part in (TRIALS_FOLDER, STATES_FOLDER) for file in (out / part).rglob("*"))):
         # Ray unpickles such a file wherever it lies in a checkpoint; ours have none.
         if path.name == "_dict_checkpoint.pkl":
-            raise ResumeError(f"`{path}` must not be there: Tune would unpickle it, and no checkpoint of ours has it")
+            raise ResumeError(
+                f"`{path}` must not be there: Tune would unpickle it, which can run any code, and no checkpoint of "
+                "ours has it; --trust resumes it all the same"
+            )
         owner = path.lstat().st_uid if hasattr(os, "getuid") else None
         if owner is not None and owner != os.getuid():
             raise ResumeError(
