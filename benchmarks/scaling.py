@@ -77,7 +77,7 @@ def real(trials: int, epochs: int, folder: Path) -> float:
     sizes = [f"tune.num_samples={trials}", f"tune.max_concurrent={trials}", f"train.epochs={epochs}"]
     config = ExperimentConfig.read(CONFIG, ["search={}", "tune.searcher=random", *sizes])
     reports = run_experiment(config, folder)
-    return float(reports["arrived"].max() - (reports["arrived"] - reports["time_this_iter_s"]).min())
+    return float(reports["timestamp"].max() - (reports["timestamp"] - reports["time_this_iter_s"]).min())
 
 
 def efficiencies(seconds: dict[int, list[float]]) -> list[dict[str, Any]]:

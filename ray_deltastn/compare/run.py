@@ -172,6 +172,6 @@ def gather(out: Path, asked: Asked) -> pd.DataFrame:
         pd.concat(copies, ignore_index=True).to_csv(out / LINEAGE_FILE, index=False)
     every = pd.concat(parts, ignore_index=True)
     place = {name: number for number, name in enumerate(CONTENDERS)}
-    every = every.sort_values(["method", "seed", "arrived"], key=lambda c: c.map(place) if c.name == "method" else c)
+    every = every.sort_values(["method", "seed", "timestamp"], key=lambda c: c.map(place) if c.name == "method" else c)
     first = ["method", "seed", "wall_seconds", "trial_id"]
     return every[[*first, *(name for name in every if name not in first)]].reset_index(drop=True)

@@ -40,12 +40,12 @@ def finite(values: pd.Series) -> pd.Series:
 
 
 def spending(reports: pd.DataFrame) -> pd.DataFrame:
-    """Reports of one method and seed as they came, with what all trials together had spent and reached by then.
+    """Reports of one method and seed as they were made, with what all trials together had spent and reached by then.
 
     Columns added: `spent_epochs`; `spent_seconds`, in trials, all of them together; `best_so_far`, the lowest
     validation loss.
     """
-    reports = reports.sort_values("arrived", kind="stable")
+    reports = reports.sort_values("timestamp", kind="stable")
     loss = finite(reports["valid_loss"])
     return reports.assign(
         spent_epochs=np.arange(1, len(reports) + 1),

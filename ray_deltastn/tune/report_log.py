@@ -7,7 +7,6 @@ lose their beginning. This file is only ever appended to, line by line, where th
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ LOG_FILE = "reports.jsonl"
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial, with the config it was made under, and when it reached the driver in Unix time."""
+    """One report of a trial, with the config it was made under."""
 
     trial_id: str
     result: dict[str, Any]
     config: dict[str, Any]
-    arrived: float
 
     @property
     def iteration(self) -> int:
@@ -49,7 +47,7 @@ class ReportLog(Callback):
         """Write a line (called by Tune)."""
         # The result's own: a scheduler may have changed the trial's for its next report.
         config = json.loads(json.dumps(result.get("config", trial.config), default=_plain))
-        line: dict[str, Any] = {"trial_id": trial.trial_id, "arrived": round(time.time(), 3)}
+        line: dict[str, Any] = {"trial_id": trial.trial_id}
         if self._configs.get(trial.trial_id) != config:
             line["config"] = self._configs[trial.trial_id] = config
         line["result"] = {key: value for key, value in result.items() if key != "config"}
@@ -78,9 +76,7 @@ def read_log(folder: Path) -> dict[str, list[Report]]:
             continue  # torn by a kill
         trial_id = entry["trial_id"]
         configs[trial_id] = entry.get("config", configs.get(trial_id, {}))
-        arrived = entry.get("arrived", entry["result"].get("timestamp", 0.0))
-        report = Report(trial_id, entry["result"], configs[trial_id], arrived)
-        found.setdefault(trial_id, []).append(report)
+        found.setdefault(trial_id, []).append(Report(trial_id, entry["result"], configs[trial_id]))
     return found
 
 

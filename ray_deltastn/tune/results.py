@@ -15,9 +15,10 @@ from ray_deltastn.tune.report_log import LOG_FILE, last_of_each, read_log
 
 
 def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
-    """All reports of all trials in the order in which they came.
+    """All reports of all trials in the order in which they were made.
 
-    Config columns are `config/<name>`, report columns as in `SelfTuner.step`, `arrived` is Unix time in seconds.
+    Config columns are `config/<name>`, report columns as in `SelfTuner.step`; `timestamp` is when the trial made the
+    report, in Unix time, in seconds.
 
     A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
     and Tune's saved state does not know was begun again under another name: the stray one is left out.
@@ -31,7 +32,6 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
         {
             **flat({**report.result, "config": report.config}, separator="/"),
             "trial_id": trial_id,
-            "arrived": report.arrived,
         }
         for trial_id, reports in sorted(read_log(out).items())
         if not known or trial_id in known
@@ -39,7 +39,7 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     ]
     if not rows:
         raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
-    return pd.DataFrame(rows).sort_values("arrived", kind="stable", ignore_index=True)
+    return pd.DataFrame(rows).sort_values("timestamp", kind="stable", ignore_index=True)
 
 
 def write_results(results: pd.DataFrame, out: Path) -> None:

@@ -48,11 +48,12 @@ class DeltaSTNTrainable(Trainable):
       (see `WarmStart`);
     - whatever else `build` reads.
 
-    Reports are those of `SelfTuner.step`, with `seconds/checkpoint`, `seconds/between` (wall time between this trial's
-    steps so far, in which Tune saves checkpoints and takes reports) and `warning/damaged_checkpoints` (the number of
-    those passed over for an earlier one). A diverged trial ends as a finished one with infinite losses and the reason
-    in `stop_reason`, and so does one that runs out of device memory. After a checkpoint is loaded, the own config
-    of the trial wins: a learning rate that a scheduler has changed takes effect.
+    Reports are those of `SelfTuner.step`, with `timestamp` (when it was made, in Unix time, in seconds),
+    `seconds/checkpoint`, `seconds/between` (wall time between this trial's steps so far, in which Tune saves
+    checkpoints and takes reports) and `warning/damaged_checkpoints` (the number of those passed over for an earlier
+    one). A diverged trial ends as a finished one with infinite losses and the reason in `stop_reason`, and so does one
+    that runs out of device memory. After a checkpoint is loaded, the own config of the trial wins: a learning rate that
+    a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
@@ -123,7 +124,7 @@ class DeltaSTNTrainable(Trainable):
         return self._complete(report)
 
     def _complete(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"warning/damaged_checkpoints": float(self._damaged)}
+        own: dict[str, Any] = {"timestamp": time.time(), "warning/damaged_checkpoints": float(self._damaged)}
         own |= {"seconds/checkpoint": self._saving, "seconds/between": self._between}
         return {**report, **own, "done": self.tuner.done}
 

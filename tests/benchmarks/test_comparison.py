@@ -12,11 +12,13 @@ from tests.compare.test_report import CONFIG, SPACE, made_up
 
 def test_a_curve_keeps_where_the_best_loss_fell():
     losses = [math.inf, 3.0, 2.0, 2.5, 2.0, 1.0, 1.5]
-    reports = pd.DataFrame({"valid_loss": losses, "arrived": range(7), "time_this_iter_s": 0.5})
+    reports = pd.DataFrame({"valid_loss": losses, "timestamp": range(7), "time_this_iter_s": 0.5})
     assert comparison.curve(reports) == {
         "epochs": [2, 3, 6, 7], "seconds": [1.0, 1.5, 3.0, 3.5], "best_valid_loss": [3.0, 2.0, 1.0, 1.0]
     }  # fmt: skip
-    steep = pd.DataFrame({"valid_loss": [1 / k for k in range(1, 500)], "arrived": range(499), "time_this_iter_s": 1.0})
+    steep = pd.DataFrame(
+        {"valid_loss": [1 / k for k in range(1, 500)], "timestamp": range(499), "time_this_iter_s": 1.0}
+    )
     found = comparison.curve(steep, points=10)
     assert len(found["epochs"]) == 10
     assert (found["epochs"][0], found["epochs"][-1]) == (1, 499)

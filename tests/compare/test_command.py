@@ -43,8 +43,8 @@ def test_methods_are_compared_and_the_comparison_goes_on(tmp_path, ray_cluster, 
     assert main([*command, "--methods", "asha,delta-stn,random", "--seeds", "1", "--resume"]) == 0
     after = pd.read_csv(out / "results.csv")
     assert after.groupby("method").size().to_dict() == {"asha": spent["asha"], "delta-stn": 4, "random": 4}
-    before = results[results["method"] == "asha"]["arrived"].tolist()
-    assert after[after["method"] == "asha"]["arrived"].tolist() == before
+    before = results[results["method"] == "asha"]["timestamp"].tolist()
+    assert after[after["method"] == "asha"]["timestamp"].tolist() == before
     assert pd.read_csv(out / "summary.csv")["method"].tolist() == ["random", "asha", "delta-stn"]
     capsys.readouterr()
     # An experiment that was killed before it had a state begins anew; methods and seeds are those of before.

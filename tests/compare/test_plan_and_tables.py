@@ -96,7 +96,7 @@ def reports(method, seed, trials):
             rows.append(
                 {
                     "method": method, "seed": seed, "wall_seconds": 9.0, "trial_id": f"{method}{seed}{number}",
-                    "arrived": float(len(rows)), "time_this_iter_s": 1.0, "training_iteration": iteration,
+                    "timestamp": float(len(rows)), "time_this_iter_s": 1.0, "training_iteration": iteration,
                     "valid_loss": loss, "test_loss": loss + 1, "valid_accuracy": 0.5, "test_accuracy": 0.25,
                 }
             )  # fmt: skip

@@ -52,7 +52,7 @@ def made_up(seeds=2, epochs=3):
                     row = {
                         "method": method, "seed": seed, "trial_id": f"{method}{seed}{trial}", "wall_seconds": 5.0,
                         "training_iteration": epoch, "epoch": epoch, "valid_loss": loss, "test_loss": loss + 0.01,
-                        "valid_accuracy": 0.9, "test_accuracy": 0.9, "arrived": float(len(rows)),
+                        "valid_accuracy": 0.9, "test_accuracy": 0.9, "timestamp": float(len(rows)),
                         "time_this_iter_s": 0.5, "config/lr": lr, "config/epochs": epochs,
                         "hyperparameters/dropout": 0.1 * epoch, "hyperparameters/weight_decay": 1e-4 * epoch,
                     }  # fmt: skip
@@ -72,7 +72,7 @@ def comparison(tmp_path):
 def test_the_best_so_far_is_on_one_grid_for_all_seeds():
     results = pd.DataFrame(
         {
-            "method": "random", "seed": [0, 0, 0, 1, 1, 1], "arrived": [1.0, 2.0, 3.0] * 2,
+            "method": "random", "seed": [0, 0, 0, 1, 1, 1], "timestamp": [1.0, 2.0, 3.0] * 2,
             "valid_loss": [3.0, 2.0, 2.5, math.inf, 4.0, 1.0], "time_this_iter_s": 2.0,
         }
     )  # fmt: skip

@@ -1,0 +1,166 @@
+"""Mistakes in models and losses show at once, in one line with the rule, the value got and its name."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ray_deltastn as rd
+from tests.bad_inputs.made import Recurrent, assert_refused, model, tuner
+
+
+class Lambda(nn.Module):
+    """Applies a function to a model's output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.model, self.function = model(), function
+
+    def forward(self, x):
+        return self.function(self.model(x))
+
+
+def frozen():
+    network = model()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
+class OwnWeights(nn.Module):
+    """Trainable, but without any layer that has a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.dropout = nn.Parameter(torch.randn(4, 3)), rd.Dropout("rate")
+
+    def forward(self, x):
+        return self.dropout(x) @ self.matrix
+
+
+MODELS = {
+    "no-trainable-parameter": (
+        lambda: tuner(changes={"model": frozen()}),
+        ValueError,
+        ["`model`", "trainable parameter", "none"],
+    ),
+    "no-layer-that-can-respond": (
+        lambda: tuner(changes={"model": OwnWeights()}),
+        ValueError,
+        ["`model`", "respond", "OwnWeights", "matrix"],
+    ),
+    "lstm-has-no-forward-mode-rule": (
+        lambda: tuner(changes={"model": Recurrent()}),
+        TypeError,
+        ["forward-mode rule", "'delta-stn'", "'memory'"],
+    ),
+    "output-is-a-tuple": (
+        lambda: tuner(changes={"model": Lambda(lambda x: (x, x))}),
+        TypeError,
+        ["model", "output", "tensor", "tuple"],
+    ),
+    "output-is-a-tuple-under-fixed": (
+        lambda: tuner("fixed", changes={"model": Lambda(lambda x: (x, x))}),
+        TypeError,
+        ["model", "output", "tensor", "tuple"],
+    ),
+    "output-is-a-dictionary": (
+        lambda: tuner(changes={"model": Lambda(lambda x: {"logits": x})}),
+        TypeError,
+        ["model", "output", "tensor", "dict"],
+    ),
+    "output-without-batch": (
+        lambda: tuner(changes={"model": Lambda(lambda x: x[:1])}),
+        ValueError,
+        ["`output.shape[0]` must be the batch size", "(1, 3)"],
+    ),
+    "output-is-a-scalar": (
+        lambda: tuner(changes={"model": Lambda(lambda x: x.mean()), "loss": lambda output, y: output}),
+        ValueError,
+        ["`output.shape[0]` must be the batch size", "()"],
+    ),
+    "loss-of-a-wrong-shape": (
+        lambda: tuner(changes={"loss": lambda output, y: output * 0}),
+        ValueError,
+        ["`loss` must return", "(4,)", "(4, 3)"],
+    ),
+    "valid-loss-of-a-wrong-shape": (
+        lambda: tuner(changes={"valid_loss": lambda output, y: output * 0}),
+        ValueError,
+        ["`valid_loss` must return", "(4, 3)"],
+    ),
+    "loss-is-a-number": (
+        lambda: tuner(changes={"loss": lambda output, y: 0.5}),
+        ValueError,
+        ["`loss` must return", "float"],
+    ),
+    "batch-of-one-under-batch-norm": (
+        lambda: tuner(changes={"model": model(nn.BatchNorm1d(5), rd.Dropout("rate"))}, batch_size=23),
+        ValueError,
+        ["at least two examples", "BatchNorm1d", "one", "`batch_size`", "`train`"],
+    ),
+    "batches-of-one-under-batch-norm": (
+        lambda: tuner(changes={"model": model(nn.BatchNorm1d(5), rd.Dropout("rate"))}, batch_size=1),
+        ValueError,
+        ["at least two examples", "BatchNorm1d", "one", "`batch_size`"],
+    ),
+    "dropout-of-a-rate-above-one": (
+        lambda: rd.Task(
+            space=rd.HyperSpace(rate=rd.Positive(0.1)),
+            model=nn.Sequential(rd.Dropout("rate"), nn.Linear(5, 3)),
+            loss=F.cross_entropy,
+            train=(torch.randn(8, 5), torch.zeros(8, dtype=torch.long)),
+            valid=(torch.randn(8, 5), torch.zeros(8, dtype=torch.long)),
+        ),
+        ValueError,
+        ["`0 <= low < high <= 1`", "Dropout", "inf", "'rate'"],
+    ),
+    "task-in-use": (
+        lambda: (lambda first: rd.SelfTuner(first.task))(tuner()),
+        ValueError,
+        ["`task`", "in use", "`release()`"],
+    ),
+    "fraction-of-a-whole-number": (
+        lambda: rd.HyperSpace(k=rd.Integer(1, low=0, high=4)).fixed_values({"k": 1.5}),
+        ValueError,
+        ["whole number", "1.5", "'k'"],
+    ),
+    "schedule-that-divides-by-zero": (
+        lambda: tuner(schedule={"name": "cosine", "T_max": 0}),
+        ValueError,
+        ["`schedule`", "CosineAnnealingLR", "T_max"],
+    ),
+    "fraction-of-one-under-batch-norm": (
+        lambda: list(
+            tuner(
+                changes={"model": model(nn.BatchNorm1d(5), rd.Dropout("rate"))}, batch_size=11, response_fraction=0.5
+            ).fit()
+        ),
+        ValueError,
+        ["at least two examples", "BatchNorm1d", "one", "`response_fraction`"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_bad_model_or_loss_is_refused_in_one_line(case):
+    assert_refused(*MODELS[case])
+
+
+def hooks_of(network):
+    return [name for name, m in network.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize(
+    ("network", "changes"),
+    [(Recurrent, {}), (model, {"loss": lambda output, y: output * 0}), (lambda: Lambda(lambda x: (x, x)), {})],
+    ids=["forward-mode", "loss", "output"],
+)
+def test_refused_task_leaves_the_model_as_it_was(network, changes):
+    refused = network()
+    was_training = refused.training
+    with pytest.raises((TypeError, ValueError)):
+        tuner(changes={"model": refused, **changes})
+    assert hooks_of(refused) == []
+    assert all(m._setting is None for m in refused.modules() if isinstance(m, rd.Dropout))
+    assert refused.training == was_training

@@ -1,0 +1,110 @@
+"""Mistakes in data show at once, in one line with the rule, the value got and its name."""
+
+import pytest
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from tests.bad_inputs.made import PAIR, X, Y, assert_refused, tuner
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield X[0], Y[0]
+
+
+class WithoutLength(Dataset):
+    def __getitem__(self, index):
+        return X[index], Y[index]
+
+
+class Examples(Dataset):
+    """Examples in whatever form `form` gives them."""
+
+    def __init__(self, form, count=24):
+        self.form, self.count = form, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.form(X[index], Y[index])
+
+
+DATA = {
+    "empty-tensors": (
+        lambda: tuner(changes={"train": (X[:0], Y[:0])}),
+        ValueError,
+        ["`train`", "at least one", "none"],
+    ),
+    "empty-validation": (
+        lambda: tuner(changes={"valid": (X[:0], Y[:0])}),
+        ValueError,
+        ["`valid`", "at least one", "none"],
+    ),
+    "empty-dataset": (
+        lambda: tuner(changes={"train": Examples(lambda x, y: (x, y), 0)}),
+        ValueError,
+        ["`train`", "at least one", "none"],
+    ),
+    "empty-subset": (
+        lambda: tuner(changes={"train": Subset(TensorDataset(*PAIR), [])}),
+        ValueError,
+        ["`train`", "at least one", "none"],
+    ),
+    "empty-loader": (
+        lambda: tuner(changes={"valid": DataLoader(TensorDataset(*PAIR), 32, drop_last=True)}),
+        ValueError,
+        ["`valid`", "at least one", "none"],
+    ),
+    "different-lengths": (
+        lambda: tuner(changes={"test": (X, Y[:-3])}),
+        ValueError,
+        ["`len(x) == len(y)`", "24", "21", "'test'"],
+    ),
+    "three-tensors": (lambda: tuner(changes={"train": (X, Y, Y)}), ValueError, ["`train`", "two tensors", "3"]),
+    "three-tensors-in-a-dataset": (
+        lambda: tuner(changes={"train": TensorDataset(X, Y, Y)}),
+        ValueError,
+        ["`train`", "two tensors", "3"],
+    ),
+    "one-tensor": (lambda: tuner(changes={"train": X}), TypeError, ["`train`", "pair of tensors", "Tensor"]),
+    "arrays": (lambda: tuner(changes={"valid": (X.numpy(), Y.numpy())}), TypeError, ["`valid`", "tensors", "tuple"]),
+    "text": (lambda: tuner(changes={"train": "mnist"}), TypeError, ["`train`", "pair of tensors", "str"]),
+    "missing-validation": (lambda: tuner(changes={"valid": None}), TypeError, ["`valid`", "NoneType"]),
+    "iterable-dataset": (lambda: tuner(changes={"train": Endless()}), TypeError, ["`train`", "map-style", "Endless"]),
+    "loader-without-length": (
+        lambda: tuner(changes={"train": DataLoader(Endless(), 4)}),
+        ValueError,
+        ["`train`", "length", "Endless"],
+    ),
+    "dataset-without-length": (
+        lambda: tuner(changes={"train": WithoutLength()}),
+        (ValueError, TypeError),
+        ["`train`", "length", "WithoutLength"],
+    ),
+    "triples": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: (x, y, y))}),
+        ValueError,
+        ["`valid`", "pairs (x, y)", "3"],
+    ),
+    "triples-to-train-on": (
+        lambda: list(tuner(changes={"train": Examples(lambda x, y: (x, y, y))}).fit()),
+        ValueError,
+        ["`train`", "pairs (x, y)", "3"],
+    ),
+    "dictionaries": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: {"image": x, "label": y})}),
+        (ValueError, TypeError),
+        ["`valid`", "pairs (x, y)", "dict"],
+    ),
+    "inputs-that-are-no-tensors": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: ({"image": x}, y))}),
+        (ValueError, TypeError),
+        ["`valid`", "tensor", "dict"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_bad_data_are_refused_in_one_line(case):
+    assert_refused(*DATA[case])

@@ -1,0 +1,194 @@
+"""What responds, what does not and says so, and what attaching leaves behind."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ray_deltastn.response import Response, linearised_forward
+from tests.networks import BATCH, BY_NAME
+from tests.oracles import (
+    randomise,
+)
+from tests.response.attached import MODES, NETS, H, attached, predict
+
+
+@NETS
+def test_attaching_leaves_the_model_as_it_is(network):
+    model, x = network()
+    kind, before, output = type(model), copy.deepcopy(model.state_dict()), model(x)
+    response = randomise(Response(model, H))
+    assert type(model) is kind
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert torch.equal(model(x), output)
+    with response.displaced(None):
+        assert torch.equal(model(x), output)
+    predict(model, response, torch.ones(1, H, dtype=torch.float64), x, True)
+    assert torch.equal(model(x), output)
+    response.release()
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks_with_kwargs
+        assert not module._forward_pre_hooks_with_kwargs
+
+
+def test_release_leaves_hooks_of_others():
+    model, x = BY_NAME["linear"]()
+    seen = []
+    model[0].register_forward_hook(lambda *_: seen.append("forward"))
+    Response(model, H).release()
+    model(x)
+    assert seen == ["forward"]
+
+
+@MODES
+def test_a_failed_pass_leaves_no_trace(linearised):
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).double()
+    response = randomise(Response(model, H))
+    x, delta = torch.randn(BATCH, 4, dtype=torch.float64), torch.randn(BATCH, H, dtype=torch.float64)
+    before = predict(model, response, delta, x, linearised).detach()
+    model[1].in_features, weight = 9, model[1].weight
+    model[1].weight = nn.Parameter(torch.zeros(3, 9, dtype=torch.float64))
+    with pytest.raises(RuntimeError):
+        predict(model, response, delta, x, linearised)
+    model[1].weight = weight
+    assert torch.equal(predict(model, response, delta, x, linearised), before)
+
+
+def test_batch_of_another_size_is_refused_by_layer_name():
+    model, x, response, _ = attached(BY_NAME["linear"])
+    with pytest.raises(ValueError, match="layer '0'"):
+        predict(model, response, torch.ones(2, H, dtype=torch.float64), x, False)
+
+
+def test_linearised_output_must_be_a_tensor():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    model = Pair()
+    with pytest.raises(TypeError, match="tuple"):
+        linearised_forward(model, torch.ones(1, 2), Response(model, H), torch.ones(1, H))
+
+
+def test_directions_start_on_the_scale_of_the_layers_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 50), nn.LayerNorm(50), nn.Embedding(300, 20))
+    response = Response(model, H, torch.Generator().manual_seed(3))
+    slots = {slot.name: response.direction(slot) for slot in response.slots}
+    assert slots["0.weight"].std().item() == pytest.approx(model[0].weight.std().item(), rel=0.05)
+    assert slots["2.weight"].std().item() == pytest.approx(1.0, rel=0.05)
+    assert torch.equal(slots["1.weight"], torch.ones(50))
+    assert slots["0.bias"].abs().max() < 0.1
+    assert not response.U.any()
+    again = Response(model, H, torch.Generator().manual_seed(3))
+    assert all(torch.equal(again.direction(s), response.direction(s)) for s in response.slots)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.gain * self.layer(x)
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2.0 * F.linear(x, self.weight, self.bias)
+
+
+class Renamed(nn.Linear):
+    """A subclass that keeps its parent's forward."""
+
+
+def test_parameters_owned_by_a_custom_module_are_reported():
+    coverage = Response(Scaled(), H).coverage
+    assert set(coverage.covered) == {"layer.weight", "layer.bias"}
+    assert coverage.uncovered == {"gain": "owned directly by Scaled"}
+    assert coverage.layers == 1
+    assert "gain: owned directly by Scaled" in str(coverage)
+
+
+def test_frozen_parameters_are_reported():
+    coverage = Response(half_frozen_model(), H).coverage
+    assert set(coverage.covered) == {"1.weight", "1.bias"}
+    assert set(coverage.uncovered) == {"0.weight", "0.bias"}
+    assert all("frozen" in why for why in coverage.uncovered.values())
+
+
+def half_frozen_model():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def test_multihead_attention_is_reported():
+    coverage = Response(nn.ModuleList([nn.MultiheadAttention(4, 2), nn.Linear(4, 4)]), H).coverage
+    assert set(coverage.covered) == {"1.weight", "1.bias"}
+    names = {"0.in_proj_weight", "0.in_proj_bias", "0.out_proj.weight", "0.out_proj.bias"}
+    assert set(coverage.uncovered) == names
+    assert all("MultiheadAttention" in why for why in coverage.uncovered.values())
+
+
+def test_embedding_with_max_norm_is_reported():
+    coverage = Response(nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Linear(3, 2)), H).coverage
+    assert "max_norm" in coverage.uncovered["0.weight"]
+
+
+def test_subclass_with_a_forward_of_its_own_is_reported_and_one_without_responds():
+    coverage = Response(nn.Sequential(Doubling(2, 2), Renamed(2, 2)), H).coverage
+    assert set(coverage.covered) == {"1.weight", "1.bias"}
+    assert coverage.uncovered == dict.fromkeys(["0.weight", "0.bias"], "owned directly by Doubling")
+
+
+def test_a_parameter_also_used_outside_the_table_does_not_respond():
+    model = nn.Sequential(nn.Linear(3, 3), Doubling(3, 3))
+    model[1].weight = model[0].weight
+    coverage = Response(model, H).coverage
+    assert set(coverage.covered) == {"0.bias"}
+    assert coverage.uncovered["0.weight"] == "owned directly by Doubling"
+
+
+def test_layers_left_without_a_responding_parameter_are_not_counted():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), Doubling(3, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    coverage = Response(model, H).coverage
+    assert set(coverage.covered) == {"2.weight", "2.bias"}
+    assert coverage.layers == 1
+
+
+@pytest.mark.parametrize("name", ["tied-embedding-first", "tied-linear-first", "shared-parameter", "used-twice"])
+def test_a_tied_parameter_is_listed_once(name):
+    model, _ = BY_NAME[name]()
+    response = Response(model, H)
+    names = [n for n, _ in model.named_parameters()]
+    assert response.parameter_names == names
+    assert list(response.coverage.covered) == names
+    assert response.U.shape[0] == sum(slot.stop - slot.start for slot in response.slots)
+
+
+def test_layers_never_called_are_reported_after_a_trial_pass():
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    response = Response(model, H)
+    with response.displaced(torch.zeros(1, H)):
+        model["used"](torch.ones(1, 2))
+    response.drop_uncalled()
+    assert set(response.coverage.covered) == {"used.weight", "used.bias"}
+    assert response.coverage.uncovered == dict.fromkeys(["idle.weight", "idle.bias"], "layer 'idle' is never called")
+
+
+def test_a_model_that_cannot_respond_is_refused():
+    with pytest.raises(ValueError, match="Doubling"):
+        Response(Doubling(2, 2), H)
