@@ -231,7 +231,7 @@ def measure(
         for cycle in (plain, tuned):
             for _ in range(EAGER + 1):  # until the hyper step is captured too
                 cycle()
-    cpu, wall, taken = [], [], []
+    cpu, wall, taken, plain_taken = [], [], [], []
     for _ in range(pairs or usual):
         seconds = []
         for cycle in (plain, tuned):
@@ -241,6 +241,7 @@ def measure(
             seconds.append((time.process_time() - before[0], time.perf_counter() - before[1]))
         cpu.append(seconds[1][0] / seconds[0][0])
         wall.append(seconds[1][1] / seconds[0][1])
+        plain_taken.append(seconds[0][1])
         taken.append(seconds[1][1])
     return {
         "net": net,
@@ -260,7 +261,11 @@ def measure(
         "wall_time_ratio": round(statistics.median(wall), 3),
         "saved_memory_ratio": round(memory, 3),
         "images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(taken)),
-        "peak_memory_ratio": round(most / least, 3) if device == "cuda" and graph == "off" else None,
+        "plain_images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(plain_taken)),
+        # Of steps as they are: a graph's memory is its own, and held as long as it is.
+        "peak_memory_ratio": round(most / least, 3) if device == "cuda" else None,
+        "peak_memory_bytes": most if device == "cuda" else None,
+        "plain_peak_memory_bytes": least if device == "cuda" else None,
         **versions(),
     }
 

@@ -35,7 +35,7 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
     black-box search); those that share its augmentation have their initial values, all other augmentations are off.
 
     Args:
-        task: a task on images (B, C, H, W) in [0, 1] or in bytes; it may be in use.
+        task: a task on images (B, C, H, W), in [0, 1], in bytes, or standardised; it may be in use.
         path: file to write.
         examples: images per level.
         seed: seed of the augmentation.
@@ -50,6 +50,9 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
     if x.dim() != 4:
         raise NoImagesError(f"a contact sheet needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
     x = x[:examples]
+    # Images that are not in [0, 1] are drawn from their own darkest to their brightest point.
+    low, high = as_float(x).min().item(), as_float(x).max().item()
+    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     space = task.space
     acts = [(name, act) for names, act in actors(task) for name in names]
     if not acts:
@@ -62,7 +65,7 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
             setting.values = {n: torch.tensor(p.initial) for n, p in space.hyperparameters.items()}
             setting.values[name] = torch.tensor(value)
             with torch.no_grad():
-                images = act(x, setting).clamp(0, 1)
+                images = ((act(x, setting) - low) / max(high - low, 1e-12)).clamp(0, 1)
             strip = torch.cat(list(images.permute(0, 2, 3, 1)), 1).numpy()  # (H, B·W, C)
             axis.imshow(
                 strip if strip.shape[-1] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"

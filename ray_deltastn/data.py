@@ -96,7 +96,10 @@ class TensorStream(Stream):
             self.pass_number, self.position, self._order = self.pass_number + 1, 0, None
         if self._order is None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))
-            self._order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+            order = torch.randperm(len(self.x), generator=generator)
+            # From pinned memory the copy waits for nothing.
+            pinned = order.pin_memory() if self.x.device.type == "cuda" else order
+            self._order = pinned.to(self.x.device, non_blocking=True)
         rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         self.position += 1
         return self.x.index_select(0, rows).to(self.device), self.y.index_select(0, rows).to(self.device)

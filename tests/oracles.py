@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RTOL = 1e-9
@@ -176,8 +177,35 @@ def batch_prediction(model, response, delta, x, linearised):
 class NoSync(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a number, shapes from data, copies of lists."""
 
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal")
+    FORBIDDEN = (
+        "_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal", "allclose",
+        "masked_scatter", "bincount", "repeat_interleave",
+    )  # fmt: skip
+    #: Ways out of PyTorch that no operation of its own is called for, on a CPU.
+    WAYS_OUT = ("tolist", "numpy", "cpu", "__array__", "item")
+
+    def __enter__(self):
+        self._functions = _NoWayOut(self.WAYS_OUT)
+        self._functions.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._functions.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in self.FORBIDDEN, func
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, func
+        if name in ("index", "index_put", "index_put_"):
+            assert not any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]), f"{name} by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+class _NoWayOut(TorchFunctionMode):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert getattr(func, "__name__", "") not in self.names, func
         return func(*args, **(kwargs or {}))

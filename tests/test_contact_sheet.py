@@ -83,6 +83,35 @@ def test_one_row_per_hyperparameter_is_written(channels, tmp_path):
     assert five.shape[0] > 2 * two.shape[0]  # five rows against two
 
 
+def strips_of(monkeypatch, task, path):
+    """What is drawn, row by row."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axis, strip, **_: drawn.append(strip))
+    contact_sheet(task, path)
+    return [drawn[start : start + 3] for start in range(0, len(drawn), 3)]
+
+
+def test_the_three_levels_of_every_row_differ(tmp_path, monkeypatch):
+    rows = strips_of(monkeypatch, small_task(), tmp_path / "sheet.png")
+    assert len(rows) == sum(len(names) for names, _ in actors(small_task()))
+    for low, mid, high in rows:
+        assert (low != mid).any()
+        assert (mid != high).any()
+        assert (low != high).any()
+
+
+def test_standardised_images_keep_their_contrast(tmp_path, monkeypatch):
+    images = torch.linspace(-2.0, 3.0, 8 * 16).view(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
+    space = rd.HyperSpace(noise=rd.Bounded(0.05, low=0.0, high=0.9))
+    task = rd.Task(
+        space=space, model=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), augment=rd.GaussianNoise("noise"),
+        loss=F.cross_entropy, train=images, valid=images,
+    )  # fmt: skip
+    ((plain, _, _),) = strips_of(monkeypatch, task, tmp_path / "sheet.png")
+    assert (plain.min(), plain.max()) == (0.0, 1.0)
+    assert len(set(plain.flatten().tolist())) == 6 * 16
+
+
 def test_a_task_in_use_stays_in_use(tmp_path):
     task = small_task()
     tuner = rd.SelfTuner(task, epochs=1, batch_size=4, device="cpu")

@@ -1,4 +1,7 @@
-"""Random rotation, translation, scale and shear in one resampling, with one strength and one draw per image."""
+"""Random rotation, translation, scale and shear in one resampling, with one strength and one draw per image.
+
+torchvision's own take one strength for a whole batch; image by image they agree with these (see the tests).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Noise on brightness, contrast, saturation and hue, with one strength and one draw per image."""
+"""Noise on brightness, contrast, saturation and hue, with one strength and one draw per image.
+
+torchvision's own take one strength for a whole batch; image by image they agree with these (see the tests).
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from ray_deltastn.domains import Bounded, Positive
 from ray_deltastn.regularizers import L2, Dropout
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
+from ray_deltastn.tasks.options import whole
 
 Split = tuple[Tensor, Tensor]
 
@@ -47,11 +48,12 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
 
     Args:
         config: reads `width` (hidden units, 256) and `split_seed` (0).
+
+    Raises:
+        ValueError: if one of them breaks its rule.
     """
-    width = int(config.get("width", 256))
-    if width < 1:
-        raise ValueError(f"`width >= 1` must hold, got width={width}")
-    train, valid, test = digits(int(config.get("split_seed", 0)))
+    width = whole(config, "width", 256, least=1)
+    train, valid, test = digits(whole(config, "split_seed", 0))
     space = HyperSpace(
         input_dropout=Bounded(0.05, low=0.0, high=0.95),
         hidden1_dropout=Bounded(0.05, low=0.0, high=0.95),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 #: Environment variable with the data root.
@@ -90,8 +92,19 @@ def _places(images: _Set, home: Path) -> list[tuple[Path, str, Callable[[Path], 
 def _read(images: _Set, home: Path) -> tuple[Split, Split] | None:
     for place, file, reader in _places(images, home):
         if (place / file).exists():
-            return reader((place / file).parent)
+            return _whole(images, reader, (place / file).parent)
     return None
+
+
+def _whole(images: _Set, reader: Callable[[Path], tuple[Split, Split]], folder: Path) -> tuple[Split, Split]:
+    """What a reader finds in a folder; whatever way a part is missing or damaged, an error that names it."""
+    again = f"get it again with `torchvision.datasets.{images.torchvision}(ROOT, download=True)`"
+    try:
+        return reader(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"`{error.filename}` must be there too: {again}") from error
+    except (EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"`{folder}` must hold {images.folder} undamaged, got: {error}; {again}") from error
 
 
 def _download(images: _Set, home: Path) -> None:
@@ -123,7 +136,10 @@ def _mnist(raw: Path) -> tuple[Split, Split]:
 def _idx(path: Path) -> Tensor:
     """Bytes of an IDX file, packed or not: two zeros, type 8, number of axes, sizes (big-endian), values."""
     packed = path.with_name(path.name + ".gz")
-    data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"`{packed}` must be an undamaged gzip file, got: {error}") from error
     axes = data[3] if data[:3] == b"\0\0\x08" else 0
     shape = np.frombuffer(data, ">u4", axes, 4) if len(data) >= 4 + 4 * axes else np.zeros(1, int)
     if not axes or len(data) != 4 + 4 * axes + shape.prod():
@@ -139,11 +155,14 @@ def _cifar_strips(folder: Path) -> tuple[Split, Split]:
 
 def _strips(path: Path) -> Split:
     """A zip with `labels.npy` and WebP strips of 32×32 images stacked vertically."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
-        strips = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
-        labels = np.load(io.BytesIO(archive.read("labels.npy")))
-    images = np.concatenate(strips).reshape(-1, 32, 32, 3)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
+            strips = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
+            labels = np.load(io.BytesIO(archive.read("labels.npy")))
+        images = np.concatenate(strips).reshape(-1, 32, 32, 3)
+    except (zipfile.BadZipFile, zlib.error, UnidentifiedImageError, KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"`{path}` must be a zip of WebP strips and `labels.npy`, got: {error}") from error
     if len(images) != len(labels):
         raise ValueError(f"`{path}` must hold as many labels as images, got {len(labels)} and {len(images)}")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()

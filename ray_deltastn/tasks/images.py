@@ -38,6 +38,7 @@ from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import networks
 from ray_deltastn.tasks.image_sets import Split, load_images
+from ray_deltastn.tasks.options import flag, number, whole
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def image_task(recipe: ImageRecipe, config: Mapping[str, Any]) -> Task:
         FileNotFoundError: if the data are not there.
     """
     train, test = load_images(recipe.images, config.get("data_root"))
-    images = config.get("images")
-    train, valid = hold_out(train, recipe.valid_share, int(config.get("split_seed", 0)), images and int(images))
+    images = None if config.get("images") is None else whole(config, "images", 0, least=1)
+    train, valid = hold_out(train, recipe.valid_share, whole(config, "split_seed", 0), images)
     return task_of(recipe, train, valid, test, config)
 
 
@@ -161,7 +162,7 @@ def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config
     """
     model = nn.Sequential(
         networks.Normalize(recipe.mean, recipe.std),
-        recipe.network(ChannelDropout if config.get("channel_dropout", False) else Dropout),
+        recipe.network(ChannelDropout if flag(config, "channel_dropout") else Dropout),
     )
     domains: dict[str, Hyperparameter] = {
         m.names[0]: Bounded(0.05, low=0.0, high=0.95, search=(0.0, 0.85))
@@ -170,9 +171,9 @@ def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config
     }
     augment: list[Augmentation] = []
     if recipe.distort:
-        noisy = bool(config.get("scaling_noise", False))
+        noisy = flag(config, "scaling_noise")
         domains |= _distortions(noisy)
-        augment += _distort(float(config.get("flip", 0.0)), noisy)
+        augment += _distort(number(config, "flip", 0.0), noisy)
     if recipe.cutout:
         domains |= {"cutout_holes": Integer(1, low=0, high=4), "cutout_length": Integer(4, low=0, high=24)}
         augment.append(Cutout("cutout_holes", "cutout_length", fill=recipe.mean))
@@ -206,7 +207,9 @@ def _distort(flip: float, scaling_noise: bool) -> list[Augmentation]:
 
 
 def _started(domains: dict[str, Hyperparameter], config: Mapping[str, Any]) -> dict[str, Hyperparameter]:
-    initial, scale = config.get("initial_values") or {}, float(config.get("perturbation_scale", 1.0))
+    initial, scale = config.get("initial_values") or {}, number(config, "perturbation_scale", 1.0)
+    if not isinstance(initial, Mapping):
+        raise ValueError(f"`initial_values` must be a mapping of hyperparameters to values, got {initial!r}")
     for name in initial:
         if name not in domains:
             raise ValueError(

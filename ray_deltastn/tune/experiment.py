@@ -26,6 +26,7 @@ from ray_deltastn.methods import get_method
 from ray_deltastn.settings import Settings
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
+from ray_deltastn.tasks.options import Watched
 from ray_deltastn.tune.budget import EpochBudget
 from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
 from ray_deltastn.tune.guards import (
@@ -158,7 +159,7 @@ def _run(
         (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out))
+    budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out, known))
     started = time.monotonic()
     try:
         # Population-based training draws from the global generators.
@@ -228,8 +229,10 @@ def lacked_room(trial: Any) -> bool:
     return os.strerror(errno.ENOSPC) in error or NO_ROOM in error
 
 
-def _epochs_so_far(out: Path) -> dict[str, int]:
-    return {trial_id: int(last_of_each(reports)[-1].result["epoch"]) for trial_id, reports in read_log(out).items()}
+def _epochs_so_far(out: Path, known: Collection[str]) -> dict[str, int]:
+    """Epochs of the trials that go on; those that Tune has lost begin again, and their epochs with them."""
+    logged = read_log(out).items()
+    return {name: int(last_of_each(reports)[-1].result["epoch"]) for name, reports in logged if name in known}
 
 
 def _note_driver(path: Path, searcher: float, wall: float) -> None:
@@ -259,32 +262,6 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
     return -(-steps // least["steps_per_report"])
 
 
-class _Watched(dict[str, Any]):
-    """A config that notes which of its keys a task reads."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Value or default, noted."""
-        self.read.add(key)
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self.read.add(str(key))
-        return super().__contains__(key)
-
-    def __iter__(self) -> Any:
-        # Whoever looks at all keys may read any of them; so may a copy.
-        self.read.update(super().keys())
-        return super().__iter__()
-
-
 def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
     """Build the task once, as a trial would, and check what the experiment says of it.
 
@@ -296,7 +273,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
         ValueError: if the task breaks a rule, seems to misspell one of its options, or never reports the metric.
     """
     searched = [option_of(name) for name in config.search if name.startswith("options.")]
-    watched = _Watched({"task": config.task, **config.options, **config.train})
+    watched = Watched({"task": config.task, **config.options, **config.train})
     with random_state.isolated(0):
         task = build_task(watched)
     for method in config.methods():

@@ -62,6 +62,39 @@ def test_pieces_are_the_whole(tmp_path, capsys):
     assert "epoch 4/4" in capsys.readouterr().out
 
 
+def test_a_piece_ends_before_its_time_is_up_if_one_more_report_would_pass_it(tmp_path, monkeypatch, capsys):
+    now, step = [0.0], images.rd.SelfTuner.step
+
+    def minute(tuner):
+        now[0] += 60.0
+        return step(tuner)
+
+    monkeypatch.setattr(images.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(images.rd.SelfTuner, "step", minute)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--minutes", "2.5")
+    assert len(read(tmp_path)["curve"]) == 2  # a third one would have ended after 3 minutes
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--minutes", "0.5")
+    assert "a report takes 1.0 minutes" in capsys.readouterr().out
+
+
+def test_options_that_nobody_reads_are_refused(tmp_path, capsys):
+    for change in ("respones_fraction=0.25", "imagse=10000", "flip=0.5"):
+        with pytest.raises(SystemExit):
+            run(tmp_path, "--set", change)
+        key = change.split("=")[0]
+        assert f"`--set {key}` must be an option of `Settings` or one that" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_vgg16_has_another_entropy_weight_for_stn():
+    weights = {m: images.configuration("cifar10-vgg16", m, 200, 0, {})["entropy_weight"] for m in ("stn", "delta-stn")}
+    assert weights == {"stn": 1e-3, "delta-stn": 1e-4}
+    assert images.configuration("cifar10-vgg16", "stn", 200, 0, {"entropy_weight": 0.1})["entropy_weight"] == 0.1
+
+
 def test_a_run_killed_between_its_two_files_misses_no_epoch(tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, "--minutes", "0")

@@ -11,7 +11,8 @@ from ray_deltastn.methods import get_method
 
 ROW = {
     "net", "method", "response_fraction", "batch", "threads", "flop_ratio", "cpu_time_ratio", "wall_time_ratio",
-    "saved_memory_ratio",
+    "saved_memory_ratio", "precision", "graph", "captured", "channels_last", "hardware", "images_per_second",
+    "plain_images_per_second", "peak_memory_ratio", "peak_memory_bytes", "plain_peak_memory_bytes", "torch",
 }  # fmt: skip
 
 
@@ -28,6 +29,25 @@ def test_rows_hold_the_figures_and_reach_them(tmp_path):
     assert rows[1]["flop_ratio"] <= 1.7
     assert all(row["saved_memory_ratio"] <= 2.5 for row in rows)
     assert all(row["cpu_time_ratio"] > 0 and row["wall_time_ratio"] > 0 for row in rows)
+
+
+def test_options_for_speed_reach_both_sides(tmp_path, monkeypatch):
+    cycles, make = [], speed.Cycle.__init__
+
+    def noted(cycle, *arguments, **options):
+        make(cycle, *arguments, **options)
+        cycles.append(cycle.tuner.settings)
+
+    monkeypatch.setattr(speed.Cycle, "__init__", noted)
+    speed.main(["--nets", "mlp", "--methods", "delta-stn", "--pairs", "1", "--batch", "4", "--graph", "on",
+                "--channels-last", "--precision", "bf16", "--json", str(tmp_path / "speed.json")])  # fmt: skip
+    (row,) = json.loads((tmp_path / "speed.json").read_text())
+    assert row["captured"]
+    assert (row["graph"], row["channels_last"], row["precision"]) == ("on", True, "bf16")
+    assert row["images_per_second"] > 0 < row["plain_images_per_second"]
+    assert all((s.channels_last, s.precision) == (True, "bf16") for s in cycles)
+    assert [s.graph for s in cycles] == ["off", "off", "on", "on"]
+    assert [s.method for s in cycles] == ["fixed", "delta-stn"] * 2
 
 
 def test_committed_record_holds_every_network_within_the_figures():

@@ -1,5 +1,6 @@
 """A cycle never makes the host wait for the device: a GPU's queue of launches stays full."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ LEARNED = [name for name, method in METHODS.items() if method.responds or not me
 
 
 def started(method, name, device, **settings):
-    """A run after its first step, which makes the optimisers' buffers and the order of the pass."""
+    """A run after its first step, which makes the optimisers' buffers."""
     torch.manual_seed(0)
     tuner = rd.SelfTuner(
         task(name), method, batch_size=4, valid_batch_size=4, epochs=50, warmup=0, train_interval=2, clip_grad=1.0,
@@ -21,10 +22,46 @@ def started(method, name, device, **settings):
     tuner.model.train()
     for _ in range(2):
         tuner._train_step()
-    # A new pass copies its order to the device: once per epoch, and not looked at here.
-    tuner.train.position = tuner.valid.position = 0
     tuner.steps = 1
     return tuner
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: x.cpu(),
+        lambda x: np.asarray(x),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0.5],
+        lambda x: x.clone().__setitem__(x > 0.5, 0.0),
+        lambda x: torch.allclose(x, x),
+        lambda x: torch.equal(x, x),
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor([1.0, 2.0]) + x,
+        lambda x: torch.unique(x),
+    ],
+    ids=[
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "array",
+        "bool",
+        "mask",
+        "put",
+        "allclose",
+        "equal",
+        "nonzero",
+        "list",
+        "unique",
+    ],
+)
+def test_the_check_sees_what_waits(wait):
+    with pytest.raises(AssertionError), NoSync():
+        wait(torch.tensor([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("name", ["fashion-cnn", "cifar10-resnet18"])

@@ -189,6 +189,44 @@ def test_a_damaged_file_is_named(damage, tmp_path):
         load_images("mnist", tmp_path)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_missing_part_is_named_with_how_to_get_it(packed, tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_idx(folder, packed)
+    next(folder.glob("t10k-labels*")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz` must be there too: get it again with"):
+        load_images("mnist", tmp_path)
+
+
+def test_a_torn_archive_is_named(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_idx(folder, packed=True)
+    for name, damage in (
+        ("train-images-idx3-ubyte.gz", lambda d: d[:-9]),
+        ("t10k-labels-idx1-ubyte.gz", lambda d: b"x"),
+    ):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(damage(good))
+        with pytest.raises(ValueError, match=rf"{name}` must be an undamaged gzip file, got: "):
+            load_images("mnist", tmp_path)
+        (folder / name).write_bytes(good)
+
+
+@pytest.mark.parametrize("content", [b"junk", strips(values(2, 32, 32, 3), values(2))[:-30]], ids=["junk", "torn"])
+def test_a_torn_zip_is_named(content, tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "data_batch_1.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data_batch_1.zip` must be a zip of WebP strips and `labels.npy`, got: "):
+        load_images("cifar10", tmp_path)
+
+
+def test_half_of_torchvisions_files_are_refused(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py` must hold cifar10 undamaged, got: .*get it again with"):
+        load_images("cifar10", tmp_path)
+
+
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match=r"`name` must be one of mnist, fashion_mnist, cifar10, got 'svhn'"):
         load_images("svhn")

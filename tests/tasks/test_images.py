@@ -1,5 +1,7 @@
 """The image tasks of §5.2 and H.2: hyperparameters, networks, splits and options, on images made up here."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -302,6 +304,32 @@ def test_the_split_is_a_function_of_its_seed_alone():
 def test_a_part_without_images_is_refused(used):
     with pytest.raises(ValueError, match=rf"`images` must be at most 100 .*, got images={used} with a share of 0.15"):
         hold_out(numbered(100), 0.15, 0, used)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"images": "abc"}, "`images` must be a whole number >= 1, got 'abc'"),
+        ({"images": 10.9}, "`images` must be a whole number >= 1, got 10.9"),
+        ({"images": 0}, "`images` must be a whole number >= 1, got 0"),
+        ({"split_seed": None}, "`split_seed` must be a whole number >= 0, got None"),
+        ({"split_seed": 1.7}, "`split_seed` must be a whole number >= 0, got 1.7"),
+        ({"split_seed": True}, "`split_seed` must be a whole number >= 0, got True"),
+        ({"split_seed": float("nan")}, "`split_seed` must be a whole number >= 0, got nan"),
+        ({"channel_dropout": "false"}, "`channel_dropout` must be true or false, got 'false'"),
+        ({"scaling_noise": 1}, "`scaling_noise` must be true or false, got 1"),
+        ({"flip": "half"}, "`flip` must be a finite number, got 'half'"),
+        ({"perturbation_scale": float("inf")}, "`perturbation_scale` must be a finite number, got inf"),
+        ({"initial_values": 0.3}, "`initial_values` must be a mapping of hyperparameters to values, got 0.3"),
+        ({"initial_values": ["dropout0"]}, "`initial_values` must be a mapping"),
+    ],
+)
+def test_options_break_no_rule(option, message, monkeypatch):
+    monkeypatch.setattr(
+        images, "load_images", lambda *_: (made_up("cifar10-alexnet", 20), made_up("cifar10-alexnet", 5))
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_task({"task": "cifar10-alexnet", **option})
 
 
 @EVERY

@@ -1,0 +1,70 @@
+"""Options of ready tasks, read from a trial's config with their rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+
+def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, Real) or value < least or value % 1 != 0:
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {value!r}")
+    return int(float(value))
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}")
+    return float(value)
+
+
+def flag(config: Mapping[str, Any], name: str) -> bool:
+    """True or false, by default false.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    value = config.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false, got {value!r}")
+    return value
+
+
+class Watched(dict[str, Any]):
+    """A config that notes which of its keys a task reads, in `read`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Value or default, noted."""
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        # Whoever looks at all keys may read any of them; so may a copy.
+        self.read.update(super().keys())
+        return super().__iter__()
