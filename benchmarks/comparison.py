@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +65,25 @@ def record(found: Comparison, command: str, remark: str) -> dict[str, Any]:
         "command": command,
         "remark": remark,
         "n": found.asked.seeds,
+        "seeds": list(range(found.asked.seeds)),
         "config": found.asked.config.model_dump(exclude_unset=True),
-        "versions": versions(),
+        "versions": {**versions(), **{name: version(name) for name in ("ray", "scikit-optimize", "numpy")}},
+        "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "summary": [rounded(row) for row in found.summary.astype(object).to_dict("records")],
         "notes": found.notes(),
-        "differences": [str(difference) for difference in found.differences],
+        "differences": [
+            {**rounded(asdict(difference)), "verdict": difference.verdict} for difference in found.differences
+        ],
         "rows": rows,
     }
+
+
+def _processor() -> str:
+    """Name of the machine's processor, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

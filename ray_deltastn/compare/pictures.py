@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
+from matplotlib.ticker import LogLocator
 
 from ray_deltastn.compare.plan import CONTENDERS
 from ray_deltastn.compare.tables import best_trial, finite, spending
@@ -17,6 +18,7 @@ from ray_deltastn.page import panels, save, style
 LOSS, SCHEDULES, SCATTER, OUTER = "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
 #: Colour and line of each method: dashed where hyperparameters are constant, solid where the method tunes them.
 LOOKS = {
+    "fixed": ("#1f2933", (0, (1, 1))),
     "grid": ("#9aa3ad", ":"),
     "random": ("#4d565f", "--"),
     "bo": ("#2563a8", "--"),
@@ -27,6 +29,8 @@ LOOKS = {
     "delta-stn": ("#00798c", "-"),
     "hybrid": ("#3f8f3a", "-"),
 }
+#: Shape of each method's points, so that those of two methods in one place can be told apart.
+SHAPES = dict(zip(LOOKS, "X^osDPvh*d", strict=True))
 #: Trials this many times worse than the best are all drawn at the end of the axis.
 FAR = 10.0
 
@@ -112,6 +116,8 @@ def plot_loss(results: pd.DataFrame, path: Path) -> Path:
                     axis.plot(end[spent], end["best_so_far"], "x", color=colour, markersize=7, markeredgewidth=1.8)
         style(axis, label, "")
         _logarithmic(axis, "y", results["valid_loss"])
+    # A search may take a third of the seconds of a self-tuned run: on a plain axis nothing of it could be seen.
+    _logarithmic(axes[1], "x", results["time_this_iter_s"])
     axes[0].set_ylabel("best validation loss so far")
     return _with_legend(figure, axes, path)
 
@@ -123,8 +129,9 @@ def _logarithmic(axis: Any, which: str, values: pd.Series) -> None:
     getattr(axis, f"set_{which}scale")("log")
     ruler = getattr(axis, f"{which}axis")
     low, high = getattr(axis, f"get_{which}lim")()
+    ruler.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     ruler.set_major_formatter("{x:g}")
-    ruler.set_minor_formatter("{x:g}" if high / low < 10 else "")
+    ruler.set_minor_formatter("{x:g}" if high / low < 3 else "")
 
 
 def _with_legend(figure: Any, axes: list[Any], path: Path) -> Path:
@@ -157,7 +164,7 @@ def plot_schedules(
     results: pd.DataFrame, space: dict[str, dict[str, Any]], copies: pd.DataFrame | None, path: Path
 ) -> Path:
     """Draw every hyperparameter over the run of the best trial of each method and seed."""
-    figure, axes = panels(len(space), columns=3, width=3.6, height=2.8)
+    figure, axes = panels(len(space), columns=2 if len(space) == 4 else 3, width=3.6, height=2.8)
     for method in results["method"].unique():
         colour, line = LOOKS[method]
         constant = CONTENDERS[method].method == "fixed" and CONTENDERS[method].scheduler != "pbt"
@@ -195,8 +202,9 @@ def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
         every, best = trials[trials["method"] == method], chosen[chosen["method"] == method]
         axis.scatter(every["valid_loss"], every["test_loss"], s=9, color=colour, alpha=0.35, linewidth=0)
         axis.scatter(
-            best["valid_loss"], best["test_loss"], s=60, color=colour, edgecolor="white", label=method, zorder=3
-        )
+            best["valid_loss"], best["test_loss"], s=64, marker=SHAPES[method], facecolor=f"{colour}66",
+            edgecolor=colour, linewidth=1.2, label=method, zorder=3,
+        )  # fmt: skip
     # What came near the best is what there is to see; trials far off are left out.
     losses = chosen[["valid_loss", "test_loss"]]
     low, high = float(losses.min().min()), float(losses.max().max())
@@ -234,7 +242,8 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
         order = np.argsort(-heights[mine][:, -1], kind="stable")  # the best on top
         drawn = LineCollection(
             [np.column_stack([np.arange(heights.shape[1]), row]) for row in heights[mine][order]],
-            array=heights[mine][order, -1], norm=Normalize(0, 1), cmap="viridis", alpha=0.8,
+            array=heights[mine][order, -1], norm=Normalize(0, 1), cmap="viridis",
+            alpha=0.8 if mine.sum() <= 60 else 0.4,
         )  # fmt: skip
         axis.add_collection(drawn)
         for number, marks in enumerate(ticks):

@@ -2,6 +2,8 @@
 
 | method                             | trains                                                                        |
 |------------------------------------|-------------------------------------------------------------------------------|
+| `fixed`                            | one run over the whole budget with the initial hyperparameters: what no       |
+|                                    | tuning comes to, with the same outer options as the next three                |
 | `grid`, `random`, `bo`             | `trials` trials; the searcher proposes hyperparameters and outer options      |
 | `asha`                             | random ones; bad ones end early, new ones begin until the budget is spent     |
 | `pbt`                              | a population of `trials`                                                      |
@@ -33,6 +35,7 @@ class Contender:
 
 #: The methods that can be compared, in the order of the tables.
 CONTENDERS = {
+    "fixed": Contender(),
     "grid": Contender(searcher="grid"),
     "random": Contender(searcher="random"),
     "bo": Contender(searcher="bo"),
@@ -73,8 +76,8 @@ class CompareConfig(ExperimentConfig):
 
     def model_post_init(self, context: Any) -> None:
         """Check what concerns several sections."""
-        super().model_post_init(context)
         self._check_sections()
+        super().model_post_init(context)
         own = {"searcher", "scheduler", "num_samples", "budget", "metric", "mode", "warm_start", "seed"}
         given = sorted(own & self.tune.model_fields_set)
         if given:
@@ -91,6 +94,11 @@ class CompareConfig(ExperimentConfig):
         for section in ("train", "search", "self_tuned"):
             for key in getattr(self, section):
                 name = key.split(".")[0]
+                if section == "search" and name == "hyperparameters":
+                    raise ValueError(
+                        f"`search.{key}` must not be given: methods with constant values search all hyperparameters in "
+                        f"their own ranges, got {self.search[key]!r}"
+                    )
                 if name in FIXED or (name == "epochs" and section != "train"):
                     raise ValueError(f"`{name}` is set by the comparison itself, got it in `{section}`")
                 if section == "search" and name in TUNING:
@@ -155,10 +163,10 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
     Raises:
         ValueError: if a method is unknown or named twice, or there is no seed.
     """
-    for name in methods:
+    for name in filter(None, methods):
         if name not in CONTENDERS:
             raise ValueError(unknown_key(f"--methods {name}", [f"--methods {known}" for known in CONTENDERS]))
-    if len(set(methods)) < len(methods) or not methods:
+    if len(set(methods)) < len(methods) or not methods or not all(methods):
         raise ValueError(f"`--methods` must name each method once, got {','.join(methods) or 'none'}")
     if seeds < 1:
         raise ValueError(f"`--seeds >= 1` must hold, got {seeds}")
@@ -211,8 +219,16 @@ def _single(config: CompareConfig, methods: Sequence[str], seeds: Sequence[int])
 def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
     contender = CONTENDERS[name]
     constant = contender.method == "fixed"
-    # Enough trials for the budget even if every one of them ended after its first epoch.
-    spending = {"num_samples": config.budget, "budget": config.budget} if contender.scheduler == "asha" else {}
+    own: dict[str, Any] = {"num_samples": config.trials}
+    if contender.scheduler == "asha":
+        # Enough trials for the budget even if every one of them ended after its first epoch.
+        own |= {"num_samples": config.budget, "budget": config.budget}
+    if contender.scheduler == "pbt":
+        # A trial that a mutation has spoiled must be seen to be bad; its best loss so far would hide that.
+        own |= {"metric": "valid_loss"}
+    if contender.searcher == "bo" and config.tune.max_concurrent is None:
+        # With as many workers as trials, all of them would be proposed before any has a result.
+        own |= {"max_concurrent": max(2, config.trials // 6)}
     return ExperimentConfig(
         task=config.task,
         options=config.options,
@@ -223,7 +239,7 @@ def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
             searcher=contender.searcher or "random",
             scheduler=contender.scheduler,
             seed=seed,
-            **{"num_samples": config.trials, **spending},
+            **own,
         ),
     )
 

@@ -17,6 +17,13 @@ from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.guards import LINEAGE_FILE, RESULTS_FILE, SPACE_FILE
 from ray_deltastn.tune.results import read_lineage, read_results
 
+#: What the columns of costs hold.
+COSTS_TEXT = (
+    "Device-seconds are those of training and evaluating inside the trials, all of them together; what the driver "
+    "does beside them can slow them down. Wall seconds are a search's on the clock, with all workers, start-up and "
+    "searcher; a single run's are its own, on one worker, from its first step."
+)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -83,7 +90,7 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         (
             "Validation and test",
             "Small: every trial at its best; large: the chosen ones. Above the line the test loss is higher than the "
-            "validation loss that was searched; the farther, the more the search has fitted the validation set.",
+            "validation loss that was searched: the search has fitted the validation set, or the test set is harder.",
             pictures.SCATTER,
         ),
         ("Outer search", "Outer options of every trial and the loss it came to; darker is better.", pictures.OUTER),
@@ -99,6 +106,7 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         notes=found.notes(),
         header=header,
         rows=rows,
+        costs=COSTS_TEXT,
         statement=statement(found),
         differences=difference_cells(found.differences) if found.differences else None,
         pictures=[
@@ -119,8 +127,8 @@ def statement(found: Comparison) -> str:
     if not found.differences:
         return "One method by itself: there is nothing to compare it with."
     return (
-        f"Differences are taken seed by seed against {found.differences[0].reference}, with the 95 % interval of "
-        f"Student's t for {found.asked.seeds} seeds, each by itself: where nothing differs, about one in twenty of "
-        f"these {len(found.differences)} statements is wrong by chance. A method whose interval holds zero is not "
-        "called better or worse. Seeds change initial weights, order and search; the data split is the same in all."
+        f"Differences are taken seed by seed against {found.differences[0].reference}, each with its 95 % interval by "
+        f"Student's t for {found.asked.seeds} seeds. A method is called lower or higher only if that still holds at "
+        f"5 % for all {len(found.differences)} differences together (Holm); otherwise it is within the noise. Seeds "
+        "change initial weights, order and search; the data split is the same in all."
     )

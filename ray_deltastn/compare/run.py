@@ -125,6 +125,9 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
     """The comparison to go on with; None if this one is new."""
     if (out / CONFIG_FILE).exists():
         raise ResumeError(f"`{out}` must not hold an experiment of `ray-deltastn run`; choose another folder")
+    begun = any((out / RUNS_FOLDER).glob(f"*/{CONFIG_FILE}"))
+    if (out / COMPARISON_FILE).exists() and not begun and not (out / RESULTS_FILE).exists() and not resume:
+        return None  # it was refused before any trial
     if not (out / COMPARISON_FILE).exists():
         if resume or (out / RUNS_FOLDER).exists():
             raise ResumeError(f"`{out}` must hold a comparison to resume, got no {COMPARISON_FILE}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ OUTCOMES = {
     "test_accuracy": "test accuracy",
 }
 COSTS = {"epochs": "epochs", "device_seconds": "device-seconds", "wall_seconds": "wall seconds"}
-REACHED = {"epochs_to_random": "epochs to random's best", "seconds_to_random": "device-seconds to random's best"}
+REACHED = {
+    "valid_loss_at_random": "best validation loss within random's device-seconds",
+    "epochs_to_random": "epochs to random's best",
+    "seconds_to_random": "device-seconds to random's best",
+}
 #: Headings of what fits a terminal.
 SHORT = {
     "best_valid_loss": "best valid loss",
@@ -42,14 +46,16 @@ def finite(values: pd.Series) -> pd.Series:
 def spending(reports: pd.DataFrame) -> pd.DataFrame:
     """Reports of one method and seed as they were made, with what all trials together had spent and reached by then.
 
-    Columns added: `spent_epochs`; `spent_seconds`, in trials, all of them together; `best_so_far`, the lowest
-    validation loss.
+    Columns added: `spent_epochs`; `spent_seconds`, in trials, all of them together, where a trial with a quarter of a
+    GPU counts a quarter; `best_so_far`, the lowest validation loss.
     """
     reports = reports.sort_values("timestamp", kind="stable")
     loss = finite(reports["valid_loss"])
+    gpu = reports.get("config/resources/gpu", pd.Series(0.0, reports.index)).fillna(0.0)
+    share = gpu.where((gpu > 0) & (gpu < 1), 1.0)
     return reports.assign(
         spent_epochs=np.arange(1, len(reports) + 1),
-        spent_seconds=reports["time_this_iter_s"].cumsum(),
+        spent_seconds=(reports["time_this_iter_s"] * share).cumsum(),
         best_so_far=loss.cummin().ffill(),
     )
 
@@ -66,6 +72,7 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
     The best trial is the one with the lowest validation loss; accuracies and the test loss are those of its report with
     that loss, `final_valid_loss` is that of its last one. `epochs_to_random` and `seconds_to_random` are what the
     method had spent when it first came to the best loss of `random` with the same seed; NaN where it never did.
+    `valid_loss_at_random` is the best loss that it had come to when it had spent the device-seconds of all of `random`.
     """
     rows: list[dict[str, Any]] = []
     for (method, seed), reports in results.groupby(["method", "seed"], sort=False):
@@ -79,13 +86,17 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for index, row in table.iterrows():
         rival = table[(table["method"] == REFERENCE) & (table["seed"] == row["seed"])]
-        epochs = seconds = math.nan
+        reached: dict[str, float] = dict.fromkeys(REACHED, math.nan)
         if len(rival):
             spent = spending(results[(results["method"] == row["method"]) & (results["seed"] == row["seed"])])
-            reached = spent[spent["best_so_far"] <= rival["best_valid_loss"].iloc[0]]
-            if len(reached):
-                epochs, seconds = reached[["spent_epochs", "spent_seconds"]].iloc[0]
-        table.loc[index, list(REACHED)] = [epochs, seconds]
+            there = spent[spent["best_so_far"] <= rival["best_valid_loss"].iloc[0]]
+            if len(there):
+                first = there.iloc[0]
+                reached |= {"epochs_to_random": first["spent_epochs"], "seconds_to_random": first["spent_seconds"]}
+            within = spent[spent["spent_seconds"] <= rival["device_seconds"].iloc[0]]
+            if len(within):
+                reached["valid_loss_at_random"] = within["best_so_far"].iloc[-1]
+        table.loc[index, list(REACHED)] = list(reached.values())
     return table
 
 
@@ -113,6 +124,8 @@ class Difference:
 
     Attributes:
         n: seeds with which both have a finite outcome, of `seeds`.
+        half_width: half of the interval, of this difference by itself.
+        p: of no difference, by the same t, adjusted for all differences that are looked at (Holm 1979).
     """
 
     method: str
@@ -122,16 +135,19 @@ class Difference:
     n: int
     mean: float
     half_width: float
+    p: float = math.nan
 
     @property
     def verdict(self) -> str:
-        """`lower` or `higher` where the interval does not hold zero, and every seed has its say."""
+        """`lower` or `higher` where the adjusted p is below 0.05, and every seed has its say."""
         if self.n < self.seeds:
             return f"no finite loss with {self.seeds - self.n} of {self.seeds} seeds: no statement"
         if self.n < 2:
             return "one seed: no statement"
+        if self.mean == self.half_width == 0:
+            return "the same runs"
         # Rounding alone must not make a winner of differences that are all the same.
-        if abs(self.mean) <= self.half_width + 1e-9:
+        if not self.p < 0.05 or abs(self.mean) <= 1e-9:
             return "within the noise"
         return "lower" if self.mean < 0 else "higher"
 
@@ -140,18 +156,18 @@ class Difference:
         """The mean, and half the width of its interval."""
         if self.n == 0:
             return "–"
-        return f"{self.mean:+.4f}" + (f" ± {self.half_width:.4f}" if self.n > 1 else "")
+        return f"{self.mean:+.4f}".replace("-", "−") + (f" ± {self.half_width:.4f}" if self.n > 1 else "")
 
     def __str__(self) -> str:
         return f"{self.method} − {self.reference}, {OUTCOMES[self.outcome]}: {self.figures}, {self.verdict}"
 
 
 def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss")) -> list[Difference]:
-    """Every method against `random`, or the first one where it takes no part."""
+    """Every method against `random`, or the first one where it takes no part; p adjusted for all of them (Holm)."""
     methods = list(dict.fromkeys(per_seed["method"]))
     reference = REFERENCE if REFERENCE in methods else methods[0]
     indexed = per_seed.set_index(["method", "seed"])
-    found = []
+    found: list[Difference] = []
     for outcome in names:
         if indexed[outcome].isna().all():
             continue  # no test data
@@ -161,8 +177,28 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
                 apart = indexed.loc[method][outcome] - rival
                 known = finite(apart).dropna()
                 mean = float(known.mean()) if len(known) else math.nan
-                found.append(Difference(method, reference, outcome, len(apart), len(known), mean, half_width(known)))
-    return found
+                wide, p = half_width(known), p_value(known)
+                found.append(Difference(method, reference, outcome, len(apart), len(known), mean, wide, p))
+    adjusted = holm([one.p for one in found])
+    return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def p_value(values: Sequence[float] | pd.Series) -> float:
+    """Two-sided p of a mean of zero, by Student's t; NaN with a single value."""
+    if len(values) < 2:
+        return math.nan
+    mean, width = abs(float(np.mean(values))), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(2 * stats.t.sf(mean / width, len(values) - 1)) if width > 0 else float(mean == 0)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that one wrong statement or more among all has at most the chance of one; NaN stays."""
+    order = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
+    adjusted, most = [math.nan] * len(values), 0.0
+    for rank, (p, place) in enumerate(order):
+        most = max(most, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = most
+    return adjusted
 
 
 def half_width(values: Sequence[float] | pd.Series) -> float:
@@ -171,19 +207,20 @@ def half_width(values: Sequence[float] | pd.Series) -> float:
     return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
-def number(value: float, name: str) -> str:
-    """A value of a column as text, a dash where there is none."""
+def number(value: float, name: str, like: float | None = None) -> str:
+    """A value of a column as text, with the decimals of `like` if given; a dash where there is none."""
     if not math.isfinite(value):
         return "–"
     if "seconds" in name:
-        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{value:.{0 if 'epochs' in name else 4 if name.endswith('loss') else 3}f}"
+        size = abs(value if like is None else like)
+        return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+    return f"{value:.{0 if 'epochs' in name else 4 if 'loss' in name else 3}f}"
 
 
 def mean_and_deviation(row: Any, name: str) -> str:
     """`mean ± std` of a column of the summary; the mean alone of one seed, and of how many where not of all."""
     deviation, n = row[f"{name}_std"], row[f"{name}_n"]
-    spread = "" if math.isnan(deviation) else f" ± {number(deviation, name)}"
+    spread = "" if math.isnan(deviation) else f" ± {number(deviation, name, row[f'{name}_mean'])}"
     return number(row[f"{name}_mean"], name) + spread + (f" ({n} of {row['seeds']})" if 0 < n < row["seeds"] else "")
 
 

@@ -243,7 +243,7 @@ def _holds(section: Any, name: str) -> bool:
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """One line about a key that is not known, with the nearest one that is."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
+    hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known) or 'none here'}"
     return f"`{key}` is not a known key{hint}"
 
 

@@ -32,7 +32,12 @@ def test_the_record_of_a_folder_is_whole_and_small(tmp_path):
     made_up().to_csv(folder / "results.csv", index=False)
     comparison.main([str(folder), "--out", str(out), "--command", "ray-deltastn compare x.yaml"])
     record = json.loads((out / "record.json").read_text(), parse_constant=lambda name: 1 / 0)
-    assert (record["n"], record["config"], len(record["rows"]), len(record["summary"])) == (2, CONFIG, 18, 9)
+    assert (record["n"], record["config"], len(record["rows"]), len(record["summary"])) == (2, CONFIG, 20, 10)
+    assert record["machine"]["cores"] >= 1
+    assert {"torch", "ray", "scikit-optimize"} <= record["versions"].keys()
+    assert [apart["verdict"] for apart in record["differences"] if apart["method"] == "hybrid"] == [
+        "within the noise"
+    ] * 2
     assert {path.name for path in out.iterdir()} == {
         "record.json", "table.md", "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
     }  # fmt: skip

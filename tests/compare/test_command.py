@@ -30,6 +30,9 @@ def test_methods_are_compared_and_the_comparison_goes_on(tmp_path, ray_cluster, 
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(YAML)
     command = ["compare", str(config), "--out", str(out)]
+    # What is refused before any trial leaves nothing that is in the way.
+    assert main([*command, "--methods", "asha", "--set", "tune.gpu=4"]) == 1
+    assert "tune.gpu" in capsys.readouterr().err
     assert main([*command, "--methods", "delta-stn,asha", "--seeds", "1"]) == 0
     results = pd.read_csv(out / "results.csv")
     spent = results.groupby("method").size()

@@ -1,12 +1,25 @@
 """Equal budgets, equal ranges; tables that say what the reports say, and no more."""
 
 import math
+from unittest.mock import ANY
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, plan
-from ray_deltastn.compare.tables import cells, differences, markdown, outcomes, shortfalls, summary
+from ray_deltastn.compare.tables import (
+    cells,
+    differences,
+    holm,
+    markdown,
+    number,
+    outcomes,
+    p_value,
+    shortfalls,
+    spending,
+    summary,
+)
 from ray_deltastn.tune.config import ConfigError
 
 CONFIG = "configs/digits_compare.yaml"
@@ -18,11 +31,24 @@ def test_every_method_has_the_same_budget():
         train, tune = one.config.train, one.config.tune
         if one.single:
             assert train["epochs"] == config.budget == 12 * 30
-            assert tune.num_samples == 3 * 2
+            assert tune.num_samples == 4 * 2
         elif tune.budget is not None:
             assert tune.budget == config.budget
         else:
             assert tune.num_samples * train["epochs"] == config.budget
+
+
+def test_each_method_is_run_as_it_is_meant_to_be():
+    by_name = {one.name: one.config.tune for one in plan(CompareConfig.read(CONFIG), list(CONTENDERS), 1)}
+    # PBT replaces trials that are bad now; model-based search sees results before it has proposed everything.
+    assert {name: tune.metric for name, tune in by_name.items() if tune.metric != "best_valid_loss"} == {
+        "pbt-s0": "valid_loss"
+    }
+    assert {name: tune.max_concurrent for name, tune in by_name.items() if tune.max_concurrent} == {
+        "bo-s0": 2, "hybrid-s0": 2
+    }  # fmt: skip
+    own = CompareConfig.read(CONFIG, ["tune.max_concurrent=5"])
+    assert plan(own, ["bo"], 1)[0].config.tune.max_concurrent == 5
 
 
 def test_constant_methods_search_what_the_others_tune():
@@ -74,6 +100,8 @@ def test_outer_options_reach_into_mappings_of_single_runs():
         ("search.hyper_lr=uniform(0.01, 0.1)", "`search.hyper_lr` must be read by all methods"),
         ("single.lr=-1", "`lr > 0` must hold, got lr=-1"),
         ("trial=3", "did you mean `trials`?"),
+        ("search.hyperparameters.x=uniform(0, 1)", "methods with constant values search all hyperparameters"),
+        ("search={}", "`single.lr` is not a known key; known are none here"),
     ],
 )
 def test_comparisons_that_are_none_are_refused(change, reason):
@@ -82,7 +110,9 @@ def test_comparisons_that_are_none_are_refused(change, reason):
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize(("methods", "seeds"), [(["randon"], 1), (["bo", "bo"], 1), ([], 1), (["bo"], 0)])
+@pytest.mark.parametrize(
+    ("methods", "seeds"), [(["randon"], 1), (["bo", "bo"], 1), (["bo", ""], 1), ([], 1), (["bo"], 0)]
+)
 def test_methods_and_seeds_are_checked(methods, seeds):
     with pytest.raises(ValueError, match=r"--methods|--seeds"):
         plan(CompareConfig.read(CONFIG), methods, seeds)
@@ -91,11 +121,11 @@ def test_methods_and_seeds_are_checked(methods, seeds):
 def reports(method, seed, trials):
     """Reports of trials that ran one after another, one second each, from their validation losses."""
     rows = []
-    for number, losses in enumerate(trials):
+    for place, losses in enumerate(trials):
         for iteration, loss in enumerate(losses, 1):
             rows.append(
                 {
-                    "method": method, "seed": seed, "wall_seconds": 9.0, "trial_id": f"{method}{seed}{number}",
+                    "method": method, "seed": seed, "wall_seconds": 9.0, "trial_id": f"{method}{seed}{place}",
                     "timestamp": float(len(rows)), "time_this_iter_s": 1.0, "training_iteration": iteration,
                     "valid_loss": loss, "test_loss": loss + 1, "valid_accuracy": 0.5, "test_accuracy": 0.25,
                 }
@@ -134,6 +164,42 @@ def test_a_seed_that_diverged_is_not_left_out_in_silence():
     ]
 
 
+def test_p_values_are_adjusted_for_all_statements():
+    assert holm([0.01, 0.04, math.nan, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), ANY, pytest.approx(0.06)]
+    assert math.isnan(holm([0.01, math.nan])[1])
+    # Three seeds that agree closely, in one of many statements: significant alone, not among sixteen.
+    values = [-0.028, -0.025, -0.031]
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert p_value(values) < 0.05 < holm([p_value(values)] * 16)[0]
+    assert (p_value([0.0, 0.0]), p_value([1.0, 1.0])) == (1.0, 0.0)
+
+
+def test_copies_of_the_reference_are_called_so():
+    rows = [row for seed in range(3) for row in reports("random", seed, [[2.0 + 0.1 * seed]])]
+    rows += [{**row, "method": "asha"} for row in rows]
+    (apart,) = differences(outcomes(pd.DataFrame(rows)), ["best_valid_loss"])
+    assert str(apart).endswith("+0.0000 ± 0.0000, the same runs")
+
+
+def test_what_a_method_had_reached_within_the_seconds_of_random():
+    slow = [{**row, "time_this_iter_s": 2.5} for row in reports("stn", 0, [[3.0, 2.0, 1.5, 1.0]])]
+    slower = [{**row, "time_this_iter_s": 7.0} for row in reports("bo", 0, [[1.0]])]
+    table = outcomes(pd.DataFrame([*reports("random", 0, [[3.0, 2.5, 2.2, 2.1, 2.4]]), *slow, *slower]))
+    table = table.set_index("method")
+    assert table.loc[["random", "stn"], "valid_loss_at_random"].tolist() == [2.1, 2.0]
+    assert math.isnan(table.loc["bo", "valid_loss_at_random"])
+
+
+def test_seconds_on_a_shared_gpu_count_by_its_share():
+    found = pd.DataFrame(reports("random", 0, [[3.0, 2.0]]))
+    assert spending(found)["spent_seconds"].tolist() == [1.0, 2.0]
+    assert spending(found.assign(**{"config/resources/gpu": [0.25, 2]}))["spent_seconds"].tolist() == [0.25, 1.25]
+
+
+def test_a_deviation_has_the_decimals_of_its_mean():
+    assert [number(0.606, "device_seconds", 18.6), number(20.82, "device_seconds")] == ["0.6", "20.8"]
+
+
 def test_nothing_is_said_within_the_noise():
     rows = [row for seed in range(3) for row in reports("random", seed, [[2.0 + 0.1 * seed]])]
     rows += [row for seed in range(3) for row in reports("bo", seed, [[2.0 + 0.1 * (2 - seed)]])]
@@ -146,6 +212,10 @@ def test_nothing_is_said_within_the_noise():
     assert hybrid.mean == pytest.approx(-1 + 0.01 / 3)
     assert hybrid.half_width == pytest.approx(4.3027 * 0.0057735 / math.sqrt(3), rel=1e-4)
     assert str(hybrid).endswith("lower")
+    # Two statements, so the smaller p counts twice (Holm).
+    assert bo.p == pytest.approx(1.0)
+    exact = [-1.0, -0.99, -1.0]
+    assert hybrid.p == pytest.approx(2 * stats.ttest_1samp(exact, 0).pvalue, rel=1e-6)
     one = differences(per_seed[per_seed["seed"] == 0], ["best_valid_loss"])
     assert all(str(difference).endswith("one seed: no statement") for difference in one)
     table = summary(per_seed).set_index("method")

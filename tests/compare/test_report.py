@@ -89,7 +89,7 @@ def test_the_best_so_far_is_on_one_grid_for_all_seeds():
 
 def test_a_trial_stands_at_its_best_report_and_not_at_all_if_it_had_none():
     trials = pictures.at_their_best(made_up())
-    assert len(trials) == 2 * (2 * 6 + 3) - 2
+    assert len(trials) == 2 * (2 * 6 + 4) - 2
     assert (trials["epoch"] == 3).all()
 
 
