@@ -76,13 +76,15 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
         results: one row per report.
         method: whose.
         spent: `spent_epochs` or `spent_seconds`.
-        points: of the grid, from the first report of any seed to the last; a run that ended before stays at its best.
+        points: of the grid, from the first report of any seed to the last, in equal ratios for seconds; a run that
+            ended before stays at its best.
 
     Returns:
         The grid `(points,)`, and `(seeds, points)` losses, NaN before a seed's first finite one.
     """
     runs = [spending(reports) for _, reports in results[results["method"] == method].groupby("seed")]
-    grid = np.linspace(min(run[spent].iloc[0] for run in runs), max(run[spent].iloc[-1] for run in runs), points)
+    spaced = np.geomspace if spent == "spent_seconds" else np.linspace
+    grid = spaced(min(run[spent].iloc[0] for run in runs), max(run[spent].iloc[-1] for run in runs), points)
     losses = np.full((len(runs), points), np.nan)
     for row, run in zip(losses, runs, strict=True):
         places = np.searchsorted(run[spent].to_numpy(), grid, side="right") - 1
@@ -108,7 +110,7 @@ def plot_loss(results: pd.DataFrame, path: Path) -> Path:
                 continue
             grid, losses = grid[known], losses[:, known]
             low, high = np.nanmin(losses, 0), np.nanmax(losses, 0)
-            axis.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0)
+            axis.fill_between(grid, low, high, color=colour, alpha=0.09, linewidth=0)
             axis.plot(grid, np.nanmean(losses, 0), color=colour, linestyle=line, linewidth=1.8, label=method)
             for _, reports in results[results["method"] == method].groupby("seed"):
                 if len(reports) < 0.98 * longest:
@@ -243,7 +245,7 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
         drawn = LineCollection(
             [np.column_stack([np.arange(heights.shape[1]), row]) for row in heights[mine][order]],
             array=heights[mine][order, -1], norm=Normalize(0, 1), cmap="viridis",
-            alpha=0.8 if mine.sum() <= 60 else 0.4,
+            alpha=np.where(heights[mine][order, -1] < 1, 0.8, 0.2),
         )  # fmt: skip
         axis.add_collection(drawn)
         for number, marks in enumerate(ticks):
