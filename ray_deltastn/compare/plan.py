@@ -32,6 +32,11 @@ class Contender:
     searcher: str | None = None
     scheduler: str = "fifo"
 
+    @property
+    def tuned(self) -> bool:
+        """Whether the method tunes hyperparameters inside its trials."""
+        return self.method != "fixed"
+
 
 #: The methods that can be compared, in the order of the tables.
 CONTENDERS = {
@@ -218,7 +223,7 @@ def _single(config: CompareConfig, methods: Sequence[str], seeds: Sequence[int])
 
 def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
     contender = CONTENDERS[name]
-    constant = contender.method == "fixed"
+    constant = not contender.tuned
     own: dict[str, Any] = {"num_samples": config.trials}
     if contender.scheduler == "asha":
         # Enough trials for the budget even if every one of them ended after its first epoch.

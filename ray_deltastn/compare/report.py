@@ -34,7 +34,7 @@ class Comparison:
         results: one row per report of every trial, see `gather`.
         per_seed: one row per method and seed, see `outcomes`.
         summary: one row per method, see `summary`.
-        differences: every method against `random`, paired by seed.
+        differences: paired by seed, see `differences`.
     """
 
     asked: Asked
@@ -108,7 +108,10 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         rows=rows,
         costs=COSTS_TEXT,
         statement=statement(found),
-        differences=difference_cells(found.differences) if found.differences else None,
+        differences=[
+            difference_cells([one for one in found.differences if one.reference == reference])
+            for reference in dict.fromkeys(one.reference for one in found.differences)
+        ],
         pictures=[
             Picture(heading, text, out / name, wide=name != pictures.SCATTER)
             for heading, text, name in shown
@@ -126,8 +129,10 @@ def statement(found: Comparison) -> str:
         return "One seed says nothing about noise: these numbers are one run each, and no method is called better."
     if not found.differences:
         return "One method by itself: there is nothing to compare it with."
+    rivals = list(dict.fromkeys(one.reference for one in found.differences))
+    control = f", those of self-tuned single runs against {rivals[1]} too" if len(rivals) > 1 else ""
     return (
-        f"Differences are taken seed by seed against {found.differences[0].reference}, each with its 95 % interval by "
+        f"Differences are taken seed by seed against {rivals[0]}{control}, each with its 95 % interval by "
         f"Student's t for {found.asked.seeds} seeds. A method is called lower or higher only if that still holds at "
         f"5 % for all {len(found.differences)} differences together (Holm); otherwise it is within the noise. Seeds "
         "change initial weights, order and search; the data split is the same in all."

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ray_deltastn.compare.plan import CONTENDERS
+
 #: Columns of a method's outcome with one seed, and their headings.
 OUTCOMES = {
     "best_valid_loss": "best validation loss",
@@ -34,8 +36,8 @@ SHORT = {
     "wall_seconds": "wall s",
     "epochs_to_random": "epochs to random's",
 }
-#: With whom differences are taken, where it takes part.
-REFERENCE = "random"
+#: With whom differences are taken, where it takes part; and with whom those of single runs are, besides.
+REFERENCE, CONTROL = "random", "fixed"
 
 
 def finite(values: pd.Series) -> pd.Series:
@@ -163,22 +165,28 @@ class Difference:
 
 
 def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss")) -> list[Difference]:
-    """Every method against `random`, or the first one where it takes no part; p adjusted for all of them (Holm)."""
+    """Every method against `random`, or the first where it takes no part; self-tuned single runs against `fixed`, too.
+
+    p is adjusted for all of them (Holm).
+    """
     methods = list(dict.fromkeys(per_seed["method"]))
     reference = REFERENCE if REFERENCE in methods else methods[0]
+    pairs = [(method, reference) for method in methods if method != reference]
+    if CONTROL in methods and reference != CONTROL:
+        pairs += [
+            (method, CONTROL) for method in methods if CONTENDERS[method].tuned and not CONTENDERS[method].searcher
+        ]
     indexed = per_seed.set_index(["method", "seed"])
     found: list[Difference] = []
     for outcome in names:
         if indexed[outcome].isna().all():
             continue  # no test data
-        rival = indexed.loc[reference][outcome]
-        for method in methods:
-            if method != reference:
-                apart = indexed.loc[method][outcome] - rival
-                known = finite(apart).dropna()
-                mean = float(known.mean()) if len(known) else math.nan
-                wide, p = half_width(known), p_value(known)
-                found.append(Difference(method, reference, outcome, len(apart), len(known), mean, wide, p))
+        for method, rival in pairs:
+            apart = indexed.loc[method][outcome] - indexed.loc[rival][outcome]
+            known = finite(apart).dropna()
+            mean = float(known.mean()) if len(known) else math.nan
+            wide, p = half_width(known), p_value(known)
+            found.append(Difference(method, rival, outcome, len(apart), len(known), mean, wide, p))
     adjusted = holm([one.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
 

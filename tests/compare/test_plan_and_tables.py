@@ -174,6 +174,17 @@ def test_p_values_are_adjusted_for_all_statements():
     assert (p_value([0.0, 0.0]), p_value([1.0, 1.0])) == (1.0, 0.0)
 
 
+def test_self_tuned_single_runs_are_held_against_the_one_without_tuning_too():
+    losses = {"fixed": 3.0, "random": 2.0, "delta-stn": 2.5, "hybrid": 1.0}
+    rows = [
+        row for method, loss in losses.items() for seed in range(2) for row in reports(method, seed, [[loss + seed]])
+    ]
+    found = differences(outcomes(pd.DataFrame(rows)), ["best_valid_loss"])
+    assert [(one.method, one.reference, one.mean) for one in found] == [
+        ("fixed", "random", 1.0), ("delta-stn", "random", 0.5), ("hybrid", "random", -1.0), ("delta-stn", "fixed", -0.5)
+    ]  # fmt: skip
+
+
 def test_copies_of_the_reference_are_called_so():
     rows = [row for seed in range(3) for row in reports("random", seed, [[2.0 + 0.1 * seed]])]
     rows += [{**row, "method": "asha"} for row in rows]

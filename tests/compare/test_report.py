@@ -105,7 +105,7 @@ def test_page_holds_everything(comparison):
     assert all(f"<td>{name}</td>" in page for name in CONTENDERS)
     table = (comparison / "table.md").read_text()
     assert table.count("| ") > 9 * len(CONTENDERS)
-    assert table.count("\n- ") == len(found.differences) == 2 * (len(CONTENDERS) - 1)
+    assert table.count("\n- ") == len(found.differences) == 2 * (len(CONTENDERS) - 1 + 3)
     assert len(pd.read_csv(comparison / "differences.csv")) == len(found.differences)
     assert "<li>bo, seed 0: 6 of 16 epochs, trials diverged or failed</li>" in page
 
