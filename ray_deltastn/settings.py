@@ -79,8 +79,9 @@ class Settings:
         precision: `fp32`; `tf32`, with factors of float32 products and convolutions rounded to 10 bits where the device
             can; or `bf16`, with the network's passes under autocast, and random numbers, losses, penalties and
             parameters in float32.
-        channels_last: keep images and the weights of 2-d convolutions in channels-last order of memory, which is faster
-            for many convolutional networks; the network must not `view` its feature maps, `flatten` or `reshape` do.
+        channels_last: keep images and the weights of 2-d convolutions in channels-last order of memory, which may be
+            faster (`benchmarks.speed --channels-last` tells); the network must not `view` its feature maps, `flatten`
+            or `reshape` do.
         graph: `off`; `on`, each step captured once and replayed, on a GPU as a CUDA graph, on a CPU as the list of its
             operations, which takes about half the time for a tiny network; or `auto`, which is `on` for a GPU where
             the step allows it, and `off` for a CPU. On a CPU the first replay is compared with the step itself and
