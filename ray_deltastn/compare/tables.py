@@ -244,7 +244,7 @@ def cells(table: pd.DataFrame, names: Mapping[str, str] | None = None) -> tuple[
     names = {**OUTCOMES, **COSTS, **REACHED} if names is None else names
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
-        [str(row["method"]), *(mean_and_deviation(row, n) for n in shown), f"{row['trials']:g}", f"{row['seeds']}"]
+        [str(row["method"]), *(mean_and_deviation(row, n) for n in shown), f"{row['trials']:.3g}", f"{row['seeds']}"]
         for _, row in table.iterrows()
     ]
     return ["method", *(names[name] for name in shown), "trials", "seeds"], rows
