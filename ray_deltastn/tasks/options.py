@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any
 
 
@@ -14,10 +13,10 @@ def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) ->
     Raises:
         ValueError: if it is anything else.
     """
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, Real) or value < least or value % 1 != 0:
-        raise ValueError(f"`{name}` must be a whole number >= {least}, got {value!r}")
-    return int(float(value))
+    value = _number(config.get(name, default))
+    if not (value >= least and value % 1 == 0):
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {config[name]!r}")
+    return int(value)
 
 
 def number(config: Mapping[str, Any], name: str, default: float) -> float:
@@ -26,10 +25,18 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
     Raises:
         ValueError: if it is anything else.
     """
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-    return float(value)
+    value = _number(config.get(name, default))
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {config[name]!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    """A number, NumPy's or written out too; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def flag(config: Mapping[str, Any], name: str) -> bool:
