@@ -92,10 +92,18 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
     return grid, losses
 
 
+def together(grid: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From where all seeds have a loss; those that never had one are left out."""
+    losses = losses[~np.isnan(losses).all(1)]
+    known = ~np.isnan(losses).any(0)
+    return grid[known], losses[:, known]
+
+
 def plot_loss(results: pd.DataFrame, path: Path) -> Path:
     """Draw the best validation loss so far over epochs and over seconds.
 
-    The line is the mean over seeds, the band all of them, × where a run ended before the others of its kind.
+    The line is the mean over seeds, from where all of them have a loss, the band holds all of them, × is where a run
+    ended before the others of its kind.
     """
     figure, axes = panels(2, width=5.6, height=4.4)
     longest = results.groupby(["method", "seed"]).size().max()
@@ -105,13 +113,11 @@ def plot_loss(results: pd.DataFrame, path: Path) -> Path:
         for method in results["method"].unique():
             colour, line = LOOKS[method]
             grid, losses = curves(results, method, spent)
-            known = ~np.isnan(losses).all(0)
-            if not known.any():
+            grid, losses = together(grid, losses)
+            if not losses.size:
                 continue
-            grid, losses = grid[known], losses[:, known]
-            low, high = np.nanmin(losses, 0), np.nanmax(losses, 0)
-            axis.fill_between(grid, low, high, color=colour, alpha=0.09, linewidth=0)
-            axis.plot(grid, np.nanmean(losses, 0), color=colour, linestyle=line, linewidth=1.8, label=method)
+            axis.fill_between(grid, losses.min(0), losses.max(0), color=colour, alpha=0.09, linewidth=0)
+            axis.plot(grid, losses.mean(0), color=colour, linestyle=line, linewidth=1.8, label=method)
             for _, reports in results[results["method"] == method].groupby("seed"):
                 if len(reports) < 0.98 * longest:
                     end = spending(reports).iloc[-1]

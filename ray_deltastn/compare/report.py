@@ -57,7 +57,7 @@ def write_comparison(out: Path) -> Comparison:
     asked = Asked.read(out)
     # The table of all may be older than the experiments; without these, what is there is all there is.
     results = gather(out, asked) if (out / RUNS_FOLDER).is_dir() else read_results(out / RESULTS_FILE)
-    found = Comparison(asked, results, *write_tables(results, out))
+    found = Comparison(asked, results, *write_tables(results, out, asked.seeds))
     spaces = sorted([*out.glob(SPACE_FILE), *(out / RUNS_FOLDER).glob(f"*/{SPACE_FILE}")], key=lambda p: len(p.parts))
     copies = out / LINEAGE_FILE
     drawn = pictures.draw(

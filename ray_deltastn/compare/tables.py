@@ -125,7 +125,8 @@ class Difference:
     """A method's outcome minus another's, paired by seed, with its 95 % interval by Student's t.
 
     Attributes:
-        n: seeds with which both have a finite outcome, of `seeds`.
+        seeds: that were asked for.
+        n: seeds with which both have a finite outcome.
         half_width: half of the interval, of this difference by itself.
         p: of no difference, by the same t, adjusted for all differences that are looked at (Holm 1979).
     """
@@ -143,7 +144,7 @@ class Difference:
     def verdict(self) -> str:
         """`lower` or `higher` where the adjusted p is below 0.05, and every seed has its say."""
         if self.n < self.seeds:
-            return f"no finite loss with {self.seeds - self.n} of {self.seeds} seeds: no statement"
+            return f"no pair of finite losses with {self.seeds - self.n} of {self.seeds} seeds: no statement"
         if self.n < 2:
             return "one seed: no statement"
         if self.mean == self.half_width == 0:
@@ -164,11 +165,19 @@ class Difference:
         return f"{self.method} − {self.reference}, {OUTCOMES[self.outcome]}: {self.figures}, {self.verdict}"
 
 
-def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss")) -> list[Difference]:
+def differences(
+    per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss"), seeds: int | None = None
+) -> list[Difference]:
     """Every method against `random`, or the first where it takes no part; self-tuned single runs against `fixed`, too.
 
     p is adjusted for all of them (Holm).
+
+    Args:
+        per_seed: see `outcomes`.
+        names: of its columns.
+        seeds: that were asked for; by default those that are there.
     """
+    seeds = per_seed["seed"].nunique() if seeds is None else seeds
     methods = list(dict.fromkeys(per_seed["method"]))
     reference = REFERENCE if REFERENCE in methods else methods[0]
     pairs = [(method, reference) for method in methods if method != reference]
@@ -186,7 +195,7 @@ def differences(per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss
             known = finite(apart).dropna()
             mean = float(known.mean()) if len(known) else math.nan
             wide, p = half_width(known), p_value(known)
-            found.append(Difference(method, rival, outcome, len(apart), len(known), mean, wide, p))
+            found.append(Difference(method, rival, outcome, seeds, len(known), mean, wide, p))
     adjusted = holm([one.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -284,10 +293,12 @@ def shortfalls(per_seed: pd.DataFrame, methods: Sequence[str], seeds: int, budge
     return lines
 
 
-def write_tables(results: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[Difference]]:
+def write_tables(
+    results: pd.DataFrame, out: Path, seeds: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Difference]]:
     """Write `per_seed.csv`, `summary.csv`, `differences.csv` and `table.md`; return the first three."""
     per_seed = outcomes(results)
-    table, apart = summary(per_seed), differences(per_seed)
+    table, apart = summary(per_seed), differences(per_seed, seeds=seeds)
     per_seed.to_csv(out / "per_seed.csv", index=False)
     table.to_csv(out / "summary.csv", index=False)
     pd.DataFrame([{**asdict(d), "verdict": d.verdict} for d in apart]).to_csv(out / "differences.csv", index=False)

@@ -13,10 +13,11 @@ def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) ->
     Raises:
         ValueError: if it is anything else.
     """
-    value = _number(config.get(name, default))
+    given = config.get(name, default)
+    value = _number(given)
     if not (value >= least and value % 1 == 0):
-        raise ValueError(f"`{name}` must be a whole number >= {least}, got {config[name]!r}")
-    return int(value)
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {given!r}")
+    return given if isinstance(given, int) else int(value)
 
 
 def number(config: Mapping[str, Any], name: str, default: float) -> float:

@@ -155,7 +155,7 @@ def test_a_seed_that_diverged_is_not_left_out_in_silence():
     per_seed = outcomes(pd.DataFrame(rows))
     (apart,) = differences(per_seed, ["best_valid_loss"])
     assert (apart.n, apart.seeds) == (2, 3)
-    assert str(apart).endswith("no finite loss with 1 of 3 seeds: no statement")
+    assert str(apart).endswith("no pair of finite losses with 1 of 3 seeds: no statement")
     table = markdown(summary(per_seed))
     assert "1.0000 ± 0.0000 (2 of 3)" in table
     assert "2.1000 ± 0.1000 |" in table
@@ -183,6 +183,18 @@ def test_self_tuned_single_runs_are_held_against_the_one_without_tuning_too():
     assert [(one.method, one.reference, one.mean) for one in found] == [
         ("fixed", "random", 1.0), ("delta-stn", "random", 0.5), ("hybrid", "random", -1.0), ("delta-stn", "fixed", -0.5)
     ]  # fmt: skip
+
+
+def test_seeds_that_have_not_been_run_yet_are_waited_for():
+    rows = [row for seed in range(3) for row in reports("stn", seed, [[1.0 + 0.01 * seed]])]
+    rows += [row for seed in range(2) for row in reports("random", seed, [[2.0]])]
+    per_seed = outcomes(pd.DataFrame(rows))
+    (apart,) = differences(per_seed, ["best_valid_loss"], seeds=3)
+    assert str(apart).endswith("no pair of finite losses with 1 of 3 seeds: no statement")
+    (apart,) = differences(per_seed[per_seed["seed"] < 2], ["best_valid_loss"], seeds=2)
+    assert (apart.n, apart.verdict) == (2, "lower")
+    (apart,) = differences(per_seed[per_seed["seed"] < 2], ["best_valid_loss"], seeds=3)
+    assert apart.verdict.endswith("no statement")
 
 
 def test_copies_of_the_reference_are_called_so():

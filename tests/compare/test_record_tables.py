@@ -35,3 +35,35 @@ def test_a_page_says_what_its_record_does(page, record):
                     "" if row[f"{name}_n"] == found["n"] else f" ({row[f'{name}_n']})"
                 )
             assert cell == said, (row["method"], name)
+
+
+#: Mean best losses after so many epochs of all trials together, that the text rests on.
+QUOTED = [
+    ("fashion_10k", {"fixed": (12, "0.385"), "hybrid": (48, "0.353")}),
+    ("fashion_10k", {"fixed": (24, "0.355"), "stn": (24, "0.349"), "delta-stn": (24, "0.359")}),
+    ("digits", {"fixed": (117, "0.070"), "stn": (117, "0.051"), "delta-stn": (117, "0.068")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "quoted"), QUOTED)
+def test_losses_in_the_text_are_those_of_the_curves(record, quoted):
+    found = json.loads((ROOT / "benchmarks" / "records" / "compare" / record / "record.json").read_text())
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    for method, (epochs, said) in quoted.items():
+        curves = [row["curve"] for row in found["rows"] if row["method"] == method]
+        best = [min(v for e, v in zip(c["epochs"], c["best_valid_loss"], strict=True) if e <= epochs) for c in curves]
+        # Curves are thinned: between two points the loss may have fallen a little further.
+        assert sum(best) / len(best) == pytest.approx(float(said), abs=6e-4), method
+        assert said in text
+
+
+@pytest.mark.parametrize("record", ["digits", "fashion_10k"])
+def test_differences_from_the_control_in_the_text_are_those_of_the_record(record):
+    found = json.loads((ROOT / "benchmarks" / "records" / "compare" / record / "record.json").read_text())
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    outcomes = ("best_valid_loss",) if record == "digits" else ("best_valid_loss", "test_loss")
+    apart = [d for d in found["differences"] if d["reference"] == "fixed" and d["outcome"] in outcomes]
+    assert len(apart) == 3 * len(outcomes)
+    for one in apart:
+        assert f"{one['mean']:.3f} ± {one['half_width']:.3f}".replace("-", "−") in text, one
+    assert all(one["verdict"] in ("within the noise", "the same runs") for one in found["differences"])

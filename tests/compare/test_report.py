@@ -87,6 +87,17 @@ def test_the_best_so_far_is_on_one_grid_for_all_seeds():
     assert losses[0].tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]
 
 
+def test_the_line_begins_where_all_seeds_have_a_loss_and_never_rises():
+    results = made_up(epochs=5)
+    results = results.assign(time_this_iter_s=np.where(results["seed"] == 0, 0.5, 3.0))
+    for method in ("random", "bo"):
+        grid, losses = pictures.together(*pictures.curves(results, method, "spent_seconds"))
+        assert (grid[0], len(losses)) == (pytest.approx(3.0, rel=0.05), 2)
+        assert (np.diff(losses.mean(0)) <= 0).all()
+    never = np.array([[3.0, 2.0], [np.nan, np.nan]])
+    assert pictures.together(np.array([1.0, 2.0]), never)[1].tolist() == [[3.0, 2.0]]
+
+
 def test_a_trial_stands_at_its_best_report_and_not_at_all_if_it_had_none():
     trials = pictures.at_their_best(made_up())
     assert len(trials) == 2 * (2 * 6 + 4) - 2
@@ -118,7 +129,7 @@ def test_nothing_stale_is_drawn_and_nothing_infinite_breaks_the_page(comparison)
     results.to_csv(comparison / "results.csv", index=False)
     found = write_comparison(comparison)
     verdicts = {(d.method, d.outcome): d.verdict for d in found.differences}
-    assert verdicts["stn", "best_valid_loss"] == "no finite loss with 2 of 2 seeds: no statement"
+    assert verdicts["stn", "best_valid_loss"] == "no pair of finite losses with 2 of 2 seeds: no statement"
     assert (comparison / pictures.SCATTER).exists()
     only = results[results["method"] == "stn"].drop(columns=["test_loss"])
     only.to_csv(comparison / "results.csv", index=False)

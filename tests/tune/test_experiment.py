@@ -208,8 +208,9 @@ def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path,
 def test_an_id_that_looks_like_a_number_stays_what_it_is(trial_id, tmp_path):
     log = ReportLog(tmp_path)
     trial = SimpleNamespace(trial_id=trial_id, config={"lr": 0.5, "inner": {"rate": 7}})
-    for loss in (0.5, 0.25):
-        log.on_trial_result(0, [], trial, {"training_iteration": 1, "valid_loss": loss, "config": trial.config})
+    for moment, loss in enumerate((0.5, 0.25)):
+        report = {"training_iteration": 1, "valid_loss": loss, "timestamp": float(moment), "config": trial.config}
+        log.on_trial_result(0, [], trial, report)
     results = collect(tmp_path)
     assert results["trial_id"].tolist() == [trial_id]
     assert results["valid_loss"].tolist() == [0.25]  # the later report of a restored trial counts
