@@ -52,3 +52,43 @@ def test_whatever_is_lost_shows(folder, monkeypatch):
 def test_a_restart_before_the_first_checkpoint_is_none(folder, monkeypatch):
     monkeypatch.setattr(faults, "replay", lambda config, last: [])
     assert faults.check(folder(iterations=(1, 1, 2, 3)), planned=2, every=1)["restarted"] == 0
+
+
+GOOD = {"trials": 2, "finished": 2, "replayed": 2, "complete": 2, "told_once": True, "restarted": 0}
+
+
+@pytest.mark.parametrize(
+    ("killed", "found", "succeeds"),
+    [
+        (["driver", "node"], GOOD, True),
+        (["driver"], GOOD, False),
+        (["driver", "node"], {**GOOD, "replayed": 1}, False),
+        (["driver", "node"], {**GOOD, "told_once": False}, False),
+        (["driver", "node"], {**GOOD, "restarted": 1}, False),
+    ],
+    ids=["good", "too-few-kills", "other-numbers", "told-twice", "restarted"],
+)
+def test_the_command_fails_and_writes_nothing_unless_all_holds(killed, found, succeeds, tmp_path, monkeypatch, capsys):
+    stopped = []
+
+    def driver(config, out, address, changes):
+        out.mkdir()
+        (out / "config.json").write_text(json.dumps({"tune": {"num_samples": 2}}))
+        return SimpleNamespace(starts=2)
+
+    monkeypatch.setattr(faults, "Cluster", lambda: SimpleNamespace(address="here", stop=lambda: stopped.append(True)))
+    monkeypatch.setattr(faults, "Driver", driver)
+    monkeypatch.setattr(faults, "disturb", lambda driver, cluster, kills, low, high: killed)
+    monkeypatch.setattr(faults, "check", lambda out, planned, every: {"planned": planned, **found})
+    line = ["--kills", "2", "--out", str(tmp_path), "--json", str(tmp_path / "record.json")]
+    if succeeds:
+        faults.main(line)
+        (row,) = json.loads((tmp_path / "record.json").read_text())["rows"]
+        assert row["killed"] == {"driver": 1, "worker": 0, "node": 1}
+    else:
+        with pytest.raises(SystemExit) as error:
+            faults.main(line)
+        assert error.value.code == 1
+        assert not (tmp_path / "record.json").exists()
+    assert ("did not fit into this experiment, got 1" in capsys.readouterr().out) == (len(killed) < 2)
+    assert stopped == [True]
