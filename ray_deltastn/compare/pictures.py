@@ -93,7 +93,7 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
 
 
 def together(grid: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From where all seeds have a loss; those that never had one are left out."""
+    """Grid `(points,)` and losses `(seeds, points)` from where all seeds have one; those that never had are left out."""
     losses = losses[~np.isnan(losses).all(1)]
     known = ~np.isnan(losses).any(0)
     return grid[known], losses[:, known]
@@ -175,7 +175,7 @@ def plot_schedules(
     figure, axes = panels(len(space), columns=2 if len(space) == 4 else 3, width=3.6, height=2.8)
     for method in results["method"].unique():
         colour, line = LOOKS[method]
-        constant = CONTENDERS[method].method == "fixed" and CONTENDERS[method].scheduler != "pbt"
+        constant = not CONTENDERS[method].tuned and CONTENDERS[method].scheduler != "pbt"
         for number, (seed, reports) in enumerate(results[results["method"] == method].groupby("seed")):
             same = None if copies is None else copies[(copies["method"] == method) & (copies["seed"] == seed)]
             best = history(reports, same, best_trial(reports)["trial_id"].iloc[0])

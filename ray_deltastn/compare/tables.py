@@ -201,7 +201,7 @@ def differences(
 
 
 def p_value(values: Sequence[float] | pd.Series) -> float:
-    """Two-sided p of a mean of zero, by Student's t; NaN with a single value."""
+    """Two-sided p of a mean of zero, by Student's t = mean / (s / √n) with n − 1 degrees of freedom; NaN with n = 1."""
     if len(values) < 2:
         return math.nan
     mean, width = abs(float(np.mean(values))), float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -209,7 +209,10 @@ def p_value(values: Sequence[float] | pd.Series) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that one wrong statement or more among all has at most the chance of one; NaN stays."""
+    """p-values adjusted so that one wrong statement or more among all m has at most the chance of one; NaN stays.
+
+    The i-th smallest becomes max over j ≤ i of min(1, (m − j + 1) p_j) (Holm 1979).
+    """
     order = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
     adjusted, most = [math.nan] * len(values), 0.0
     for rank, (p, place) in enumerate(order):
