@@ -93,7 +93,7 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
 
 
 def together(grid: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grid `(points,)` and losses `(seeds, points)` from where all seeds have one; those that never had are left out."""
+    """Grid `(points,)` and losses `(seeds, points)` from where all seeds have one; without those that never had."""
     losses = losses[~np.isnan(losses).all(1)]
     known = ~np.isnan(losses).any(0)
     return grid[known], losses[:, known]
