@@ -5,8 +5,8 @@
 All records of a folder that have the same label are seeds of one setting. Unfinished runs are left out, by name; so is
 no diverged one, whose losses count as infinite.
 
-- `best validation loss`: the lowest over the epochs; `test loss there` and `test accuracy there`: at that epoch.
-- `final`: after the last epoch.
+- `best validation loss`: the lowest over the epochs (Table 1); `there`: at that epoch.
+- `final`: after the last epoch (Table 3 has the final accuracies).
 - `seconds`: of train and hyper steps, evaluation left out; comparable only between runs that shared their machine
   equally.
 
@@ -33,9 +33,12 @@ POINTS = 60
 COLUMNS = {
     "best_valid_loss": "best validation loss",
     "test_loss_there": "test loss there",
+    "valid_accuracy_there": "validation accuracy there",
     "test_accuracy_there": "test accuracy there",
     "final_valid_loss": "final validation loss",
     "final_test_loss": "final test loss",
+    "final_valid_accuracy": "final validation accuracy",
+    "final_test_accuracy": "final test accuracy",
     "seconds": "seconds",
 }
 
@@ -108,14 +111,20 @@ def outcome(record: Mapping[str, Any]) -> dict[str, float]:
     def loss(point: Mapping[str, Any], key: str) -> float:
         return math.inf if point.get(key) is None else float(point[key])
 
+    def accuracy(point: Mapping[str, Any], key: str) -> float:
+        return math.nan if point.get(key) is None else float(point[key])
+
     curve = record["curve"]
     best, last = min(curve, key=lambda point: loss(point, "valid_loss")), curve[-1]
     return {
         "best_valid_loss": loss(best, "valid_loss"),
         "test_loss_there": loss(best, "test_loss"),
-        "test_accuracy_there": best.get("test_accuracy") or math.nan,
+        "valid_accuracy_there": accuracy(best, "valid_accuracy"),
+        "test_accuracy_there": accuracy(best, "test_accuracy"),
         "final_valid_loss": loss(last, "valid_loss"),
         "final_test_loss": loss(last, "test_loss"),
+        "final_valid_accuracy": accuracy(last, "valid_accuracy"),
+        "final_test_accuracy": accuracy(last, "test_accuracy"),
         "seconds": last["seconds/train"] + last["seconds/hyper"],
         "best_epoch": best["epoch"],
     }
@@ -179,7 +188,10 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
     """Markdown table, the best first."""
     lines = ["| setting | n | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     for entry in entries:
-        cells = [cell(entry[key], 0 if key == "seconds" else 4) for key in COLUMNS]
+        cells = [
+            "–" if "accuracy" in key and entry[key]["mean"] is None else cell(entry[key], 0 if key == "seconds" else 4)
+            for key in COLUMNS
+        ]
         lines.append(f"| {entry['label']} | {entry['n']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

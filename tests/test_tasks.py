@@ -125,3 +125,13 @@ def test_tasks_are_found_by_name_import_string_and_function():
     assert find_task("digits-mlp") is digits_mlp
     assert find_task("ray_deltastn.tasks.digits:digits_mlp") is digits_mlp
     assert find_task(digits_mlp) is digits_mlp
+
+
+def test_digits_may_start_elsewhere():
+    space = digits_mlp({"initial_values": {"input_dropout": 0.4}, "perturbation_scale": 0.5}).space
+    start = space.named(space.values())
+    assert start["input_dropout"].item() == pytest.approx(0.4)
+    assert start["hidden1_dropout"].item() == pytest.approx(0.05)
+    assert space.scale.tolist() == pytest.approx([0.5] * 4)
+    with pytest.raises(ValueError, match=r"`initial_values` must name hyperparameters of the task, got 'dropout'"):
+        digits_mlp({"initial_values": {"dropout": 0.4}})

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ray_deltastn.domains import Bounded, Positive
+from ray_deltastn.domains import Bounded, Hyperparameter, Positive
 from ray_deltastn.regularizers import L2, Dropout
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.tasks.options import whole
+from ray_deltastn.tasks.options import started, whole
 
 Split = tuple[Tensor, Tensor]
 
@@ -47,19 +47,20 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
     """Ready task `digits-mlp`: three dropout rates and weight decay of a 64-`width`-`width`-10 perceptron.
 
     Args:
-        config: reads `width` (hidden units, 256) and `split_seed` (0).
+        config: reads `width` (hidden units, 256), `split_seed` (0), `initial_values` (name → value, in place of those
+            here) and `perturbation_scale` (initial σ, 1).
 
     Raises:
         ValueError: if one of them breaks its rule.
     """
     width = whole(config, "width", 256, least=1)
     train, valid, test = digits(whole(config, "split_seed", 0))
-    space = HyperSpace(
-        input_dropout=Bounded(0.05, low=0.0, high=0.95),
-        hidden1_dropout=Bounded(0.05, low=0.0, high=0.95),
-        hidden2_dropout=Bounded(0.05, low=0.0, high=0.95),
-        weight_decay=Positive(1e-4, search=(1e-6, 1e-1)),
-    )
+    domains: dict[str, Hyperparameter] = {
+        "input_dropout": Bounded(0.05, low=0.0, high=0.95),
+        "hidden1_dropout": Bounded(0.05, low=0.0, high=0.95),
+        "hidden2_dropout": Bounded(0.05, low=0.0, high=0.95),
+        "weight_decay": Positive(1e-4, search=(1e-6, 1e-1)),
+    }
     model = nn.Sequential(
         nn.Flatten(),
         Dropout("input_dropout"),
@@ -72,7 +73,7 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
         nn.Linear(width, 10),
     )
     return Task(
-        space=space,
+        space=HyperSpace(**started(domains, config)),
         model=model,
         loss=F.cross_entropy,
         train=train,

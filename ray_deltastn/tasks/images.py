@@ -38,7 +38,7 @@ from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import networks
 from ray_deltastn.tasks.image_sets import Split, load_images
-from ray_deltastn.tasks.options import flag, number, whole
+from ray_deltastn.tasks.options import flag, number, started, whole
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config
         domains |= {"cutout_holes": Integer(1, low=0, high=4), "cutout_length": Integer(4, low=0, high=24)}
         augment.append(Cutout("cutout_holes", "cutout_length", fill=recipe.mean))
     return Task(
-        space=HyperSpace(**_started(domains, config)),
+        space=HyperSpace(**started(domains, config)),
         model=model,
         loss=F.cross_entropy,
         train=train,
@@ -204,18 +204,3 @@ def _distort(flip: float, scaling_noise: bool) -> list[Augmentation]:
         ColorJitter(brightness="brightness", contrast="contrast", saturation="saturation", hue="hue"),
     ]
     return augment + ([ScalingNoise("scaling_noise")] if scaling_noise else [])
-
-
-def _started(domains: dict[str, Hyperparameter], config: Mapping[str, Any]) -> dict[str, Hyperparameter]:
-    initial, scale = config.get("initial_values") or {}, number(config, "perturbation_scale", 1.0)
-    if not isinstance(initial, Mapping):
-        raise ValueError(f"`initial_values` must be a mapping of hyperparameters to values, got {initial!r}")
-    for name in initial:
-        if name not in domains:
-            raise ValueError(
-                f"`initial_values` must name hyperparameters of the task, got {name!r}; known are {', '.join(domains)}"
-            )
-    return {
-        name: replace(domain, initial=initial.get(name, domain.initial), scale=scale)
-        for name, domain in domains.items()
-    }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+from ray_deltastn.domains import Hyperparameter
 
 
 def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) -> int:
@@ -50,6 +53,26 @@ def flag(config: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"`{name}` must be true or false, got {value!r}")
     return value
+
+
+def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) -> dict[str, Hyperparameter]:
+    """Domains that begin where a config says: `initial_values` (name → value), and σ at `perturbation_scale` (1).
+
+    Raises:
+        ValueError: if `initial_values` names an unknown hyperparameter, or one of the two is not what it should be.
+    """
+    initial, scale = config.get("initial_values") or {}, number(config, "perturbation_scale", 1.0)
+    if not isinstance(initial, Mapping):
+        raise ValueError(f"`initial_values` must be a mapping of hyperparameters to values, got {initial!r}")
+    for name in initial:
+        if name not in domains:
+            raise ValueError(
+                f"`initial_values` must name hyperparameters of the task, got {name!r}; known are {', '.join(domains)}"
+            )
+    return {
+        name: replace(domain, initial=initial.get(name, domain.initial), scale=scale)
+        for name, domain in domains.items()
+    }
 
 
 class Watched(dict[str, Any]):

@@ -165,6 +165,7 @@ def finished(label, seed, valid, test):
     curve = [
         {
             "epoch": i + 1, "steps": i, "valid_loss": v, "test_loss": t, "test_accuracy": 1 - (t or 9) / 10,
+            "valid_accuracy": 1 - (v or 9) / 20,
             "hyperparameters/p": 0.1 * (i + 1), "seconds/train": 2.0 * i, "seconds/hyper": 0.5 * i,
         }
         for i, (v, t) in enumerate(zip(valid, test, strict=True))
@@ -184,6 +185,8 @@ def test_table_is_at_the_best_validation_epoch():
     assert a["best_valid_loss"] == {"mean": 1.5, "std": pytest.approx(math.sqrt(0.5), rel=1e-5)}
     assert a["test_loss_there"]["mean"] == 2.0
     assert a["final_test_loss"]["mean"] == 0.5
+    assert (a["valid_accuracy_there"]["mean"], a["test_accuracy_there"]["mean"]) == (0.925, 0.8)
+    assert (a["final_valid_accuracy"]["mean"], a["final_test_accuracy"]["mean"]) == (0.8875, 0.95)
     assert a["seconds"]["mean"] == 5.0
     assert b["best_valid_loss"] == {"mean": 1.0, "std": None}
     assert b["final_valid_loss"]["mean"] is None

@@ -1,6 +1,7 @@
 """The three looks at a hypergradient, where the answers are known."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_looking_leaves_the_run_as_it_was():
     _, _, other = ridge_run()
     tuner.step()
     other.step()
-    look.look(tuner, config, [4], 3, [2, 4], 0.5)
+    options = Namespace(batches=[4], draws=3, horizons=[2, 4], shift=0.5, pairs=2, repeats=2, images=10)
+    look.look(tuner, config, options)
     found, expected = tuner.step(), other.step()
     assert {k: v for k, v in found.items() if "seconds" not in k} == {
         k: v for k, v in expected.items() if "seconds" not in k
@@ -77,16 +79,44 @@ def test_noise_falls_with_the_root_of_the_batch():
 def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     out, picture = tmp_path / "rows.json", tmp_path / "rows.png"
     run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--epochs", "2,3"]
-    sizes = ["--batches", "4,8", "--draws", "3", "--horizons", "2,4"]
+    sizes = ["--batches", "4,8", "--draws", "3", "--horizons", "2,4", "--pairs", "2", "--repeats", "2", "--seeds", "2"]
     look.main([*run, *sizes, "--json", str(out), "--plot", str(picture)])
     record = json.loads(out.read_text())
-    assert [(row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [
-        (2, "dropout"), (2, "decay"), (3, "dropout"), (3, "decay"),
-    ]  # fmt: skip
-    assert record["rows"][0]["retrained"].keys() == {"2", "4"}
+    assert [(row["seed"], row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [
+        (seed, epoch, name) for seed in (0, 1) for epoch in (2, 3) for name in ("dropout", "decay")
+    ]
+    for kind in ("retrained", "implicit"):
+        assert record["rows"][0][kind].keys() == {"2", "4"}
+        assert record["rows"][0][kind]["2"]["error"] > 0
+    first, second = (next(r for r in record["rows"] if r["seed"] == seed)["learned"]["mean"] for seed in (0, 1))
+    assert first != second
     assert picture.stat().st_size > 10_000
-    assert "re-trained for 4 steps: same sign as learned in" in capsys.readouterr().out
+    assert "learned and retrained 4 steps: same sign in" in capsys.readouterr().out
     assert torch.get_num_threads() == 1
+
+
+def test_pairs_of_retraining_differ_in_their_random_numbers_only():
+    tuner = look.tuner_of({"task": "tests.tune.tiny:build", "seed": 0, "epochs": 2, "batch_size": 16, "warmup": 1})
+    list(tuner.fit())
+    config = {"task": "tests.tune.tiny:build", "seed": 0, "epochs": 2, "batch_size": 16, "warmup": 1}
+    one, again, other = (look.retrained(tuner, config, 0, 0.5, [4], seed) for seed in (0, 0, 1))
+    assert one == again
+    assert one != other
+
+
+def test_only_signs_beyond_their_error_are_compared():
+    def known(mean, error=0.1):
+        return {"mean": mean, "error": error}
+
+    def row(learned, after):
+        return {"learned": learned, "implicit": {"5": after}, "retrained": {"5": known(-1.0)}, "signal_to_noise": {}}
+
+    assert [look.sign(known(m)) for m in (0.3, -0.3, 0.1, -0.1)] == [1, -1, 0, 0]
+    assert look.sign(known(1.0, None)) == look.sign(known(None, None)) == 0
+    rows = [row(known(1.0), known(2.0)), row(known(1.0), known(-2.0)), row(known(0.15), known(2.0))]
+    lines = look.agreement(rows)
+    assert lines[0] == "learned and implicit 5 steps: same sign in 1 of 2 clear cases"
+    assert lines[1] == "learned and retrained 5 steps: same sign in 0 of 2 clear cases"
 
 
 @pytest.mark.parametrize(

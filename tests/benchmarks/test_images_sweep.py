@@ -1,0 +1,80 @@
+"""Results against an option: what belongs together, and what is said of it."""
+
+import json
+
+import pytest
+
+from benchmarks import images_sweep
+from tests.benchmarks.test_images import finished
+
+
+def swept(method, seed, valid, **config):
+    record = finished("some label", seed, valid, [v + 1 for v in valid])
+    record["config"] |= {"method": method, **config}
+    return record
+
+
+def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
+    records = [
+        swept("stn", 0, [3.0, 1.0], entropy_weight=1e-2),
+        swept("stn", 1, [3.0, 2.0], entropy_weight=1e-2),
+        swept("stn", 0, [4.0, 5.0]),  # the default, 1e-3
+        swept("delta-stn", 0, [0.5, 0.6], entropy_weight=1e-1),
+    ]
+    entries = images_sweep.sweep(records, ["entropy_weight"])
+    assert [(e["method"], e["value"], e["n"], e["best_valid_loss"]["mean"]) for e in entries] == [
+        ("delta-stn", 0.1, 1, 0.5), ("stn", 0.001, 1, 4.0), ("stn", 0.01, 2, 1.5),
+    ]  # fmt: skip
+    assert entries[2]["runs"][0]["curve"] == {"epoch": [1, 2], "hyperparameters/p": [0.1, 0.2]}
+    assert "| stn | 0.01 | 2 | 1.5000 ± 0.7071 | 2.5000 ± 0.7071 |" in images_sweep.table(entries, ["entropy_weight"])
+
+
+def test_options_inside_others_and_several_at_once():
+    config = {"initial_values": {"p": 0.3}, "train_interval": 2}
+    assert images_sweep.option_of(config, "initial_values.p") == 0.3
+    entries = images_sweep.sweep([swept("stn", 0, [1.0], **config)], ["train_interval", "valid_interval"])
+    assert entries[0]["value"] == [2, 1]
+    assert "| stn | 2, 1 |" in images_sweep.table(entries, ["train_interval", "valid_interval"])
+    for name in ("initial_values.q", "nothing", "train_interval.p"):
+        with pytest.raises(ValueError, match=f"`--option` must be an option of every run .*, got '{name}'"):
+            images_sweep.option_of(config, name)
+
+
+@pytest.mark.parametrize(
+    ("values", "places", "logarithmic"),
+    [
+        ([0.1, 1, 10], [0.1, 1.0, 10.0], True),
+        ([0, 1, 10], [0.0, 1.0, 10.0], False),
+        ([1, 2], [1.0, 2.0], False),
+        ([[5, 1], [1, 1]], [0.0, 1.0], False),
+    ],
+)
+def test_axis_of_numbers_or_of_categories(values, places, logarithmic):
+    found = images_sweep._places([{"value": value} for value in values])
+    assert (found[0], found[2]) == (places, logarithmic)
+
+
+def test_command_writes_record_and_pictures(tmp_path, capsys):
+    for i, (method, scale) in enumerate([("stn", 0.1), ("stn", 1.0), ("stn", 10.0), ("delta-stn", 1.0)]):
+        valid = [2.0, None] if scale == 10.0 else [2.0, 1.0]
+        record = swept(method, 0, [1.0, 1.0], perturbation_scale=scale)
+        for point, loss in zip(record["curve"], valid, strict=True):
+            point["valid_loss"] = loss
+        (tmp_path / f"{i}-s0.json").write_text(json.dumps(record))
+    files = {name: tmp_path / name for name in ("sweep.json", "losses.png", "schedules.png")}
+    flags = [word for flag, path in zip(("--json", "--plot", "--schedules"), files.values(), strict=True)
+             for word in (flag, str(path))]  # fmt: skip
+    images_sweep.main([str(tmp_path), "--option", "perturbation_scale", *flags])
+    assert "| stn | 10 | 1 | 2.0000 |" in capsys.readouterr().out
+    assert [entry["value"] for entry in json.loads(files["sweep.json"].read_text())] == [1.0, 0.1, 1.0, 10.0]
+    for name in ("losses.png", "schedules.png"):
+        assert files[name].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("nothing", "got 'nothing'"), ("lr", "must hold finished records")]
+)  # fmt: skip
+def test_what_cannot_be_swept_is_refused_in_a_line(option, message, tmp_path, refusal):
+    if option == "nothing":
+        (tmp_path / "a-s0.json").write_text(json.dumps(swept("stn", 0, [1.0])))
+    assert message in refusal(images_sweep.main, str(tmp_path), "--option", option)
