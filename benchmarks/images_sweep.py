@@ -4,7 +4,8 @@
 
 Reads the finished records of `benchmarks.images` in a folder. Runs that agree in method and option are seeds of one
 setting. An option inside another is named with a dot (`initial_values.dropout0`); several options are parted by commas
-(`train_interval,valid_interval`). An option that a run was not given has the default of `Settings`.
+(`train_interval,valid_interval`). An option that a run was not given is what `Settings` takes without it. The paper's
+figures have σ fixed: `--set tune_scale=false` for the runs.
 
 `--plot` draws the best validation loss, and the test loss at that epoch, against the option, a line through the means
 and a point per run. `--schedules` draws the hyperparameters over epochs, a row per method and a colour per value.
@@ -13,9 +14,9 @@ and a point per run. `--schedules` draws the hyperparameters over epochs, a row 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,26 @@ from benchmarks.images_report import cell, load, summarise
 from benchmarks.record import write
 from ray_deltastn.settings import Settings
 
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss there"}
 PREFIX = "hyperparameters/"
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:
-    """Value of an option in a run's configuration, or its default.
+    """Value of an option in a run's configuration, or the one that `Settings` takes without it.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is neither, or it is not a single value.
     """
-    value: Any = {**DEFAULTS, **config}
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(f"`--option` must be an option of every run or of `Settings`, got {name!r}")
-        value = value[part]
+    first, *inside = name.split(".")
+    value: Any = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
+    value = getattr(value, first) if first in Settings.names() else config.get(first)
+    for part in inside:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if not isinstance(value, int | float | str):
+        raise ValueError(
+            f"`--option` must have a number or a name as its value in every run, got {name!r} with {value!r} in "
+            f"{config['method']!r}, seed {config['seed']}"
+        )
     return value
 
 
@@ -51,22 +56,34 @@ def sweep(records: Sequence[dict[str, Any]], options: Sequence[str]) -> list[dic
         options: their names; the value of several is a list.
 
     Raises:
-        ValueError: if a run has no such option.
+        ValueError: if a run has no such option, runs are of several tasks, or those of one setting are not its seeds.
     """
-    named = []
+    tasks = {record["config"]["task"] for record in records}
+    if len(tasks) > 1:
+        raise ValueError(f"runs must be of one task, got {', '.join(sorted(tasks))}")
+    settings: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for record in records:
-        config = record["config"]
-        values = [option_of(config, name) for name in options]
-        value = values[0] if len(values) == 1 else values
-        named.append({**record, "label": f"{config['method']} {value}", "value": value})
-    values_of = {record["label"]: record["value"] for record in named}
-    entries = [
-        {"method": entry["config"]["method"], "value": values_of[entry.pop("label")], **entry}
-        for entry in summarise(named)
-    ]
-    for run in (run for entry in entries for run in entry["runs"]):
-        run["curve"] = {k: v for k, v in run["curve"].items() if k == "epoch" or k.startswith(PREFIX)}
-    return sorted(entries, key=lambda entry: (entry["method"], entry["value"]))
+        values = tuple(option_of(record["config"], name) for name in options)
+        settings.setdefault((record["config"]["method"], values), []).append(record)
+    found = []
+    for (method, values), runs in settings.items():
+        _require_seeds(runs, f"{method}, {', '.join(options)} {text(list(values))}")
+        (entry,) = summarise([{**run, "label": method} for run in runs])
+        del entry["label"]
+        for run in entry["runs"]:
+            run["curve"] = {k: v for k, v in run["curve"].items() if k == "epoch" or k.startswith(PREFIX)}
+        found.append({"method": method, "value": values[0] if len(values) == 1 else list(values), **entry})
+    return sorted(found, key=lambda entry: (entry["method"], _order(entry["value"])))
+
+
+def _require_seeds(runs: Sequence[dict[str, Any]], setting: str) -> None:
+    """Raise ValueError unless runs differ in nothing but their seed."""
+    first, *others = [{k: v for k, v in run["config"].items() if k not in ("seed", "data_root")} for run in runs]
+    different = sorted({key for other in others for key in first | other if first.get(key) != other.get(key)})
+    seeds = [run["config"]["seed"] for run in runs]
+    if different or len(set(seeds)) < len(seeds):
+        got = f"other values of {', '.join(different)}" if different else f"the seeds {sorted(seeds)}"
+        raise ValueError(f"runs of one setting must differ in their seed, and in nothing else, got {got} in {setting}")
 
 
 def table(entries: Sequence[Mapping[str, Any]], options: Sequence[str]) -> str:
@@ -85,16 +102,29 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _places(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[Any], bool]:
-    """Place of each distinct value on the axis, the values, and whether the axis is logarithmic."""
-    values = sorted({_key(entry["value"]) for entry in entries})
-    if not all(isinstance(v, int | float) for v in values):
-        return [float(i) for i in range(len(values))], values, False
-    return [float(v) for v in values], values, values[0] > 0 and values[-1] >= 10 * values[0]
+def _order(value: Any) -> Any:
+    """Numbers before names."""
+    return [(isinstance(v, str), v) for v in (value if isinstance(value, list) else [value])]
+
+
+def _values(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return sorted({_key(entry["value"]): entry["value"] for entry in entries}.values(), key=_order)
 
 
 def _key(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _places(values: Sequence[Any]) -> tuple[list[float], bool]:
+    """Place of each of the sorted values on the axis, and whether the axis is logarithmic."""
+    side_by_side = [float(i) for i in range(len(values))]
+    if not all(isinstance(v, int | float) for v in values):
+        return side_by_side, False
+    if values[0] > 0 and values[-1] >= 10 * values[0]:
+        return [float(v) for v in values], True
+    gaps = [after - before for before, after in pairwise(values)]
+    even = not gaps or values[-1] - values[0] <= 12 * min(gaps)
+    return ([float(v) for v in values] if even else side_by_side), False
 
 
 def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], path: Path) -> None:
@@ -104,9 +134,10 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    places, values, logarithmic = _places(entries)
-    place = dict(zip(values, places, strict=True))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    values = _values(entries)
+    places, logarithmic = _places(values)
+    place = {_key(value): at for value, at in zip(values, places, strict=True)}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, (key, title) in zip(axes, LOSSES.items(), strict=True):
         for i, method in enumerate(dict.fromkeys(entry["method"] for entry in entries)):
             mine = [entry for entry in entries if entry["method"] == method]
@@ -118,7 +149,7 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
                 axis.plot([x] * len(found), found, "o", color=f"C{i}", ms=4, alpha=0.6)
         if logarithmic:
             axis.set_xscale("log")
-        axis.set_xticks(places, [text(list(v) if isinstance(v, tuple) else v) for v in values])
+        axis.set_xticks(places, [text(v) for v in values])
         axis.minorticks_off()
         axis.set_xlabel(", ".join(options))
         axis.set_title(title)
@@ -138,28 +169,38 @@ def plot_schedules(entries: Sequence[Mapping[str, Any]], options: Sequence[str],
 
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     names = [key for key in entries[0]["runs"][0]["curve"] if key.startswith(PREFIX)]
-    _, values, _ = _places(entries)
-    colour = dict(zip(values, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(values))), strict=True))
+    values = _values(entries)
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
+    colour = {_key(value): shade for value, shade in zip(values, shades, strict=True)}
     # One hyperparameter: methods side by side.
     rows, columns = (1, len(methods)) if len(names) == 1 else (len(methods), len(names))
     size = (max(3.1 * columns, 6), 2.4 * rows + 0.8)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True,
+        sharey=True if len(names) == 1 else "col",
+    )  # fmt: skip
     cells = [(method, name) for method in methods for name in names]
     for axis, (method, name) in zip(grid.flat, cells, strict=True):
-        for entry in (entry for entry in entries if entry["method"] == method):
-            for i, run in enumerate(entry["runs"]):
-                label = text(entry["value"]) if i == 0 else None
-                axis.plot(run["curve"]["epoch"], run["curve"][name], color=colour[_key(entry["value"])], lw=1,
-                          label=label)  # fmt: skip
+        curves = [
+            (entry["value"], run["curve"]["epoch"], [math.nan if v is None else v for v in run["curve"][name]])
+            for entry in entries
+            if entry["method"] == method
+            for run in entry["runs"]
+        ]
+        for value, epochs, curve in curves:
+            axis.plot(epochs, curve, color=colour[_key(value)], linewidth=1)
         short = name.removeprefix(PREFIX)
         axis.set_title(f"{method}: {short}", fontsize=10)
-        if all(v > 0 for e in entries for r in e["runs"] for v in r["curve"][name]) and "decay" in short:
+        lowest, highest = (bound(v for *_, curve in curves for v in curve) for bound in (min, max))
+        if 0 < 100 * lowest < highest:
             axis.set_yscale("log")
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-    handles, labels = next(axis.get_legend_handles_labels() for axis in grid.flat)
-    figure.legend(handles, labels, title=", ".join(options), loc="outside right center", frameon=False)
+    lines = [plt.Line2D([], [], color=shade, label=text(value)) for value, shade in zip(values, shades, strict=True)]
+    figure.legend(
+        handles=lines, title=", ".join(options), loc="outside lower center", ncols=min(len(lines), 8), frameon=False
+    )
     _save(figure, path)
 
 

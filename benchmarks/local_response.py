@@ -3,33 +3,36 @@
 Around weights w₀, training with λ + Δ in place of λ moves the weights, to first order, along m = ∂²L_T/∂w∂λ. After N
 steps of SGD with momentum on the quadratic model with the Hessian H of L_T, the validation loss has changed by Δ·d_N,
 
-    d_N = −⟨z_N, m⟩,    v_{t+1} = μ v_t + H z_t − b,    z_{t+1} = z_t − α v_{t+1},    z_0 = v_0 = 0,    b = ∇_w L_V(w₀):
+    d_N = −⟨z_N, m⟩,    v_{t+1} = μ v_t + H z_t − b,    z_{t+1} = z_t − α v_{t+1},    z_0 = v_0 = 0,    b = ∇_w L_V(w₀).
 
-Eqn. 2.2 with the series for H⁻¹b cut off where training is, for N → ∞ the equation itself. H is symmetric, so one
-series serves all hyperparameters.
+This is Eqn. 2.2 with the series for H⁻¹b cut off where training is. At a minimum, and with steps that training could
+take, it goes to the equation itself for N → ∞; elsewhere H has negative eigenvalues, along which z_N grows as the
+distance of two trainings would. H is symmetric, so one series serves all hyperparameters.
 
 Masks have no derivative in their rate: m comes from central differences in λ, with the same random numbers on both
-sides, and is taken several times, with masks drawn anew, whose spread gives the standard error. H is taken on some of
-the training images, with one draw of the masks.
+sides. H and m are taken on some of the training images; another seed draws other images and masks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 import ray_deltastn as rd
+from ray_deltastn import random_state
+from ray_deltastn.methods.frozen import RunningStatistics
 
-#: Images per pass.
+#: The most images in a pass.
 AT_ONCE = 500
 
 
 def series(
     product: Callable[[Tensor], Tensor], b: Tensor, lr: float, momentum: float, horizons: Sequence[int]
-) -> dict[int, Tensor]:
-    """z_N for each horizon N.
+) -> Tensor:
+    """z_N for each horizon N, (horizons, p).
 
     Args:
         product: v (p,) ↦ Hv (p,).
@@ -44,42 +47,66 @@ def series(
         z = z - lr * v
         if step in horizons:
             found[step] = z
-    return found
+    return torch.stack([found[n] for n in horizons])
 
 
 class LocalModel:
-    """The quadratic model around the weights of a run that trains `fixed`, whose values stand for λ.
+    """The quadratic model around the weights of a run of `fixed`, whose values stand for λ.
 
     Args:
-        plain: the run; it is in training mode, and its random numbers are used up.
+        plain: the run; trained by SGD without weight decay of its own, and without a validation penalty.
         lam: λ (h,).
-        images: how many training images the Hessian is of.
-        seed: which they are, and the draws of the masks.
+        images: how many training images H and m are of.
     """
 
-    def __init__(self, plain: rd.SelfTuner, lam: Tensor, images: int = 1000, seed: int = 0) -> None:
-        self.plain, self.lam, self.seed = plain, lam.detach(), seed
+    def __init__(self, plain: rd.SelfTuner, lam: Tensor, images: int = AT_ONCE) -> None:
+        self.plain, self.lam = plain, lam.detach()
         self.weights = [p for p in plain.model.parameters() if p.requires_grad]
         self.x, self.y = (torch.cat(parts) for parts in zip(*plain.train.in_order(), strict=True))
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
-        self.x, self.y = self.x[order], self.y[order]
-        self._gradients = [
-            (self._gradient(x, y, seed, create_graph=True), len(x) / min(images, len(self.x)))
-            for x, y in zip(self.x[:images].split(AT_ONCE), self.y[:images].split(AT_ONCE), strict=True)
-        ]
+        self.images = min(images, len(self.x))
+        self._statistics = RunningStatistics(plain.model)
 
-    def _gradient(self, x: Tensor, y: Tensor, seed: int, create_graph: bool = False) -> Tensor:
-        self.plain.setting.generator.manual_seed(seed)  # type: ignore[union-attr]
-        loss = self.plain.objective.train_loss(x, y)
-        return _vector(torch.autograd.grad(loss, self.weights, create_graph=create_graph, materialize_grads=True))
+    def gradients(self, seed: int, create_graph: bool = False) -> list[Tensor]:
+        """Terms of ∇_w L_T, (p,) each, on a draw of images and masks; their sum is the gradient."""
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))[: self.images]
+        pieces = order.to(self.x.device).chunk(math.ceil(self.images / AT_ONCE))
+        generator = self.plain.setting.generator
+        assert generator is not None
+        generator.manual_seed(seed)
+        self.plain.model.train()
+        found = []
+        with random_state.isolated(seed, self.x.device), self._statistics.held():
+            for rows in pieces:
+                loss = len(rows) / self.images * self.plain.objective.train_loss(self.x[rows], self.y[rows])
+                parts = torch.autograd.grad(loss, self.weights, create_graph=create_graph, materialize_grads=True)
+                found.append(_vector(parts))
+        return found
 
-    def product(self, v: Tensor) -> Tensor:
-        """Hv."""
-        total = torch.zeros_like(v)
-        for gradient, share in self._gradients:
-            image = torch.autograd.grad(gradient, self.weights, v, retain_graph=True, materialize_grads=True)
-            total += share * _vector(image)
-        return total
+    def product(self, seed: int) -> Callable[[Tensor], Tensor]:
+        """The product v ↦ Hv, on a draw of images and masks."""
+        gradients = self.gradients(seed, create_graph=True)
+
+        def multiply(v: Tensor) -> Tensor:
+            images = [
+                _vector(torch.autograd.grad(g, self.weights, v, retain_graph=True, materialize_grads=True))
+                for g in gradients
+            ]
+            return torch.stack(images).sum(0)
+
+        return multiply
+
+    def mixed(self, column: int, shift: float, seed: int) -> Tensor:
+        """∂²L_T/∂w∂λ_j as the difference over λ_j ± shift, on a draw of images and masks, (p,)."""
+        objective = self.plain.objective
+        constant, sides = objective.constant, []
+        for sign in (1, -1):
+            lam = self.lam.clone()
+            lam[column] += sign * shift
+            objective.constant = self.plain.space.values(lam)
+            sides.append(torch.stack(self.gradients(seed)).sum(0))
+        objective.constant = constant
+        up, down = sides
+        return (up - down) / (2 * shift)
 
     def valid_gradient(self) -> Tensor:
         """b, over the whole validation set."""
@@ -89,35 +116,12 @@ class LocalModel:
             loss = self.plain.objective.valid_objective(x, y, self.lam)
             total += len(x) * _vector(torch.autograd.grad(loss, self.weights, materialize_grads=True))
             seen += len(x)
-        self.plain.model.train()
         return total / seen
 
-    def mixed(self, column: int, shift: float, seed: int) -> Tensor:
-        """∂²L_T/∂w∂λ_j over the whole training set with one draw of the masks, (p,)."""
-        space, objective = self.plain.space, self.plain.objective
-        constant, sides = objective.constant, []
-        for sign in (1, -1):
-            lam = self.lam.clone()
-            lam[column] += sign * shift
-            objective.constant = space.values(lam)
-            pieces = [
-                len(x) / len(self.x) * self._gradient(x, y, self.seed + seed * len(self.x) + i)
-                for i, (x, y) in enumerate(zip(self.x.split(AT_ONCE), self.y.split(AT_ONCE), strict=True))
-            ]
-            sides.append(torch.stack(pieces).sum(0))
-        objective.constant = constant
-        up, down = sides
-        return (up - down) / (2 * shift)
-
-    def hypergradients(self, lr: float, momentum: float, horizons: Sequence[int], shift: float, repeats: int) -> Tensor:
-        """d_N of each hyperparameter, m taken so many times, (h, repeats, horizons)."""
-        found = series(self.product, self.valid_gradient(), lr, momentum, horizons)
-        z = torch.stack([found[n] for n in horizons])
-        rows = [
-            torch.stack([-(z @ self.mixed(column, shift, seed)) for seed in range(1, repeats + 1)])
-            for column in range(len(self.lam))
-        ]
-        return torch.stack(rows)
+    def hypergradients(self, lr: float, momentum: float, horizons: Sequence[int], shift: float, seed: int) -> Tensor:
+        """d_N of each hyperparameter on a draw of images and masks, (h, horizons)."""
+        z = series(self.product(seed), self.valid_gradient(), lr, momentum, horizons)
+        return torch.stack([-(z @ self.mixed(column, shift, seed)) for column in range(len(self.lam))])
 
 
 def _vector(tensors: Sequence[Tensor]) -> Tensor:

@@ -61,7 +61,10 @@ def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) ->
     Raises:
         ValueError: if `initial_values` names an unknown hyperparameter, or one of the two is not what it should be.
     """
-    initial, scale = config.get("initial_values") or {}, number(config, "perturbation_scale", 1.0)
+    given, scale = config.get("initial_values"), number(config, "perturbation_scale", 1.0)
+    initial = {} if given is None else given
+    if not scale > 0:
+        raise ValueError(f"`perturbation_scale > 0` must hold, got {scale}")
     if not isinstance(initial, Mapping):
         raise ValueError(f"`initial_values` must be a mapping of hyperparameters to values, got {initial!r}")
     for name in initial:

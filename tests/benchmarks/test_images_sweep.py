@@ -10,14 +10,14 @@ from tests.benchmarks.test_images import finished
 
 def swept(method, seed, valid, **config):
     record = finished("some label", seed, valid, [v + 1 for v in valid])
-    record["config"] |= {"method": method, **config}
+    record["config"] |= {"method": method, "task": "some task", **config}
     return record
 
 
 def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
     records = [
         swept("stn", 0, [3.0, 1.0], entropy_weight=1e-2),
-        swept("stn", 1, [3.0, 2.0], entropy_weight=1e-2),
+        swept("stn", 1, [3.0, 2.0], entropy_weight=0.01),
         swept("stn", 0, [4.0, 5.0]),  # the default, 1e-3
         swept("delta-stn", 0, [0.5, 0.6], entropy_weight=1e-1),
     ]
@@ -29,15 +29,35 @@ def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
     assert "| stn | 0.01 | 2 | 1.5000 ± 0.7071 | 2.5000 ± 0.7071 |" in images_sweep.table(entries, ["entropy_weight"])
 
 
+def test_runs_that_differ_in_something_else_are_not_seeds():
+    runs = [swept("stn", 0, [1.0], perturbation_scale=1), swept("stn", 1, [1.0], perturbation_scale=2)]
+    with pytest.raises(ValueError, match=r"got other values of perturbation_scale in stn, lr 0\.01"):
+        images_sweep.sweep(runs, ["lr"])
+    with pytest.raises(ValueError, match=r"must differ in their seed, and in nothing else, got the seeds \[0, 0\]"):
+        images_sweep.sweep([swept("stn", 0, [1.0]), swept("stn", 0, [2.0])], ["lr"])
+    with pytest.raises(ValueError, match="runs must be of one task, got other, some task"):
+        images_sweep.sweep([swept("stn", 0, [1.0]), swept("stn", 1, [2.0], task="other")], ["lr"])
+
+
 def test_options_inside_others_and_several_at_once():
-    config = {"initial_values": {"p": 0.3}, "train_interval": 2}
+    options = {"initial_values": {"p": 0.3}, "train_interval": 2}
+    config = {**options, "method": "stn", "seed": 4}
     assert images_sweep.option_of(config, "initial_values.p") == 0.3
-    entries = images_sweep.sweep([swept("stn", 0, [1.0], **config)], ["train_interval", "valid_interval"])
+    entries = images_sweep.sweep([swept("stn", 0, [1.0], **options)], ["train_interval", "valid_interval"])
     assert entries[0]["value"] == [2, 1]
     assert "| stn | 2, 1 |" in images_sweep.table(entries, ["train_interval", "valid_interval"])
-    for name in ("initial_values.q", "nothing", "train_interval.p"):
-        with pytest.raises(ValueError, match=f"`--option` must be an option of every run .*, got '{name}'"):
+    for name in ("initial_values.q", "initial_values", "nothing", "train_interval.p", "schedule"):
+        with pytest.raises(ValueError, match=rf"number or a name .* got '{name}' with .* in 'stn', seed 4"):
             images_sweep.option_of(config, name)
+
+
+def test_options_that_were_not_given_are_those_of_the_preset():
+    config = {"method": "delta-stn", "seed": 0}
+    assert images_sweep.option_of(config, "response_fraction") == 1.0
+    assert images_sweep.option_of({**config, "preset": "fast"}, "response_fraction") == 0.25
+    runs = [swept("delta-stn", 0, [1.0]), swept("delta-stn", 1, [1.0], preset="fast"),
+            swept("delta-stn", 2, [1.0], hyper_lr=0.05)]  # fmt: skip
+    assert [entry["value"] for entry in images_sweep.sweep(runs, ["hyper_lr"])] == [0.01, 0.05, "auto"]
 
 
 @pytest.mark.parametrize(
@@ -45,13 +65,15 @@ def test_options_inside_others_and_several_at_once():
     [
         ([0.1, 1, 10], [0.1, 1.0, 10.0], True),
         ([0, 1, 10], [0.0, 1.0, 10.0], False),
+        ([0, 1e-4, 1e-3, 1e-2], [0.0, 1.0, 2.0, 3.0], False),
         ([1, 2], [1.0, 2.0], False),
-        ([[5, 1], [1, 1]], [0.0, 1.0], False),
+        ([3], [3.0], False),
+        ([0.01, "auto"], [0.0, 1.0], False),
+        ([[1, 1], [5, 1]], [0.0, 1.0], False),
     ],
 )
 def test_axis_of_numbers_or_of_categories(values, places, logarithmic):
-    found = images_sweep._places([{"value": value} for value in values])
-    assert (found[0], found[2]) == (places, logarithmic)
+    assert images_sweep._places(values) == (places, logarithmic)
 
 
 def test_command_writes_record_and_pictures(tmp_path, capsys):
@@ -60,6 +82,7 @@ def test_command_writes_record_and_pictures(tmp_path, capsys):
         record = swept(method, 0, [1.0, 1.0], perturbation_scale=scale)
         for point, loss in zip(record["curve"], valid, strict=True):
             point["valid_loss"] = loss
+            point["hyperparameters/p"] = None if loss is None else point["hyperparameters/p"]
         (tmp_path / f"{i}-s0.json").write_text(json.dumps(record))
     files = {name: tmp_path / name for name in ("sweep.json", "losses.png", "schedules.png")}
     flags = [word for flag, path in zip(("--json", "--plot", "--schedules"), files.values(), strict=True)

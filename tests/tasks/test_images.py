@@ -319,6 +319,8 @@ def test_a_part_without_images_is_refused(used):
         ({"channel_dropout": "false"}, "`channel_dropout` must be true or false, got 'false'"),
         ({"scaling_noise": 1}, "`scaling_noise` must be true or false, got 1"),
         ({"flip": "half"}, "`flip` must be a finite number, got 'half'"),
+        ({"perturbation_scale": -1}, "`perturbation_scale > 0` must hold, got -1"),
+        ({"initial_values": []}, "`initial_values` must be a mapping of hyperparameters to values, got []"),
         ({"perturbation_scale": float("inf")}, "`perturbation_scale` must be a finite number, got inf"),
         ({"initial_values": 0.3}, "`initial_values` must be a mapping of hyperparameters to values, got 0.3"),
         ({"initial_values": ["dropout0"]}, "`initial_values` must be a mapping"),
