@@ -1,0 +1,59 @@
+"""The tables of image runs on the benchmarks page hold what the committed records say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "benchmarks" / "README.md").read_text()
+RECORDS = ROOT / "benchmarks" / "records" / "images"
+LOSSES = ["best_valid_loss", "test_loss_there", "test_accuracy_there", "final_valid_loss", "final_test_loss"]
+#: Record, heading of its section, columns of its table, and what the page calls its settings.
+TABLES = {
+    "fashion_10k": (
+        "## Image classification",
+        LOSSES,
+        {
+            "delta-stn": "`delta-stn`, `preset: paper`", "delta-stn-fast": "`delta-stn`, `preset: fast`",
+            "delta-stn-quarter": "`delta-stn`, Θ on ¼", "stn": "`stn`", "centered-stn": "`centered-stn`",
+            "fixed-quarter": "fixed, hidden dropout ¼", "fixed-half": "fixed, hidden dropout ½",
+            "fixed-initial": "fixed, initial values", "fixed-none": "fixed, none",
+        },
+    ),
+    "fashion_10k_24": (
+        "### Short runs",
+        [LOSSES[0], LOSSES[1], LOSSES[3]],
+        {
+            "fast": "`preset=fast`", "delta-paper": "`preset=paper`",
+            "random-best-of-8": "best of 8 runs of random search", "delta-lr05": "Θ on all, `hyper_lr` 0.05",
+            "delta-lr05-w12": "Θ on all, `hyper_lr` 0.05, warm-up 12",
+            "fast-lr05-w12": "Θ on ¼, `hyper_lr` 0.05, warm-up 12 (`fast` but for the digits)",
+            "fast-lr05": "Θ on ¼, `hyper_lr` 0.05", "fast-lr05-radam": "Θ on ¼, `hyper_lr` 0.05, Θ by Adam (0.001)",
+        },
+    ),
+}  # fmt: skip
+
+
+def rows_below(heading):
+    """First cell → the others, of the first table below a heading."""
+    section = PAGE[PAGE.index(heading) :]
+    table = re.search(r"(?:^\|.*\|\n)+", section, re.MULTILINE).group()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {first: others for first, *others in rows[2:]}
+
+
+def cell(found, digits=3):
+    return f"{found['mean']:.{digits}f}" + ("" if found["std"] is None else f" ± {found['std']:.{digits}f}")
+
+
+@pytest.mark.parametrize("record", TABLES)
+def test_page_says_what_the_record_does(record):
+    heading, columns, names = TABLES[record]
+    rows = rows_below(heading)
+    entries = json.loads((RECORDS / f"{record}.json").read_text())
+    assert {names[entry["label"]] for entry in entries} == set(rows)
+    for entry in entries:
+        expected = [str(entry["n"]), *(cell(entry[column]) for column in columns)]
+        assert rows[names[entry["label"]]] == expected, entry["label"]
