@@ -165,7 +165,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[1][0].set_ylabel("dL_V/dλ and its 95 % interval\nbelow zero, more is better")
     axes[0][0].legend(title="minibatch", frameon=False)
     handles, labels = axes[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * len(epochs)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(epochs) > 1 else 3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -204,6 +204,9 @@ def agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
     for batch in rows[0]["signal_to_noise"]:
         middle = statistics.median(row["signal_to_noise"][batch] for row in rows)
         lines.append(f"median signal to noise on minibatches of {batch}: {middle:.2f}")
+    moments = [row["steady"] for row in rows]
+    known = [abs(m["mean"]) / (m["error"] * math.sqrt(m["n"])) for m in moments if m["mean"] is not None and m["error"]]
+    lines += [f"median signal to noise over time: {statistics.median(known):.2f}"] if known else []
     return lines
 
 
