@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import images_hypergradient
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 RECORDS = ROOT / "benchmarks" / "records" / "images"
@@ -57,3 +59,28 @@ def test_page_says_what_the_record_does(record):
     for entry in entries:
         expected = [str(entry["n"]), *(cell(entry[column]) for column in columns)]
         assert rows[names[entry["label"]]] == expected, entry["label"]
+
+
+def test_hypergradients_in_the_text_are_those_of_the_record():
+    record = json.loads((RECORDS / "hypergradient_digits.json").read_text())
+    assert record["summary"] == images_hypergradient.agreement(record["rows"])
+    said = " ".join(PAGE[PAGE.index("### Is the hypergradient") :].split("\n## ")[0].split())
+    counted = {}
+    for line in record["summary"]:
+        pair, _, result = line.partition(": ")
+        if "same sign" in result:
+            counted[pair] = [int(word) for word in result.split() if word.isdigit()]
+        else:
+            assert result in said, line
+    sums = {
+        ("averaged", "retrained"): "16 of 17",
+        ("implicit", "retrained"): "13 of 16",
+        ("steady", "averaged"): "10 of 12",
+    }  # fmt: skip
+    for (one, other), quoted in sums.items():
+        pairs = [f"{one} {n} steps and {other} {n} steps".replace("steady 20 steps", "steady").replace(
+            "steady 100 steps", "steady") for n in (20, 100)]  # fmt: skip
+        same, clear = (sum(column) for column in zip(*(counted[pair] for pair in pairs), strict=True))
+        assert quoted == f"{same} of {clear}"
+        assert quoted in said
+    assert counted["retrained 20 steps and retrained 100 steps"] == [7, 7]
