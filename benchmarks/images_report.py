@@ -15,6 +15,9 @@ Mean ± standard deviation over the seeds (n − 1 in the denominator).
 Runs of `--draw` are the trials of a random search: those of a seed are one search, and the run with the best validation
 loss of each search counts, under `random-best-of-K`. `--against LABEL` prints each setting's difference to another one,
 paired by seed, with its standard error.
+
+`--first N` looks at all runs after N epochs: the same run at several lengths, if its settings do not depend on how long
+it was to be (those of `preset: paper` do not).
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import prepare
+from benchmarks.arguments import prepare, whole
 from benchmarks.record import rounded, spread
 
 POINTS = 60
+#: What an entry keeps of its first record, if that has it.
+KEPT = ("schedule_of", "schedule_form", "schedule_sha256", "first_epochs")
 COLUMNS = {
     "best_valid_loss": "best validation loss",
     "test_loss_there": "test loss there",
@@ -43,13 +48,21 @@ COLUMNS = {
 }
 
 
-def load(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def load(folder: Path, first: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """Finished records of a folder, and the names of the files of unfinished ones.
+
+    Args:
+        folder: where they are.
+        first: so many epochs of each run make it finished, and the others do not count; None for all.
 
     Raises:
         FileNotFoundError: if there are none.
     """
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))}
+    for record in records.values() if first is not None else ():
+        record["done"] |= len(record["curve"]) >= (first or 0)
+        record["curve"] = record["curve"][:first]
+        record["first_epochs"] = first
     finished = [record for record in records.values() if record["done"]]
     if not finished:
         raise FileNotFoundError(f"`{folder}` must hold finished records of `benchmarks.images`, got none")
@@ -147,7 +160,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "n": len(mine),
                 "seeds": [record["config"]["seed"] for record in mine],
                 "config": config,
-                **{k: mine[0][k] for k in ("schedule_of", "schedule_form", "schedule_sha256") if k in mine[0]},
+                **{k: mine[0][k] for k in KEPT if k in mine[0]},
                 **{k: mine[0][k] for k in ("hardware", "threads", "processor", "python", "torch", "ray_deltastn")},
                 **columns,
                 "runs": runs,
@@ -278,11 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder of records")
     parser.add_argument("--against", metavar="LABEL", help="print paired differences to this setting")
+    parser.add_argument(
+        "--first", type=whole(), metavar="N", help="count the first N epochs of each run, of unfinished ones too"
+    )
     parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     try:
-        records, unfinished = load(options.folder)
+        records, unfinished = load(options.folder, options.first)
     except FileNotFoundError as error:
         parser.error(str(error))
     prepare(parser, options.json)

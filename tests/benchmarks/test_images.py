@@ -245,6 +245,19 @@ def test_report_of_real_runs(tmp_path, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_may_be_looked_at_after_fewer_epochs(tmp_path):
+    long = finished("a", 0, [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]) | {"done": False}
+    short = finished("b", 0, [3.0], [3.0]) | {"done": False}
+    for record in (long, short):
+        (tmp_path / f"{record['label']}-s0.json").write_text(json.dumps(record))
+    records, unfinished = images_report.load(tmp_path, 2)
+    assert unfinished == ["b-s0.json"]
+    (entry,) = images_report.summarise(records)
+    assert (entry["best_valid_loss"]["mean"], entry["first_epochs"]) == (2.0, 2)
+    with pytest.raises(FileNotFoundError):
+        images_report.load(tmp_path)
+
+
 def test_report_of_an_empty_folder_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         images_report.main([str(tmp_path)])
