@@ -37,7 +37,11 @@ def option_of(config: Mapping[str, Any], name: str) -> Any:
     """
     first, *inside = name.split(".")
     value: Any = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
-    value = getattr(value, first) if first in Settings.names() else config.get(first)
+    if first in Settings.names():
+        value = getattr(value, first)
+        value = "none" if value is None else value
+    else:
+        value = config.get(first)
     for part in inside:
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, int | float | str):
@@ -147,6 +151,9 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
             for x, entry in zip(at, mine, strict=True):
                 found = [run[key] for run in entry["runs"] if run[key] is not None]
                 axis.plot([x] * len(found), found, "o", color=f"C{i}", ms=4, alpha=0.6)
+        finite = [run[key] for entry in entries for run in entry["runs"] if run[key]]
+        if finite and max(finite) > 10 * min(finite):
+            axis.set_yscale("log")
         if logarithmic:
             axis.set_xscale("log")
         axis.set_xticks(places, [text(v) for v in values])
@@ -159,8 +166,17 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
     _save(figure, path)
 
 
-def plot_schedules(entries: Sequence[Mapping[str, Any]], options: Sequence[str], path: Path) -> None:
-    """Draw hyperparameters over epochs, a row per method, a column per hyperparameter, a thin line per run."""
+def plot_schedules(
+    entries: Sequence[Mapping[str, Any]], options: Sequence[str], logarithmic: Sequence[str], path: Path
+) -> None:
+    """Draw hyperparameters over epochs, a row per method, a column per hyperparameter, a thin line per run.
+
+    Args:
+        entries: those of `sweep`.
+        options: names of the options.
+        logarithmic: hyperparameters with a logarithmic axis.
+        path: the file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -191,8 +207,7 @@ def plot_schedules(entries: Sequence[Mapping[str, Any]], options: Sequence[str],
             axis.plot(epochs, curve, color=colour[_key(value)], linewidth=1)
         short = name.removeprefix(PREFIX)
         axis.set_title(f"{method}: {short}", fontsize=10)
-        lowest, highest = (bound(v for *_, curve in curves for v in curve) for bound in (min, max))
-        if 0 < 100 * lowest < highest:
+        if short in logarithmic:
             axis.set_yscale("log")
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
@@ -219,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="file for the picture of the losses")
     parser.add_argument("--schedules", type=Path, help="file for the picture of the hyperparameters")
+    parser.add_argument("--log", type=several(str), default=[], help="hyperparameters with a logarithmic axis there")
     options = parser.parse_args(arguments)
     try:
         records, unfinished = load(options.folder)
@@ -234,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         plot_losses(entries, options.option, options.plot)
     if options.schedules:
-        plot_schedules(entries, options.option, options.schedules)
+        plot_schedules(entries, options.option, options.log, options.schedules)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_options_inside_others_and_several_at_once():
     entries = images_sweep.sweep([swept("stn", 0, [1.0], **options)], ["train_interval", "valid_interval"])
     assert entries[0]["value"] == [2, 1]
     assert "| stn | 2, 1 |" in images_sweep.table(entries, ["train_interval", "valid_interval"])
-    for name in ("initial_values.q", "initial_values", "nothing", "train_interval.p", "schedule"):
+    for name in ("initial_values.q", "initial_values", "nothing", "train_interval.p", "hyperparameters"):
         with pytest.raises(ValueError, match=rf"number or a name .* got '{name}' with .* in 'stn', seed 4"):
             images_sweep.option_of(config, name)
 
@@ -55,6 +55,7 @@ def test_options_that_were_not_given_are_those_of_the_preset():
     config = {"method": "delta-stn", "seed": 0}
     assert images_sweep.option_of(config, "response_fraction") == 1.0
     assert images_sweep.option_of({**config, "preset": "fast"}, "response_fraction") == 0.25
+    assert images_sweep.option_of(config, "warmup_steps") == "none"
     runs = [swept("delta-stn", 0, [1.0]), swept("delta-stn", 1, [1.0], preset="fast"),
             swept("delta-stn", 2, [1.0], hyper_lr=0.05)]  # fmt: skip
     assert [entry["value"] for entry in images_sweep.sweep(runs, ["hyper_lr"])] == [0.01, 0.05, "auto"]
