@@ -61,9 +61,35 @@ def test_page_says_what_the_record_does(record):
         assert rows[names[entry["label"]]] == expected, entry["label"]
 
 
+def test_long_runs_on_the_page_are_those_of_the_record():
+    row = rows_below("### Longer: 100 epochs")["100"]
+    entries = {entry["label"]: entry for entry in json.loads((RECORDS / "fashion_10k_100.json").read_text())}
+    assert {entry["first_epochs"] for entry in entries.values()} == {100}
+    columns = ("best_valid_loss", "test_loss_there", "final_test_loss")
+    assert row == [cell(entries[label][column]) for label in ("delta-stn", "fixed-quarter") for column in columns]
+
+
+def test_schedules_against_constants_are_those_of_the_record():
+    rows = rows_below("**Schedule against constants")
+    names = {
+        "p = 0.4, best of six constants": "fixed-0.4", "p = 0.3": "fixed-0.3", "Δ-STN, from 0.3": "delta-stn-from-0.3",
+        "STN, from 0.3": "stn-from-0.3", "Δ-STN, from 0.05": "delta-stn-from-0.05", "STN, from 0.05": "stn-from-0.05",
+        "the schedule of Δ-STN from 0.05": "fixed-schedule", "its final value": "fixed-final",
+        "its final value with noise": "fixed-noise",
+    }  # fmt: skip
+    assert set(rows) == set(names)
+    entries = {entry["label"]: entry for entry in json.loads((RECORDS / "digits" / "schedules.json").read_text())}
+    for said, label in names.items():
+        assert rows[said][:2] == [cell(entries[label][column]) for column in LOSSES[:2]]
+    constants = [entry for label, entry in entries.items() if label.startswith("fixed-0")]
+    assert len(constants) == 6
+    assert min(constants, key=lambda entry: entry["best_valid_loss"]["mean"])["label"] == "fixed-0.4"
+
+
 def test_hypergradients_in_the_text_are_those_of_the_record():
-    record = json.loads((RECORDS / "hypergradient_digits.json").read_text())
-    assert record["summary"] == images_hypergradient.agreement(record["rows"])
+    for name in ("fashion", "digits"):
+        record = json.loads((RECORDS / f"hypergradient_{name}.json").read_text())
+        assert record["summary"] == images_hypergradient.agreement(record["rows"])
     said = " ".join(PAGE[PAGE.index("### Is the hypergradient") :].split("\n## ")[0].split())
     counted = {}
     for line in record["summary"]:
