@@ -4,7 +4,7 @@
 
 The settings are the paper's (H.2), those of the task's file in `configs/`; `--set KEY=VALUE` changes any of them and
 any option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
-`--set 'hyperparameters={"input_dropout": 0.2}'`). The learning-rate schedule of the CIFAR-10 tasks is shortened in
+`--set 'hyperparameters={"dropout0": 0.2}'`). The learning-rate schedule of the CIFAR-10 tasks is shortened in
 proportion when `--epochs` is.
 
 A run keeps its state in `DIR/LABEL-sSEED.pt` and continues from there; `--minutes M` stops it before the report that

@@ -2,11 +2,11 @@
 
     python -m benchmarks.images_report DIR --json FILE --plot FOLDER
 
-All records of a folder that have the same label are seeds of one setting. Unfinished runs are left out, by name; so is
-no diverged one, whose losses count as infinite.
+All records of a folder that have the same label are seeds of one setting. Unfinished runs are left out, by name;
+diverged ones stay in, with infinite losses.
 
-- `best validation loss`: the lowest over the epochs (Table 1); `there`: at that epoch.
-- `final`: after the last epoch (Table 3 has the final accuracies).
+- `best validation loss`: the lowest over the epochs; `there`: at that epoch.
+- `final`: after the last epoch (Table 1 has these losses, Table 3 these accuracies).
 - `seconds`: of train and hyper steps, evaluation left out; comparable only between runs that shared their machine
   equally.
 

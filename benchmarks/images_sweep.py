@@ -137,23 +137,29 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     values = _values(entries)
     places, logarithmic = _places(values)
     place = {_key(value): at for value, at in zip(values, places, strict=True)}
+    by_name = not all(isinstance(value, int | float) for value in values)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, (key, title) in zip(axes, LOSSES.items(), strict=True):
         for i, method in enumerate(dict.fromkeys(entry["method"] for entry in entries)):
             mine = [entry for entry in entries if entry["method"] == method]
             at = [place[_key(entry["value"])] for entry in mine]
             means = [math.nan if entry[key]["mean"] is None else entry[key]["mean"] for entry in mine]
-            axis.plot(at, means, color=f"C{i}", linewidth=1.6, label=method)
+            # Lines join what has an order.
+            axis.plot(at, means, "o" if by_name else "-", color=f"C{i}", linewidth=1.6, label=method)
             for x, entry in zip(at, mine, strict=True):
                 found = [run[key] for run in entry["runs"] if run[key] is not None]
                 axis.plot([x] * len(found), found, "o", color=f"C{i}", ms=4, alpha=0.6)
         finite = [run[key] for entry in entries for run in entry["runs"] if run[key]]
         if finite and max(finite) > 10 * min(finite):
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         if logarithmic:
             axis.set_xscale("log")
         axis.set_xticks(places, [text(v) for v in values])
