@@ -116,3 +116,26 @@ def test_hypergradients_in_the_text_are_those_of_the_record():
         assert quoted == f"{same} of {clear}"
         assert quoted in said
     assert counted["retrained 20 steps and retrained 100 steps"] == [7, 7]
+
+
+def lost(record):
+    """Runs whose rate of dropout ends below 0.005, of those that end, by method and value of the option."""
+    entries = json.loads((RECORDS / "digits" / f"{record}.json").read_text())
+    ends = {
+        (e["method"], str(e["value"])): [r["curve"]["hyperparameters/dropout0"][-1] for r in e["runs"]] for e in entries
+    }
+    return {setting: (sum(end is not None and end < 0.005 for end in found), found) for setting, found in ends.items()}
+
+
+def test_rates_that_are_lost_on_digits_are_those_of_the_records():
+    scale, interval, warm, entropy = (lost(name) for name in ("perturbation_scale", "intervals", "warmup", "entropy"))
+    narrow = [scale["delta-stn", value] for value in ("0.1", "0.3", "1")]
+    assert (sum(n for n, _ in narrow), sum(len(ends) for _, ends in narrow)) == (7, 9)
+    assert all(0.235 < end < 0.385 for value in ("0.1", "0.3", "1") for end in scale["stn", value][1])
+    assert all(end < 0.03 for method in ("stn", "delta-stn") for end in scale[method, "3"][1])
+    often = [interval["delta-stn", value][0] for value in ("[1, 1]", "[2, 1]", "[5, 1]", "[5, 5]")]
+    seldom = [interval["delta-stn", value][0] for value in ("[10, 1]", "[25, 1]", "[25, 5]")]
+    assert (sum(often), sum(seldom)) == (10, 1)
+    assert (warm["delta-stn", "none"][0], warm["delta-stn", "2000"][0]) == (4, 0)
+    assert [entropy["delta-stn", value][0] for value in ("0.0001", "0.001", "0.01")] == [3, 0, 0]
+    assert all(end < 0.08 for end in entropy["delta-stn", "0.1"][1])
