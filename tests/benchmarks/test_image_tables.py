@@ -129,6 +129,10 @@ def lost(record):
 
 def test_rates_that_are_lost_on_digits_are_those_of_the_records():
     scale, interval, warm, entropy = (lost(name) for name in ("perturbation_scale", "intervals", "warmup", "entropy"))
+    initial = lost("initial_values")
+    assert [initial[method, "0.05"][0] for method in ("delta-stn", "stn")] == [2, 0]
+    for method, low, high in (("delta-stn", 0.175, 0.275), ("stn", 0.245, 0.345)):
+        assert all(low < end < high for value in ("0.3", "0.6", "0.9") for end in initial[method, value][1])
     narrow = [scale["delta-stn", value] for value in ("0.1", "0.3", "1")]
     assert (sum(n for n, _ in narrow), sum(len(ends) for _, ends in narrow)) == (7, 9)
     assert all(0.235 < end < 0.385 for value in ("0.1", "0.3", "1") for end in scale["stn", value][1])
