@@ -134,3 +134,20 @@ def test_every_draw_has_the_same_masks_on_both_sides_and_others_than_the_next():
     # With other masks on the other side, the difference over such a shift would be of the order of a million.
     assert near.mixed(0, 1e-6, 1).abs().max() < 10
     assert torch.equal(near.plain.objective.constant, constant)
+
+
+def test_steps_are_those_of_the_run():
+    _, plain, lam = at_the_best_response(1.0)
+    found = measure.local(plain, lam, [2, 7], 0.05, 1000, 2)
+    expected = LocalModel(plain, lam, 1000).hypergradients(0.1, 0.9, [2, 7], 0.05, seed=0)
+    assert found[0][0] == pytest.approx(expected[0].tolist())
+    assert len(found[0]) == 2
+
+
+def test_a_validation_penalty_is_refused():
+    plain, _, _ = small_network()
+    plain.task.valid_penalties = (rd.L2("decay"),)
+    with pytest.raises(
+        ValueError, match="`valid_penalty` must be empty for a comparison of validation losses, got one"
+    ):
+        measure.check(plain)
