@@ -72,12 +72,14 @@ def load(folder: Path, first: int | None = None) -> tuple[list[dict[str, Any]], 
 def searches(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The best run of each complete random search, and all other records.
 
-    Searches with fewer runs than the longest one are left out.
+    Searches with fewer runs than the longest one are left out. A search's draws are listed in the order they were made.
     """
     drawn: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         if record["label"].startswith("random-"):
             drawn.setdefault(record["config"]["seed"], []).append(record)
+    for runs in drawn.values():
+        runs.sort(key=lambda run: int(run["label"].removeprefix("random-")))
     most = max(map(len, drawn.values()), default=0)
     best: list[dict[str, Any]] = [
         {

@@ -202,6 +202,7 @@ def test_runs_of_a_random_search_count_by_their_best():
             record = finished(f"random-{i}", seed, [loss, loss + 1], [1.0, 1.0])
             record["config"]["hyperparameters"] = {"dropout": 0.1 * i}
             records.append(record)
+    records.reverse()  # as file names may: random-10 comes before random-9
     records += [finished("a", seed, [2.0, 3.0], [1.0, 1.0]) for seed in (0, 1)]
     entries = {entry["label"]: entry for entry in images_report.summarise(records)}
     assert set(entries) == {"random-best-of-3", "a"}
