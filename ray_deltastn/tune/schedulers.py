@@ -80,18 +80,26 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
 
 
 class Population(PopulationBasedTraining):
-    """Tune's synchronous PBT, which does not wait for trials that have ended.
+    """Tune's synchronous PBT, which does not wait for trials that have ended and copies at equal reports only.
 
     Tune's own looks for the trial that comes last to a report and copies then. If that one ends there, or has failed
-    before, nobody comes last, and those that are paused would wait for ever.
+    before, nobody comes last, and those that are paused would wait for ever. And it takes for granted that all are at
+    the same report: after a resumption they need not be, and a trial that took over the state of one further on would
+    skip reports.
     """
 
     _next_perturbation_sync: float
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Pause a trial until all are at its report (called by Tune)."""
-        for other in [other for other in tune_controller.get_live_trials() if other.is_finished()]:
-            tune_controller.get_live_trials().discard(other)
+        """Pause a trial until all are at its report; one behind others goes on until it is not (called by Tune)."""
+        live = tune_controller.get_live_trials()
+        for other in [other for other in live if other.is_finished()]:
+            live.discard(other)
+        time, state = result[_TIME], self._trial_state[trial]
+        if time < max(self._trial_state[other].last_train_time for other in {trial, *live}):
+            return str(TrialScheduler.CONTINUE)
+        if time - state.last_perturbation_time >= self._perturbation_interval:
+            self._next_perturbation_sync = max(self._next_perturbation_sync, time)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:

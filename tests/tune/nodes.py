@@ -2,7 +2,8 @@
 
     python -m tests.tune.nodes OUT
 
-Prints one line of JSON: where each trial ran first, the node that died, and each trial's number of reports.
+Writes `found.json` into OUT: the node that died, those alive at the end, and of each trial its reports and the number
+of its processes. Ray prints what it likes.
 """
 
 import json
@@ -51,7 +52,7 @@ def main(out):
         "reports": {str(trial): rows.tolist() for trial, rows in results.groupby("trial_id")["training_iteration"]},
         "processes": pids,
     }
-    print(json.dumps(found))
+    (out / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
 

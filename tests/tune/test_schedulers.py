@@ -1,10 +1,13 @@
 """Tune's schedulers on real trials: what is stopped, paused, resumed and copied keeps its numbers to the bit."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers.pbt import _PBTTrialState
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
@@ -93,6 +96,29 @@ def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, ray_cluster
 @pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
 def test_a_population_is_copied_at_the_same_report_of_all(scheduler):
     assert make_scheduler(scheduler, {"lr": tune.uniform(0, 1)}, reports=8)._synch is True
+
+
+# Two trials after a resumption: one goes on from report 3, the other from report 4; either may report first.
+@pytest.mark.parametrize("order", [[(0, 4), (1, 5), (0, 5)], [(1, 5), (0, 4), (0, 5)]])
+def test_a_resumed_population_is_copied_when_those_behind_have_caught_up(order, monkeypatch):
+    scheduler = make_scheduler("pbt", {"lr": tune.uniform(0, 1)}, reports=12)
+    scheduler.set_search_properties("valid_loss", "min")
+    trials = [MagicMock(status=Trial.RUNNING, is_finished=lambda: False) for _ in range(2)]
+    for trial in trials:
+        scheduler._trial_state[trial] = _PBTTrialState(trial)
+    controller = MagicMock(get_live_trials=lambda: set(trials), get_trials=lambda: trials)
+    at, copied = {}, []
+    monkeypatch.setattr(scheduler, "_checkpoint_or_exploit", lambda *about: copied.append(list(at.values())))
+    for number, iteration in order:
+        # Who is behind is running, or is the one that may run.
+        if trials[number].status == Trial.PAUSED:
+            assert scheduler.choose_trial_to_run(controller) is trials[number]
+        at[number] = iteration
+        result = {"training_iteration": iteration, "valid_loss": 1.0}
+        decision = scheduler.on_trial_result(controller, trials[number], result)
+        trials[number].status = Trial.PAUSED if decision == "PAUSE" else Trial.RUNNING
+    assert copied == [[5, 5]] * 2  # both at once, at the same report
+    assert scheduler._next_perturbation_sync == 6
 
 
 def test_bounds_of_pb2_are_those_of_continuous_ranges():
