@@ -27,6 +27,10 @@ from ray_deltastn.settings import Settings
 
 LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss there"}
 PREFIX = "hyperparameters/"
+#: Options that are another one's value unless they are given.
+FOLLOWS = {
+    "valid_batch_size": "batch_size", "response_lr": "lr", "response_optimizer": "optimizer", "scale_lr": "hyper_lr",
+}  # fmt: skip
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:
@@ -36,12 +40,10 @@ def option_of(config: Mapping[str, Any], name: str) -> Any:
         ValueError: if there is neither, or it is not a single value.
     """
     first, *inside = name.split(".")
-    value: Any = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
-    if first in Settings.names():
-        value = getattr(value, first)
-        value = "none" if value is None else value
-    else:
-        value = config.get(first)
+    settings = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
+    value: Any = getattr(settings, first) if first in Settings.names() else config.get(first)
+    if value is None and first in Settings.names():
+        value = getattr(settings, FOLLOWS[first]) if first in FOLLOWS else "none"
     for part in inside:
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, int | float | str):

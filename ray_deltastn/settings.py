@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from ray_deltastn.fused_sgd import FusedSGD
 from ray_deltastn.methods import Method, get_method
+from ray_deltastn.rules import require_number, require_whole
 
 SCHEDULES: dict[str, Any] = {
     "step": StepLR,
@@ -29,7 +29,7 @@ GRAPHS = ("auto", "on", "off")
 #: preset → what the options that are not given become.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"response_fraction": 1.0, "hyper_lr": 0.01, "warmup": 5},
-    "fast": {"response_fraction": 0.25, "hyper_lr": "auto", "warmup": "auto"},
+    "fast": {"response_fraction": 0.25, "response_lr": "auto", "hyper_lr": "auto", "warmup": "auto"},
 }
 #: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
 AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
@@ -43,15 +43,18 @@ class Settings:
 
     Args:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
-        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a warm-up and a learning
-            rate of λ that fit the length of the run; it decides options that are not given.
+        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a learning rate of Θ that
+            fits the fewer examples, and a warm-up and a learning rate of λ that fit the length of the run; it decides
+            options that are not given.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
-        response_lr: learning rate of Θ; by default `lr`, as in the paper. It follows the schedule in proportion.
+        response_lr: learning rate of Θ; by default the preset's, `lr` for `paper` and `auto` for `fast`. It follows the
+            schedule in proportion. `auto` goes beyond the paper: `lr · response_fraction` where SGD moves Θ, so that
+            what its noise leaves in Θ does not grow as examples get fewer; `lr` where Adam or AdamW does.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's own constant weight decay of w₀; zero for AdamW too, unless given. To tune it, use
             the penalty `L2` instead.
@@ -70,7 +73,8 @@ class Settings:
             network that still underfits asks for less regularisation, down to where λ has no gradient any more.
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
-            ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
+            ¼ for `fast`. Examples of tensors take turns in it, so that Θ sees all as often; a loader has an order of
+            its own. Methods that train Θ along with w₀ take the whole.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
@@ -107,7 +111,7 @@ class Settings:
     lr: float = 0.01
     momentum: float = 0.9
     optimizer: str = "sgd"
-    response_lr: float | None = None
+    response_lr: float | str | None = None
     response_optimizer: str | None = None
     weight_decay: float = 0.0
     schedule: str | Mapping[str, Any] | None = None
@@ -142,34 +146,36 @@ class Settings:
             apart = method.responds and method.split
             fraction = PRESETS[self.preset]["response_fraction"] if apart else 1.0
             object.__setattr__(self, "response_fraction", fraction)
-        for name in ("hyper_lr", "warmup"):
+        for name in ("hyper_lr", "warmup", "response_lr"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, PRESETS[self.preset][name])
+                object.__setattr__(self, name, PRESETS[self.preset].get(name))
         for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
-            _whole(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+                require_whole(name, getattr(self, name), 1)
         if self.warmup_steps is not None:
-            _whole("warmup_steps", self.warmup_steps, 0)
-        _whole("seed", self.seed, 0)
+            require_whole("warmup_steps", self.warmup_steps, 0)
+        require_whole("seed", self.seed, 0)
         for name in ("tune_scale", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}")
-        _number("lr", self.lr, above=0.0)
-        for name, rule in (("hyper_lr", {"above": 0.0}), ("warmup", {"least": 0.0})):
+        require_number("lr", self.lr, above=0.0)
+        rules = {"hyper_lr": {"above": 0.0}, "warmup": {"least": 0.0}}
+        rules |= {} if self.response_lr is None else {"response_lr": {"above": 0.0}}
+        for name, rule in rules.items():
             value = getattr(self, name)
             if isinstance(value, str) and value != "auto":
                 raise ValueError(f"`{name}` must be a number or 'auto', got {value!r}")
             if value != "auto":
-                _number(name, value, **rule)
-        for name in ("response_lr", "scale_lr", "clip_grad"):
+                require_number(name, value, **rule)
+        for name in ("scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0.0)
+                require_number(name, getattr(self, name), above=0.0)
         for name in ("entropy_weight", "weight_decay", "implicit_damping"):
-            _number(name, getattr(self, name), least=0.0)
-        _number("momentum", self.momentum, least=0.0, below=1.0)
-        _number("response_fraction", self.response_fraction, above=0.0, most=1.0)
+            require_number(name, getattr(self, name), least=0.0)
+        require_number("momentum", self.momentum, least=0.0, below=1.0)
+        require_number("response_fraction", self.response_fraction, above=0.0, most=1.0)
         if isinstance(self.graph, bool):  # YAML's own reading of `on` and `off`
             object.__setattr__(self, "graph", "on" if self.graph else "off")
         choices = (
@@ -264,7 +270,16 @@ class Settings:
     def make_response_optimizer(self, response: Iterable[torch.nn.Parameter], fused: bool = False) -> Optimizer:
         """Optimiser of Θ, which is never decayed: that would bias the response."""
         kind = self.response_optimizer or self.optimizer
-        return self._optimizer(kind, list(response), self.response_lr or self.lr, 0.0, fused)
+        return self._optimizer(kind, list(response), self.response_rate, 0.0, fused)
+
+    @property
+    def response_rate(self) -> float:
+        """Learning rate of Θ before any schedule: `response_lr`, or what it stands for."""
+        if isinstance(self.response_lr, int | float):
+            return float(self.response_lr)
+        assert self.response_fraction is not None
+        sgd = (self.response_optimizer or self.optimizer) == "sgd"
+        return self.lr * self.response_fraction if self.response_lr == "auto" and sgd else self.lr
 
     def _optimizer(self, kind: str, parameters: Any, lr: float, weight_decay: float, fused: bool) -> Optimizer:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
@@ -322,25 +337,3 @@ class Settings:
         """Learning-rate schedule, PyTorch's own, or None."""
         chosen = self._schedule_arguments()
         return None if chosen is None else SCHEDULES[chosen[0]](optimizer, **chosen[1])
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name} >= {least}` must hold for a whole number, got {name}={value!r}")
-
-
-def _number(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> None:
-    rules = [(above, ">"), (least, ">="), (below, "<"), (most, "<=")]
-    text = " and ".join(f"{name} {sign} {bound:g}" for bound, sign in rules if bound is not None)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    good = good and (above is None or value > above) and (least is None or value >= least)
-    if not (good and (below is None or value < below) and (most is None or value <= most)):
-        raise ValueError(f"`{text}` must hold, got {name}={value!r}")

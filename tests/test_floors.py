@@ -36,6 +36,7 @@ FLOORS = {
     "health": 3,
     "optimizers": 3,
     "random_state": 3,
+    "rules": 3,
     "settings": 3,
     "state": 3,
     "tally": 3,

@@ -80,7 +80,7 @@ class Steps:
 
     def _response_step(self, x: Tensor, y: Tensor) -> None:
         assert self.response_optimizer is not None
-        rows = max(1, round(self.response_fraction * x.shape[0]))
+        rows = leading_rows(self.response_fraction, x.shape[0])
         if rows < x.shape[0]:
             x, y = x[:rows], y[:rows]
         with frozen(self.weights), self._statistics.held():
@@ -133,6 +133,11 @@ class Steps:
         optimizer.step()
         for parameter in parameters:
             parameter.grad = None
+
+
+def leading_rows(fraction: float, rows: int) -> int:
+    """How many rows of a minibatch, the first ones, train Θ."""
+    return max(1, round(fraction * rows))
 
 
 def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:

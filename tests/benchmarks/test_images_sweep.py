@@ -56,6 +56,8 @@ def test_options_that_were_not_given_are_those_of_the_preset():
     assert images_sweep.option_of(config, "response_fraction") == 1.0
     assert images_sweep.option_of({**config, "preset": "fast"}, "response_fraction") == 0.25
     assert images_sweep.option_of(config, "warmup_steps") == "none"
+    assert images_sweep.option_of({**config, "batch_size": 64}, "valid_batch_size") == 64
+    assert images_sweep.option_of({**config, "lr": 0.2}, "response_lr") == 0.2
     runs = [swept("delta-stn", 0, [1.0]), swept("delta-stn", 1, [1.0], preset="fast"),
             swept("delta-stn", 2, [1.0], hyper_lr=0.05)]  # fmt: skip
     assert [entry["value"] for entry in images_sweep.sweep(runs, ["hyper_lr"])] == [0.01, 0.05, "auto"]
