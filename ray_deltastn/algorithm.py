@@ -19,7 +19,8 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
     """The algorithm of the objective's method."""
     moved = (objective, optimizers.weights, optimizers.response, optimizers.hyper)
     options: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("entropy_weight", "response_fraction", "tune_scale", "clip_grad")
+        name: getattr(settings, name)
+        for name in ("entropy_weight", "response_fraction", "antithetic", "tune_scale", "clip_grad")
     }
     if objective.method.hypergradient == "implicit":
         return ImplicitSteps(

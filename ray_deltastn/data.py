@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from ray_deltastn.methods import leading_rows
 from ray_deltastn.random_state import isolated, seed_of
 
 #: Tensors up to this size are kept on the training device, in bytes.
@@ -69,24 +68,10 @@ class Stream:
 
 
 class TensorStream(Stream):
-    """Minibatches of a pair of tensors, kept on the training device and batched there.
+    """Minibatches of a pair of tensors, kept on the training device and batched there."""
 
-    Args:
-        x: inputs (n, …).
-        y: targets (n, …).
-        batch_size: examples in a minibatch.
-        name: see `Stream`.
-        device: see `Stream`.
-        seed: see `Stream`.
-        leading: share of a minibatch, its first rows, in which examples take turns: each is there once in about
-            1 / `leading` passes. What is trained on these rows alone then sees all examples as often.
-    """
-
-    def __init__(
-        self, x: Tensor, y: Tensor, batch_size: int, name: str, device: torch.device, seed: int, leading: float = 1.0
-    ) -> None:
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int, name: str, device: torch.device, seed: int) -> None:
         super().__init__(name, device, seed)
-        self.leading = leading
         if len(x) != len(y):
             raise ValueError(f"`len(x) == len(y)` must hold for '{name}', got {len(x)} and {len(y)}")
         if len(x) == 0:
@@ -110,33 +95,14 @@ class TensorStream(Stream):
         if self.position >= len(self):
             self.pass_number, self.position, self._order = self.pass_number + 1, 0, None
         if self._order is None:
-            order = self._shuffled()
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))
+            order = torch.randperm(len(self.x), generator=generator)
             # From pinned memory the copy waits for nothing.
             pinned = order.pin_memory() if self.x.device.type == "cuda" else order
             self._order = pinned.to(self.x.device, non_blocking=True)
         rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         self.position += 1
         return self.x.index_select(0, rows).to(self.device), self.y.index_select(0, rows).to(self.device)
-
-    def _shuffled(self) -> Tensor:
-        """The order of the present pass."""
-        count = len(self.x)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(self.seed, self.pass_number)))
-        if self.leading == 1.0:
-            return order
-        rows = torch.full((len(self),), leading_rows(self.leading, self.batch_size))
-        rows[-1] = leading_rows(self.leading, self.smallest_batch)
-        place = torch.arange(count)
-        leads = place % self.batch_size < rows[place // self.batch_size]
-        places = int(leads.sum())
-        cycle, turn = divmod(self.pass_number, max(1, round(count / places)))
-        turns = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(self.seed, cycle, 1)))
-        chosen = turns[(turn * places + place[:places]) % count]
-        others = torch.ones(count, dtype=torch.bool)
-        others[chosen] = False
-        result = torch.empty_like(order)
-        result[leads], result[~leads] = chosen, order[others[order]]
-        return result
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the order of the data, in batches of up to 1,000 examples."""
@@ -234,7 +200,7 @@ class LoaderStream(Stream):
         self._iterator = None
 
 
-def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: int, leading: float = 1.0) -> Stream:
+def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: int) -> Stream:
     """Minibatches of whatever a user gives as a split.
 
     Args:
@@ -243,7 +209,6 @@ def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: 
         name: name of the split, for errors.
         device: the training device.
         seed: seed of the order.
-        leading: see `TensorStream`; a `DataLoader` or other `Dataset` has an order of its own.
 
     Raises:
         TypeError: if the source is none of these.
@@ -255,7 +220,7 @@ def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: 
     if tensors is not None:
         if len(tensors) != 2:
             raise ValueError(f"`{name}` must hold two tensors (x, y), got {len(tensors)}")
-        return TensorStream(tensors[0], tensors[1], batch_size, name, device, seed, leading)
+        return TensorStream(tensors[0], tensors[1], batch_size, name, device, seed)
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         if not hasattr(source, "__len__"):
             raise ValueError(f"`{name}` must have a length, got {type(source).__name__}")

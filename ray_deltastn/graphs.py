@@ -276,7 +276,13 @@ class GraphedSteps(Steps):
     def _now(self) -> tuple[Hashable, ...]:
         """What a graph takes as constant; learning rates, which change most, first."""
         rates: list[Hashable] = []
-        rest: list[Hashable] = [self.clip_grad, self.entropy_weight, self.response_fraction, self.tune_scale]
+        rest: list[Hashable] = [
+            self.clip_grad,
+            self.entropy_weight,
+            self.response_fraction,
+            self.tune_scale,
+            self.antithetic,
+        ]
         for optimizer in (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer):
             if optimizer is not None:
                 for group in optimizer.param_groups:

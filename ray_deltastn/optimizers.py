@@ -46,7 +46,7 @@ class Optimizers:
         hyper_lr: float,
     ) -> None:
         self.base_lr = settings.lr
-        self._response_share = settings.response_rate / settings.lr
+        self._response_share = (settings.response_lr or settings.lr) / settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
         sparse = [
             name

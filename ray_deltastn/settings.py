@@ -28,8 +28,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 GRAPHS = ("auto", "on", "off")
 #: preset → what the options that are not given become.
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"response_fraction": 1.0, "hyper_lr": 0.01, "warmup": 5},
-    "fast": {"response_fraction": 0.25, "response_lr": "auto", "hyper_lr": "auto", "warmup": "auto"},
+    "paper": {"response_fraction": 1.0, "antithetic": False, "hyper_lr": 0.01, "warmup": 5},
+    "fast": {"response_fraction": 0.25, "antithetic": True, "hyper_lr": "auto", "warmup": "auto"},
 }
 #: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
 AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
@@ -43,18 +43,15 @@ class Settings:
 
     Args:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
-        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a learning rate of Θ that
-            fits the fewer examples, and a warm-up and a learning rate of λ that fit the length of the run; it decides
-            options that are not given.
+        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a warm-up and a learning
+            rate of λ that fit the length of the run; it decides options that are not given.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
-        response_lr: learning rate of Θ; by default the preset's, `lr` for `paper` and `auto` for `fast`. It follows the
-            schedule in proportion. `auto` goes beyond the paper: `lr · response_fraction` where SGD moves Θ, so that
-            what its noise leaves in Θ does not grow as examples get fewer; `lr` where Adam or AdamW does.
+        response_lr: learning rate of Θ; by default `lr`, as in the paper. It follows the schedule in proportion.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's own constant weight decay of w₀; zero for AdamW too, unless given. To tune it, use
             the penalty `L2` instead.
@@ -73,8 +70,10 @@ class Settings:
             network that still underfits asks for less regularisation, down to where λ has no gradient any more.
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
-            ¼ for `fast`. Examples of tensors take turns in it, so that Θ sees all as often; a loader has an order of
-            its own. Methods that train Θ along with w₀ take the whole.
+            ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
+        antithetic: of that share, train Θ on half of the examples, each under ε and under −ε: less noise for the same
+            arithmetic. By default the preset's, no for `paper` and yes for `fast`; methods that train Θ along with w₀
+            do not.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
@@ -111,7 +110,7 @@ class Settings:
     lr: float = 0.01
     momentum: float = 0.9
     optimizer: str = "sgd"
-    response_lr: float | str | None = None
+    response_lr: float | None = None
     response_optimizer: str | None = None
     weight_decay: float = 0.0
     schedule: str | Mapping[str, Any] | None = None
@@ -124,6 +123,7 @@ class Settings:
     warmup: float | str | None = None
     warmup_steps: int | None = None
     response_fraction: float | None = None
+    antithetic: bool | None = None
     tune_scale: bool = True
     clip_grad: float | None = None
     implicit_solver: str = "cg"
@@ -142,13 +142,13 @@ class Settings:
         method = get_method(self.method)
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        if self.response_fraction is None:
-            apart = method.responds and method.split
-            fraction = PRESETS[self.preset]["response_fraction"] if apart else 1.0
-            object.__setattr__(self, "response_fraction", fraction)
-        for name in ("hyper_lr", "warmup", "response_lr"):
+        apart = method.responds and method.split
+        for name, whole in (("response_fraction", 1.0), ("antithetic", False)):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, PRESETS[self.preset].get(name))
+                object.__setattr__(self, name, PRESETS[self.preset][name] if apart else whole)
+        for name in ("hyper_lr", "warmup"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, PRESETS[self.preset][name])
         for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
             require_whole(name, getattr(self, name), 1)
         for name in ("valid_batch_size", "patience", "steps_per_report"):
@@ -157,19 +157,17 @@ class Settings:
         if self.warmup_steps is not None:
             require_whole("warmup_steps", self.warmup_steps, 0)
         require_whole("seed", self.seed, 0)
-        for name in ("tune_scale", "channels_last"):
+        for name in ("tune_scale", "channels_last", "antithetic"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}")
         require_number("lr", self.lr, above=0.0)
-        rules = {"hyper_lr": {"above": 0.0}, "warmup": {"least": 0.0}}
-        rules |= {} if self.response_lr is None else {"response_lr": {"above": 0.0}}
-        for name, rule in rules.items():
+        for name, rule in (("hyper_lr", {"above": 0.0}), ("warmup", {"least": 0.0})):
             value = getattr(self, name)
             if isinstance(value, str) and value != "auto":
                 raise ValueError(f"`{name}` must be a number or 'auto', got {value!r}")
             if value != "auto":
                 require_number(name, value, **rule)
-        for name in ("scale_lr", "clip_grad"):
+        for name in ("response_lr", "scale_lr", "clip_grad"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), above=0.0)
         for name in ("entropy_weight", "weight_decay", "implicit_damping"):
@@ -185,11 +183,10 @@ class Settings:
         for name, known in choices:
             if getattr(self, name) not in known and (name, getattr(self, name)) != ("response_optimizer", None):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.response_fraction != 1.0 and method.responds and not method.split:
-            raise ValueError(
-                f"`response_fraction` needs a method that trains Θ apart from w₀, got {self.response_fraction} with "
-                f"'{method.name}'"
-            )
+        for name, whole in (("response_fraction", 1.0), ("antithetic", False)):
+            if getattr(self, name) != whole and method.responds and not apart:
+                got = f"{getattr(self, name)} with '{method.name}'"
+                raise ValueError(f"`{name}` needs a method that trains Θ apart from w₀, got {got}")
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":
             raise ValueError(f"`optimizer` must be sgd for '{method.name}', got {self.optimizer!r}")
         if method.hypergradient == "implicit" and self.optimizer == "adamw" and self.weight_decay:
@@ -270,16 +267,7 @@ class Settings:
     def make_response_optimizer(self, response: Iterable[torch.nn.Parameter], fused: bool = False) -> Optimizer:
         """Optimiser of Θ, which is never decayed: that would bias the response."""
         kind = self.response_optimizer or self.optimizer
-        return self._optimizer(kind, list(response), self.response_rate, 0.0, fused)
-
-    @property
-    def response_rate(self) -> float:
-        """Learning rate of Θ before any schedule: `response_lr`, or what it stands for."""
-        if isinstance(self.response_lr, int | float):
-            return float(self.response_lr)
-        assert self.response_fraction is not None
-        sgd = (self.response_optimizer or self.optimizer) == "sgd"
-        return self.lr * self.response_fraction if self.response_lr == "auto" and sgd else self.lr
+        return self._optimizer(kind, list(response), self.response_lr or self.lr, 0.0, fused)
 
     def _optimizer(self, kind: str, parameters: Any, lr: float, weight_decay: float, fused: bool) -> Optimizer:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}

@@ -156,17 +156,21 @@ class HyperSpace(nn.Module):
         """σ = softplus(raw_scale), positive, (h,)."""
         return F.softplus(self.raw_scale)
 
-    def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, batch: int, generator: torch.Generator | None = None, antithetic: bool = False) -> Tensor:
         """Draw perturbations ε = σ ⊙ z, z ~ N(0, I), differentiable in σ.
 
         Args:
             batch: number of rows B.
             generator: source of randomness, on the device of λ.
+            antithetic: the second half of the rows is the first with its sign changed.
 
         Returns:
             ε (B, h); a hyperparameter with `per="batch"` has the same entry in every row.
         """
-        z = torch.randn(batch, len(self), generator=generator, device=self.lam.device, dtype=self.lam.dtype)
+        drawn = batch - batch // 2 if antithetic else batch
+        z = torch.randn(drawn, len(self), generator=generator, device=self.lam.device, dtype=self.lam.dtype)
+        if antithetic:
+            z = torch.cat([z, -z])[:batch]
         if self._shared:
             z[:, self._shared_columns] = z[0, self._shared_columns]
         return self.scale * z

@@ -114,9 +114,7 @@ class SelfTuner:
 
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
-        order = random_state.seed_of(s.seed, 0)
-        leading = s.response_fraction or 1.0 if self.method.responds else 1.0
-        self.train = stream(task.train, s.batch_size, "train", self.device, order, leading)
+        self.train = stream(task.train, s.batch_size, "train", self.device, random_state.seed_of(s.seed, 0))
         self.valid = stream(
             task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, random_state.seed_of(s.seed, 1)
         )

@@ -18,7 +18,6 @@ from torch.utils.data import (
 )
 
 from ray_deltastn.data import LoaderStream, TensorStream, stream
-from ray_deltastn.methods import leading_rows
 
 CPU = torch.device("cpu")
 COUNT = 23
@@ -171,79 +170,6 @@ def test_another_seed_gives_another_order(source):
 
 def test_order_of_tensors_does_not_depend_on_the_batch_size():
     assert numbers(one_pass(make("tensors", batch_size=4))) == numbers(one_pass(make("tensors", batch_size=9)))
-
-
-# --- turns at the head of the minibatch -------------------------------------------------------------------------------
-
-
-def taking_turns(count, batch, share, seed=0):
-    return stream(numbered(count), batch, "train", CPU, seed, share)
-
-
-def leaders(s, share):
-    """Examples at the head of the minibatches of one pass; all of its examples."""
-    batches = one_pass(s)
-    return [n for _, y in batches for n in y[: leading_rows(share, len(y))].tolist()], numbers(batches)
-
-
-@pytest.mark.parametrize(
-    ("count", "batch", "share"), [(24, 8, 0.25), (8500, 128, 0.25), (32, 4, 0.5), (30, 10, 0.1), (5, 1, 0.25)]
-)
-def test_examples_lead_once_in_turns(count, batch, share):
-    s = taking_turns(count, batch, share)
-    turns = round(1 / share) if batch > 1 else 1
-    orders = []
-    for _ in range(3):
-        led = []
-        for _ in range(turns):
-            first, everything = leaders(s, share)
-            assert sorted(everything) == list(range(count))
-            led += first
-        assert sorted(led) == list(range(count))
-        orders.append(led)
-    assert len({tuple(order) for order in orders}) == 3
-
-
-@pytest.mark.parametrize(
-    ("count", "batch", "share"), [(1078, 64, 0.25), (23, 5, 0.25), (10, 3, 0.5), (7, 7, 0.5), (9, 4, 0.9), (1, 1, 0.1)]
-)
-def test_examples_lead_about_as_often_where_the_turns_do_not_come_out_even(count, batch, share):
-    s = taking_turns(count, batch, share)
-    led = []
-    for _ in range(8):
-        first, everything = leaders(s, share)
-        assert sorted(everything) == list(range(count))
-        assert len(set(first)) == len(first)
-        led += first
-    places = len(led) // 8
-    turns = max(1, round(count / places))
-    cycles, times = 8 / turns, [led.count(n) for n in range(count)]
-    # In each cycle an example leads so often that it is its fair share, rounded up or down.
-    fair = places * turns / count
-    assert min(times) >= int(cycles) * int(fair)
-    assert max(times) <= -(-8 // turns) * -(-places * turns // count)
-
-
-def test_the_whole_minibatch_takes_no_turns():
-    s, usual = taking_turns(23, 5, 1.0), make("tensors")
-    for _ in range(3):
-        assert numbers(one_pass(s)) == numbers(one_pass(usual))
-
-
-def test_turns_are_a_function_of_seed_and_pass():
-    passes = [numbers(one_pass(s)) for s in [taking_turns(23, 5, 0.25)] * 6]
-    for number in (1, 4, 5):
-        again = taking_turns(23, 5, 0.25)
-        again.load_state_dict({"pass_number": number, "position": 0})
-        assert numbers(one_pass(again)) == passes[number]
-    assert numbers(one_pass(taking_turns(23, 5, 0.25, seed=1))) != passes[0]
-
-
-def test_followers_are_shuffled_in_each_pass():
-    s = taking_turns(40, 40, 0.25)
-    followers = [numbers(one_pass(s))[10:] for _ in range(3)]
-    assert len({tuple(f) for f in followers}) == 3
-    assert all(f != sorted(f) for f in followers)
 
 
 def test_tensors_of_a_subset_are_those_of_its_indices():

@@ -74,7 +74,6 @@ def test_response_optimizer_moves_the_response_by_adams_first_step():
     [
         ({}, torch.optim.SGD, 0.05),
         ({"response_lr": 0.2}, torch.optim.SGD, 0.2),
-        ({"preset": "fast"}, torch.optim.SGD, 0.0125),
         ({"response_optimizer": "adamw"}, torch.optim.AdamW, 0.05),
         ({"optimizer": "adam"}, torch.optim.Adam, 0.05),
         ({"optimizer": "adam", "response_optimizer": "sgd", "response_lr": 0.5}, torch.optim.SGD, 0.5),

@@ -21,6 +21,21 @@ def test_preset_decides_what_is_not_given(given, fraction):
     assert Settings(**given).response_fraction == fraction
 
 
+@pytest.mark.parametrize(
+    ("given", "antithetic"),
+    [
+        ({}, False),
+        ({"antithetic": True}, True),
+        ({"preset": "fast"}, True),
+        ({"preset": "fast", "antithetic": False}, False),
+        ({"preset": "fast", "method": "stn"}, False),
+        ({"preset": "fast", "method": "fixed"}, False),
+    ],
+)
+def test_preset_decides_whether_the_response_is_trained_on_pairs(given, antithetic):
+    assert Settings(**given).antithetic is antithetic
+
+
 def test_unknown_preset_is_named():
     with pytest.raises(ValueError, match="`preset` must be one of paper, fast, got 'quick'"):
         Settings(preset="quick")
@@ -39,33 +54,6 @@ def test_unknown_preset_is_named():
 )
 def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_is_asked_for(given, hyper_steps, rate):
     assert Settings(**given).hyper_rate(hyper_steps) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ({}, 0.01),
-        ({"response_fraction": 0.25}, 0.01),
-        ({"response_fraction": 0.5, "response_lr": "auto"}, 0.005),
-        ({"preset": "fast"}, 0.0025),
-        ({"preset": "fast", "lr": 0.2, "response_fraction": 0.5}, 0.1),
-        ({"preset": "fast", "response_lr": 0.01}, 0.01),
-        ({"preset": "fast", "response_lr": 1}, 1.0),
-        ({"preset": "fast", "method": "stn"}, 0.01),
-        ({"preset": "fast", "optimizer": "adam"}, 0.01),
-        ({"preset": "fast", "response_optimizer": "adamw"}, 0.01),
-        ({"preset": "fast", "optimizer": "adam", "response_optimizer": "sgd"}, 0.0025),
-    ],
-)
-def test_learning_rate_of_the_response_shrinks_with_its_minibatch_where_that_is_asked_for(given, rate):
-    assert Settings(**given).response_rate == pytest.approx(rate)
-
-
-def test_learning_rate_of_the_response_is_a_number_or_auto():
-    with pytest.raises(ValueError, match="`response_lr` must be a number or 'auto', got 'slow'"):
-        Settings(response_lr="slow")
-    with pytest.raises(ValueError, match="`response_lr > 0` must hold, got response_lr=0"):
-        Settings(response_lr=0)
 
 
 def test_learning_rate_of_hyperparameters_is_a_number_or_auto():

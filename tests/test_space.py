@@ -214,6 +214,18 @@ def test_per_batch_hyperparameters_share_their_row():
     assert (draws.std(0) - 1).abs().max() < 4 / 4000**0.5
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 6])
+def test_antithetic_perturbations_are_pairs_except_where_all_rows_are_one(rows):
+    space = mixed()
+    plain = space.sample(rows - rows // 2, torch.Generator().manual_seed(3))
+    pairs = space.sample(rows, torch.Generator().manual_seed(3), antithetic=True)
+    assert pairs.shape == (rows, 7)
+    shared = [p.per == "batch" for p in space.hyperparameters.values()]
+    own = [not one for one in shared]
+    assert torch.equal(pairs[:, own], torch.cat([plain, -plain])[:rows, own])
+    assert torch.equal(pairs[:, shared], plain[:1, shared].expand(rows, -1))
+
+
 def test_perturbation_is_differentiable_in_the_scale():
     space = mixed().double()
     probe = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

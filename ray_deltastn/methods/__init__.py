@@ -5,7 +5,7 @@ from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hy
 from ray_deltastn.methods.frozen import RunningStatistics
 from ray_deltastn.methods.method import METHODS, Method, get_method
 from ray_deltastn.methods.objective import Loss, Objective
-from ray_deltastn.methods.steps import Steps, laid_out_as, leading_rows
+from ray_deltastn.methods.steps import Steps, laid_out_as
 
 __all__ = [
     "METHODS",
@@ -20,7 +20,6 @@ __all__ = [
     "get_method",
     "implicit_hypergradient",
     "laid_out_as",
-    "leading_rows",
     "neumann",
     "unroll",
 ]

@@ -23,6 +23,7 @@ class Steps:
         hyper_optimizer: moves λ, and σ if it is tuned; None for a method that tunes nothing.
         entropy_weight: τ.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
+        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each.
         tune_scale: move σ.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
     """
@@ -36,6 +37,7 @@ class Steps:
         *,
         entropy_weight: float = 1e-3,
         response_fraction: float = 1.0,
+        antithetic: bool = False,
         tune_scale: bool = True,
         clip_grad: float | None = None,
     ) -> None:
@@ -45,6 +47,7 @@ class Steps:
         self.hyper_optimizer = hyper_optimizer
         self.entropy_weight = entropy_weight
         self.response_fraction = response_fraction
+        self.antithetic = antithetic
         self.tune_scale = tune_scale
         self.clip_grad = clip_grad
         self.weights = [p for p in objective.model.parameters() if p.requires_grad]
@@ -78,15 +81,26 @@ class Steps:
         self._move(self.response_optimizer, self.response, gradients[len(self.weights) :])
         return loss.detach()
 
-    def _response_step(self, x: Tensor, y: Tensor) -> None:
-        assert self.response_optimizer is not None
-        rows = leading_rows(self.response_fraction, x.shape[0])
-        if rows < x.shape[0]:
+    def response_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of E_ε L_T(λ+ε, w₀+Θε) (3.10) in Θ, on the share of a minibatch that trains it.
+
+        Returns:
+            One for each of `response`, shaped as it is; None where the loss does not depend on it.
+        """
+        rows = max(1, round(self.response_fraction * x.shape[0]))
+        if self.antithetic:
+            # ∇L_T(λ, w₀)⊗ε, most of what differs between examples, is in both with opposite signs.
+            pairs = max(1, rows // 2)
+            x, y, rows = torch.cat([x[:pairs]] * 2), torch.cat([y[:pairs]] * 2), 2 * pairs
+        elif rows < x.shape[0]:
             x, y = x[:rows], y[:rows]
         with frozen(self.weights), self._statistics.held():
-            loss = self.objective.train_loss(x, y, self._perturbation(rows))
-            gradients = torch.autograd.grad(loss, self.response, allow_unused=True)
-        self._move(self.response_optimizer, self.response, gradients)
+            loss = self.objective.train_loss(x, y, self._perturbation(rows, self.antithetic))
+            return torch.autograd.grad(loss, self.response, allow_unused=True)
+
+    def _response_step(self, x: Tensor, y: Tensor) -> None:
+        assert self.response_optimizer is not None
+        self._move(self.response_optimizer, self.response, self.response_gradients(x, y))
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move λ, and σ if tuned, on one validation minibatch; the model must be in evaluation mode.
@@ -113,9 +127,9 @@ class Steps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
 
-    def _perturbation(self, rows: int) -> Tensor:
+    def _perturbation(self, rows: int, antithetic: bool = False) -> Tensor:
         with torch.no_grad():
-            return self.objective.space.sample(rows, self.objective.setting.generator)
+            return self.objective.space.sample(rows, self.objective.setting.generator, antithetic)
 
     def _move(
         self,
@@ -133,11 +147,6 @@ class Steps:
         optimizer.step()
         for parameter in parameters:
             parameter.grad = None
-
-
-def leading_rows(fraction: float, rows: int) -> int:
-    """How many rows of a minibatch, the first ones, train Θ."""
-    return max(1, round(fraction * rows))
 
 
 def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:

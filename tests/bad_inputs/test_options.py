@@ -54,6 +54,12 @@ SETTINGS = {
         ValueError,
         ["`response_fraction`", "0.5", "'stn'"],
     ),
+    "antithetic-with-stn": (
+        lambda: tuner("stn", antithetic=True),
+        ValueError,
+        ["`antithetic` needs a method that trains Θ apart from w₀", "True", "'stn'"],
+    ),
+    "antithetic-number": (lambda: tuner(antithetic=2), ValueError, ["`antithetic` must be true or false", "2"]),
     "seed-negative": (lambda: tuner(seed=-1), ValueError, ["`seed >= 0`", "seed=-1"]),
     "unknown-optimizer": (
         lambda: tuner(optimizer="rmsprop"),

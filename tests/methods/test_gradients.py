@@ -392,6 +392,32 @@ def test_response_fraction_uses_the_first_share_of_the_minibatch(method):
     assert all(torch.equal(a, b) for a, b in zip(half.weights + half.theta, whole.weights + whole.theta, strict=True))
 
 
+@pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
+@pytest.mark.parametrize(("fraction", "pairs"), [(1.0, 2), (0.5, 1), (0.25, 1)])
+def test_antithetic_response_step_takes_each_example_under_opposite_perturbations(method, fraction, pairs):
+    stepped, whole = (Problem(BY_NAME["linear"], method, seed=1) for _ in range(2))
+    for p in (stepped, whole):
+        p.x, p.y = p.x.repeat(2, 1)[:4], p.y.repeat(2)[:4]
+    all_steps(stepped, response_fraction=fraction, antithetic=True)._response_step(stepped.x, stepped.y)
+    eps = whole.space.sample(pairs, torch.Generator().manual_seed(5)).detach()
+    losses = [whole.objective.train_loss(whole.x[:pairs], whole.y[:pairs], sign * eps) for sign in (1, -1)]
+    expected = [
+        t.detach() - 0.1 * (plus + minus) / 2
+        for t, plus, minus in zip(whole.theta, *(grad(loss, whole.theta) for loss in losses), strict=True)
+    ]
+    assert_all_close([t.detach() for t in stepped.theta], expected)
+
+
+def test_pairs_leave_a_new_response_where_it_is_if_nothing_reads_the_hyperparameters():
+    moved = {}
+    for antithetic in (False, True):
+        p = Problem(BY_NAME["linear"], "delta-stn", seed=1, new=True)  # Δw = 0
+        before = [t.detach().clone() for t in p.theta]
+        all_steps(p, antithetic=antithetic)._response_step(p.x, p.y)
+        moved[antithetic] = max((t - b).abs().max().item() for t, b in zip(p.theta, before, strict=True))
+    assert moved[True] < 1e-15 < 1e-3 < moved[False]
+
+
 def test_clipping_bounds_the_norm_of_each_move():
     p = Problem(BY_NAME["linear"], "delta-stn")
     before = [t.detach().clone() for t in p.weights + p.theta]

@@ -191,24 +191,6 @@ def test_response_is_trained_on_its_fraction_of_each_minibatch(method, fraction,
     assert sizes == [16, rows] * 3
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.25])
-def test_every_example_trains_the_response_equally_often(fraction):
-    tuner, seen = make_tuner(response_fraction=fraction), []
-    train_loss = tuner.objective.train_loss
-
-    def noted(x, y, eps=None, **options):
-        seen.extend([] if eps is None else x[:, 0].tolist())
-        return train_loss(x, y, eps, **options)
-
-    tuner.objective.train_loss = noted
-    for _ in tuner.fit():
-        pass
-    every = examples(100, 1)[0][:, 0].tolist()
-    assert len(set(every)) == 100
-    assert tuner.epoch == 4
-    assert sorted(seen) == sorted(every * round(4 * fraction))
-
-
 def test_validation_minibatches_have_their_own_size():
     sizes = []
 
