@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import images_hypergradient
+from benchmarks import images_hypergradient, response_noise
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
@@ -19,6 +19,7 @@ TABLES = {
         LOSSES,
         {
             "delta-stn": "`delta-stn`, `preset: paper`", "delta-stn-fast": "`delta-stn`, `preset: fast`",
+            "delta-stn-fast-independent": "the same without `antithetic`",
             "delta-stn-quarter": "`delta-stn`, Θ on ¼", "stn": "`stn`", "centered-stn": "`centered-stn`",
             "fixed-quarter": "fixed, hidden dropout ¼", "fixed-half": "fixed, hidden dropout ½",
             "fixed-initial": "fixed, initial values", "fixed-none": "fixed, none",
@@ -28,10 +29,11 @@ TABLES = {
         "### Short runs",
         [LOSSES[0], LOSSES[1], LOSSES[3]],
         {
-            "fast": "`preset=fast`", "delta-paper": "`preset=paper`",
+            "fast": "`preset=fast`", "fast-independent": "`preset=fast`, `antithetic=false`",
+            "delta-paper": "`preset=paper`",
             "random-best-of-8": "best of 8 runs of random search", "delta-lr05": "Θ on all, `hyper_lr` 0.05",
             "delta-lr05-w12": "Θ on all, `hyper_lr` 0.05, warm-up 12",
-            "fast-lr05-w12": "Θ on ¼, `hyper_lr` 0.05, warm-up 12 (`fast`, rounded)",
+            "fast-lr05-w12": "Θ on ¼, `hyper_lr` 0.05, warm-up 12",
             "fast-lr05": "Θ on ¼, `hyper_lr` 0.05", "fast-lr05-radam": "Θ on ¼, `hyper_lr` 0.05, Θ by Adam (0.001)",
         },
     ),
@@ -62,13 +64,71 @@ def test_page_says_what_the_record_does(record):
 
 
 def test_long_runs_on_the_page_are_those_of_the_record():
-    rows = rows_below("### Longer: 100 epochs")
-    assert set(rows) == {"24", "48", "100"}
+    rows = rows_below("### Longer: 300 epochs")
+    assert set(rows) == {"24", "48", "100", "300"}
     columns = ("best_valid_loss", "test_loss_there", "final_test_loss")
     for epochs, row in rows.items():
-        entries = {e["label"]: e for e in json.loads((RECORDS / f"fashion_10k_100_first_{epochs}.json").read_text())}
-        assert {entry["first_epochs"] for entry in entries.values()} == {int(epochs)}
-        assert row == [cell(entries[label][column]) for label in ("delta-stn", "fixed-quarter") for column in columns]
+        name = "fashion_10k_300" if epochs == "300" else f"fashion_10k_100_first_{epochs}"
+        entries = {e["label"]: e for e in json.loads((RECORDS / f"{name}.json").read_text())}
+        assert {entry.get("first_epochs", entry["config"]["epochs"]) for entry in entries.values()} == {int(epochs)}
+        assert row == [
+            cell(entries[label][column]) if label in entries else ""
+            for label in ("delta-stn", "fixed-quarter", "fixed-half")
+            for column in columns
+        ]
+
+
+def test_searches_one_by_one_are_those_of_the_record():
+    entries = {entry["label"]: entry for entry in json.loads((RECORDS / "fashion_10k_24.json").read_text())}
+    best = {label: [run["best_valid_loss"] for run in entries[label]["runs"]] for label in entries}
+    drawn = [run["drawn"] for run in entries["random-best-of-8"]["runs"]]
+    assert [len(losses) for losses in drawn] == [8] * 5
+    said = " ".join(PAGE[PAGE.index("### Short runs") :].split("\n### ")[0].split())
+    assert "best are {:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f}, where".format(*best["random-best-of-8"]) in said
+    assert "`fast` has {:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f}, so".format(*best["fast"]) in said
+    assert sum(one < other - 0.001 for one, other in zip(best["fast"], best["random-best-of-8"], strict=True)) == 4
+    assert sum(loss > 0.48 for losses in drawn for loss in losses) == 26
+
+
+def test_noise_of_the_response_is_that_of_the_records():
+    expected = []
+    for name in ("response_noise", "response_noise_digits"):
+        found = json.loads((RECORDS / f"{name}.json").read_text())
+        assert found["summary"] == response_noise.summary(found["rows"])
+        assert {line["n"] for line in found["summary"]} == {5}
+        by_epoch = {}
+        for line in found["summary"]:
+            text = "{ratio:.2f} ({least:.2f} – {most:.2f})".format(**line)
+            by_epoch.setdefault(line["epoch"], []).append(text)
+        expected += list(by_epoch.values())
+    assert list(rows_below("Trace of the covariance").values()) == expected
+
+
+def test_shares_of_the_minibatch_are_those_of_the_records():
+    names = {
+        "Θ on all": "whole", "Θ on ½": "half", "Θ on ¼": "quarter", "Θ on ⅛": "eighth",
+        "Θ on ¼, `antithetic` (`fast`)": "quarter-antithetic",
+        "hyper batch 16, Θ on ¼": "batch-16", "hyper batch 64, Θ on ¼": "batch-64",
+        "hyper batch 359, Θ on ¼": "batch-359",
+    }  # fmt: skip
+    entries = {
+        entry["label"]: entry
+        for name in ("response_share", "hyper_batch")
+        for entry in json.loads((RECORDS / "digits" / f"{name}.json").read_text())
+    }
+    rows = rows_below("**Share of the minibatch")
+    assert set(rows) == set(names)
+    assert set(entries) == set(names.values())
+    for said, label in names.items():
+        entry = entries[label]
+        columns = [LOSSES[0], LOSSES[1], LOSSES[3], LOSSES[4]]
+        assert rows[said] == [str(entry["n"]), *(cell(entry[column]) for column in columns)]
+    ends = {
+        label: [run["curve"]["hyperparameters/input_dropout"][-1] for run in entries[label]["runs"]]
+        for label in ("whole", "quarter", "quarter-antithetic")
+    }
+    assert [sum(end > 0.05 for end in found) for found in ends.values()] == [10, 5, 6]
+    assert [sum(end < 0.005 for end in found) for found in ends.values()] == [0, 2, 0]
 
 
 def test_schedules_against_constants_are_those_of_the_record():
