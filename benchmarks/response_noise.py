@@ -5,13 +5,14 @@
 Runs are stopped at a few epochs. There, with everything held, the gradient of Θ is taken on `--draws` minibatches drawn
 with replacement, perturbed afresh each time, on each share of the minibatch (`--fractions`): with one perturbation for
 each example (`independent`), and on half of the examples, each under ε and −ε (`antithetic`). `noise` is the trace of
-its covariance, the sum of the variances of all its entries; `ratio` is antithetic by independent. The arithmetic is the
-same, and so is the mean.
+its covariance, the sum of the variances of all its entries; `ratio` is antithetic divided by independent. The
+arithmetic is the same, and so is the mean, but under batch normalisation, which takes a pair into the same statistics.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import warnings
@@ -31,12 +32,13 @@ from ray_deltastn.methods import Steps
 
 
 def noise(tuner: rd.SelfTuner, fraction: float, antithetic: bool, draws: int, seed: int = 0) -> float:
-    """Trace of the covariance of Θ's gradient, at a run's present state, which stays as it is."""
+    """Trace of the covariance of Θ's gradient, at a run's present state; the run stays as it is."""
     objective, weights = tuner.objective, tuner.optimizers.weights
     steps = Steps(objective, weights, response_fraction=fraction, antithetic=antithetic)
     x, y = (torch.cat(parts) for parts in zip(*tuner.train.in_order(), strict=True))
     generator, own = torch.Generator().manual_seed(seed), objective.setting.generator
-    before = None if own is None else own.get_state()
+    assert own is not None  # a run has one
+    before = own.get_state()
     was_training = tuner.model.training
     tuner.model.train()
     found = []
@@ -45,8 +47,7 @@ def noise(tuner: rd.SelfTuner, fraction: float, antithetic: bool, draws: int, se
         gradients = steps.response_gradients(x[rows].to(tuner.device), y[rows].to(tuner.device))
         found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
     tuner.model.train(was_training)
-    if own is not None and before is not None:
-        own.set_state(before)
+    own.set_state(before)
     return float(torch.stack(found).double().var(0).sum())
 
 
@@ -56,7 +57,7 @@ def look(tuner: rd.SelfTuner, fractions: Sequence[float], draws: int) -> list[di
     for fraction in fractions:
         one, two = (noise(tuner, fraction, antithetic, draws) for antithetic in (False, True))
         row = {"seed": tuner.settings.seed, "epoch": tuner.epoch, "fraction": fraction,
-               "independent": one, "antithetic": two, "ratio": two / one}  # fmt: skip
+               "independent": one, "antithetic": two, "ratio": two / one if one else math.nan}  # fmt: skip
         rows.append(row)
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     return rows

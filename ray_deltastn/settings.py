@@ -71,9 +71,9 @@ class Settings:
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
             ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
-        antithetic: of that share, train Θ on half of the examples, each under ε and under −ε: less noise for the same
-            arithmetic. By default the preset's, no for `paper` and yes for `fast`; methods that train Θ along with w₀
-            do not.
+        antithetic: of that share, train Θ on half of the examples, each under ε and under −ε: on some tasks less noise
+            for the same arithmetic. By default the preset's, no for `paper` and yes for `fast`; methods that train Θ
+            along with w₀ do not, nor shares of fewer than four examples.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.

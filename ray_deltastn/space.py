@@ -162,7 +162,7 @@ class HyperSpace(nn.Module):
         Args:
             batch: number of rows B.
             generator: source of randomness, on the device of λ.
-            antithetic: the second half of the rows is the first with its sign changed.
+            antithetic: the second half of the rows is the first with its sign changed, but for `per="batch"`.
 
         Returns:
             ε (B, h); a hyperparameter with `per="batch"` has the same entry in every row.
@@ -174,6 +174,11 @@ class HyperSpace(nn.Module):
         if self._shared:
             z[:, self._shared_columns] = z[0, self._shared_columns]
         return self.scale * z
+
+    @property
+    def differs_in_a_batch(self) -> bool:
+        """Whether the examples of a minibatch have perturbations of their own: not all are `per="batch"`."""
+        return any(p.per == "example" for p in self.hyperparameters.values())
 
     def entropy(self) -> Tensor:
         """H[p(ε|σ)] = Σ log σ + h/2·log(2πe), the entropy of the perturbation (Eqn. 2.7)."""

@@ -23,7 +23,8 @@ class Steps:
         hyper_optimizer: moves λ, and σ if it is tuned; None for a method that tunes nothing.
         entropy_weight: τ.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
-        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each.
+        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each. Shares
+            of fewer than four rows are taken as they are, and all where every hyperparameter is `per="batch"`.
         tune_scale: move σ.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
     """
@@ -88,14 +89,16 @@ class Steps:
             One for each of `response`, shaped as it is; None where the loss does not depend on it.
         """
         rows = max(1, round(self.response_fraction * x.shape[0]))
-        if self.antithetic:
-            # ∇L_T(λ, w₀)⊗ε, most of what differs between examples, is in both with opposite signs.
-            pairs = max(1, rows // 2)
-            x, y, rows = torch.cat([x[:pairs]] * 2), torch.cat([y[:pairs]] * 2), 2 * pairs
+        # Batch normalisation would take one example, twice, against itself.
+        paired = self.antithetic and rows >= 4 and self.objective.space.differs_in_a_batch
+        if paired:
+            # ∇L_T(λ, w₀)⊗ε, whose mean is zero, is in both with opposite signs.
+            rows = rows // 2 * 2
+            x, y = torch.cat([x[: rows // 2]] * 2), torch.cat([y[: rows // 2]] * 2)
         elif rows < x.shape[0]:
             x, y = x[:rows], y[:rows]
         with frozen(self.weights), self._statistics.held():
-            loss = self.objective.train_loss(x, y, self._perturbation(rows, self.antithetic))
+            loss = self.objective.train_loss(x, y, self._perturbation(rows, paired))
             return torch.autograd.grad(loss, self.response, allow_unused=True)
 
     def _response_step(self, x: Tensor, y: Tensor) -> None:

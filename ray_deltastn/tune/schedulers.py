@@ -107,7 +107,8 @@ class Population(PopulationBasedTraining):
         chosen = super().choose_trial_to_run(tune_controller)
         waiting = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
         if chosen is None and waiting and all(trial.status == Trial.PAUSED for trial in waiting):
-            self.on_trial_result(tune_controller, waiting[0], waiting[0].last_result)
+            furthest = max(waiting, key=lambda trial: self._trial_state[trial].last_train_time)
+            self.on_trial_result(tune_controller, furthest, furthest.last_result)
             # After a resumption Tune's own count may be behind all of them.
             latest = max(self._trial_state[trial].last_train_time for trial in waiting)
             if self._next_perturbation_sync <= latest:

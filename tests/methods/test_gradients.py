@@ -393,11 +393,11 @@ def test_response_fraction_uses_the_first_share_of_the_minibatch(method):
 
 
 @pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
-@pytest.mark.parametrize(("fraction", "pairs"), [(1.0, 2), (0.5, 1), (0.25, 1)])
+@pytest.mark.parametrize(("fraction", "pairs"), [(1.0, 4), (0.9, 3), (0.5, 2)])
 def test_antithetic_response_step_takes_each_example_under_opposite_perturbations(method, fraction, pairs):
     stepped, whole = (Problem(BY_NAME["linear"], method, seed=1) for _ in range(2))
     for p in (stepped, whole):
-        p.x, p.y = p.x.repeat(2, 1)[:4], p.y.repeat(2)[:4]
+        p.x, p.y = p.x.repeat(3, 1)[:8], p.y.repeat(3)[:8]
     all_steps(stepped, response_fraction=fraction, antithetic=True)._response_step(stepped.x, stepped.y)
     eps = whole.space.sample(pairs, torch.Generator().manual_seed(5)).detach()
     losses = [whole.objective.train_loss(whole.x[:pairs], whole.y[:pairs], sign * eps) for sign in (1, -1)]
@@ -408,10 +408,27 @@ def test_antithetic_response_step_takes_each_example_under_opposite_perturbation
     assert_all_close([t.detach() for t in stepped.theta], expected)
 
 
+@pytest.mark.parametrize(("fraction", "per"), [(0.25, "example"), (1.0, "batch")])
+def test_small_shares_and_shared_perturbations_are_not_paired(fraction, per):
+    found = {}
+    for antithetic in (False, True):
+        p = Problem(BY_NAME["linear"], "delta-stn", seed=1)
+        p.x, p.y = p.x.repeat(3, 1)[:8], p.y.repeat(3)[:8]
+        if per == "batch":
+            p.space = p.objective.space = HyperSpace(
+                decay=Positive(DECAY, per="batch"), other=Positive(1.0, per="batch")
+            )
+            p.space.double()
+        p.generator.manual_seed(5)
+        found[antithetic] = all_steps(p, response_fraction=fraction, antithetic=antithetic).response_gradients(p.x, p.y)
+    assert all(torch.equal(a, b) for a, b in zip(*found.values(), strict=True))
+
+
 def test_pairs_leave_a_new_response_where_it_is_if_nothing_reads_the_hyperparameters():
     moved = {}
     for antithetic in (False, True):
         p = Problem(BY_NAME["linear"], "delta-stn", seed=1, new=True)  # Δw = 0
+        p.x, p.y = p.x.repeat(3, 1)[:8], p.y.repeat(3)[:8]
         before = [t.detach().clone() for t in p.theta]
         all_steps(p, antithetic=antithetic)._response_step(p.x, p.y)
         moved[antithetic] = max((t - b).abs().max().item() for t, b in zip(p.theta, before, strict=True))
