@@ -98,12 +98,22 @@ def test_a_population_is_copied_at_the_same_report_of_all(scheduler):
     assert make_scheduler(scheduler, {"lr": tune.uniform(0, 1)}, reports=8)._synch is True
 
 
-# Two trials after a resumption: one goes on from report 3, the other from report 4; either may report first.
-@pytest.mark.parametrize("order", [[(0, 4), (1, 5), (0, 5)], [(1, 5), (0, 4), (0, 5)]])
-def test_a_resumed_population_is_copied_when_those_behind_have_caught_up(order, monkeypatch):
-    scheduler = make_scheduler("pbt", {"lr": tune.uniform(0, 1)}, reports=12)
+# Trials after a resumption: one goes on from report 3, the next from report 4 and so on; any may report first.
+@pytest.mark.parametrize("kind", ["pbt", "pb2"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        [(0, 4), (1, 5), (0, 5)],
+        [(1, 5), (0, 4), (0, 5)],
+        [(0, 4), (1, 5), (2, 6), (0, 5), (0, 6), (1, 6)],
+        [(2, 6), (1, 5), (1, 6), (0, 4), (0, 5), (0, 6)],
+    ],
+)
+def test_a_resumed_population_is_copied_when_those_behind_have_caught_up(kind, order, monkeypatch):
+    scheduler = make_scheduler(kind, {"lr": tune.uniform(0, 1)}, reports=12)
     scheduler.set_search_properties("valid_loss", "min")
-    trials = [MagicMock(status=Trial.RUNNING, is_finished=lambda: False) for _ in range(2)]
+    count, last = 1 + max(number for number, _ in order), max(iteration for _, iteration in order)
+    trials = [MagicMock(status=Trial.RUNNING, is_finished=lambda: False, config={"lr": 0.1}) for _ in range(count)]
     for trial in trials:
         scheduler._trial_state[trial] = _PBTTrialState(trial)
     controller = MagicMock(get_live_trials=lambda: set(trials), get_trials=lambda: trials)
@@ -117,8 +127,8 @@ def test_a_resumed_population_is_copied_when_those_behind_have_caught_up(order, 
         result = {"training_iteration": iteration, "valid_loss": 1.0}
         decision = scheduler.on_trial_result(controller, trials[number], result)
         trials[number].status = Trial.PAUSED if decision == "PAUSE" else Trial.RUNNING
-    assert copied == [[5, 5]] * 2  # both at once, at the same report
-    assert scheduler._next_perturbation_sync == 6
+    assert copied == [[last] * count] * count  # all at once, at the same report
+    assert scheduler._next_perturbation_sync == last + 1
 
 
 def test_bounds_of_pb2_are_those_of_continuous_ranges():
