@@ -27,7 +27,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ import torch
 import ray_deltastn as rd
 from benchmarks.arguments import whole
 from benchmarks.record import rounded
-from benchmarks.speed import hardware, versions
+from benchmarks.speed import hardware, quiet, versions
+from ray_deltastn.graphs import GraphedSteps
 from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
@@ -103,7 +103,10 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
     missing = [n for n in names if not curve or any(f"hyperparameters/{n}" not in point for point in curve)]
     if not curve or missing:
         raise ValueError(f"`--schedule-of` must be a record of a run that tuned {', '.join(names)}, got another")
-    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in curve]).double()
+    points = epoch_ends(curve)
+    if not points:
+        raise ValueError("`--schedule-of` must be a record of at least one epoch, got a shorter one")
+    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in points]).double()
     if form == "final":
         return dict(zip(names, rows[-1].tolist(), strict=True))
     if form == "noise":
@@ -111,6 +114,14 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
         noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
         rows = space.values(space.inverse(rows[-1]) + noise)
     return {name: rows[:, i].tolist() for i, name in enumerate(names)}
+
+
+def epoch_ends(curve: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """For each epoch of a curve, its first report at the end of that epoch or later: there may be several an epoch."""
+    ends: list[Mapping[str, Any]] = []
+    for point in curve:
+        ends += [point] * (point["epoch"] - len(ends))
+    return ends
 
 
 def draw(space: rd.HyperSpace, number: int) -> dict[str, float]:
@@ -188,6 +199,7 @@ class Run:
             "hardware": hardware(self.tuner.device),
             "threads": torch.get_num_threads(),
             **versions(),
+            "captured": False,
             "done": False,
             "stop_reason": "",
             "curve": [],
@@ -216,7 +228,9 @@ class Run:
         prefixes = ("hyperparameters/", "scale/", "seconds/", "warning/")
         kept = [*CURVE, *(key for key in report if key.startswith(prefixes))]
         self.record["curve"].append({key: rounded(report[key]) for key in kept if key in report})
-        self.record.update(done=self.tuner.done, stop_reason=report["stop_reason"])
+        steps = self.tuner.algorithm
+        captured = isinstance(steps, GraphedSteps) and steps.captured
+        self.record.update(captured=captured, done=self.tuner.done, stop_reason=report["stop_reason"])
 
     def go(self, minutes: float | None = None) -> bool:
         """Train, print a line per epoch and save; True when the run is done."""
@@ -284,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     epochs = options.epochs if options.epochs is not None else PAPER.get(options.task, (10, {}))[0]
-    warnings.simplefilter("ignore", rd.RunWarning)  # the record has the numbers
+    quiet()  # the record has the numbers
     try:
         config = configuration(options.task, options.method, epochs, options.seed, dict(options.changes))
         schedule = (options.schedule_of, options.schedule_form) if options.schedule_of else None

@@ -53,15 +53,17 @@ def load(folder: Path, first: int | None = None) -> tuple[list[dict[str, Any]], 
 
     Args:
         folder: where they are.
-        first: so many epochs of each run make it finished, and the others do not count; None for all.
+        first: so many epochs of each run make it finished, and later reports do not count; None for all.
 
     Raises:
         FileNotFoundError: if there are none.
     """
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))}
     for record in records.values() if first is not None else ():
-        record["done"] |= len(record["curve"]) >= (first or 0)
-        record["curve"] = record["curve"][:first]
+        # There may be several reports an epoch: the one at its end is the first to count it.
+        within = [point["epoch"] < (first or 0) for point in record["curve"]]
+        record["done"] |= not all(within)
+        record["curve"] = record["curve"][: sum(within) + 1]
         record["first_epochs"] = first
     finished = [record for record in records.values() if record["done"]]
     if not finished:
@@ -219,7 +221,10 @@ def cell(found: Mapping[str, float | None], digits: int) -> str:
 
 
 def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draw `loss.png` (best validation loss by epoch) and `schedules.png` (hyperparameters that move)."""
+    """Draw `loss.png` (best validation loss by epoch) and `schedules.png` (hyperparameters that move).
+
+    Mean and standard deviation over seeds; a run that ended before the others is a dotted line of its own.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,8 +235,13 @@ def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     colours = {entry["label"]: f"C{i % 10}" for i, entry in enumerate(entries)}
 
     def bands(axis: Any, entry: Mapping[str, Any], key: str) -> None:
-        values = np.array([run["curve"][key] for run in entry["runs"]], float)
-        epochs, middle = entry["runs"][0]["curve"]["epoch"], values.mean(0)
+        curves = [run["curve"] for run in entry["runs"]]
+        epochs = max((curve["epoch"] for curve in curves), key=lambda found: found[-1])
+        for curve in curves:
+            if curve["epoch"] != epochs:
+                axis.plot(curve["epoch"], np.array(curve[key], float), ":", color=colours[entry["label"]], linewidth=1)
+        values = np.array([curve[key] for curve in curves if curve["epoch"] == epochs], float)
+        middle = values.mean(0)
         axis.plot(epochs, middle, color=colours[entry["label"]], linewidth=1.6, label=entry["label"])
         if len(values) > 1:
             around = values.std(0, ddof=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -56,13 +57,36 @@ def float32_products(tf32: bool, device: torch.device) -> Iterator[None]:
         tf32: whether they may; convolutions on a GPU otherwise do by PyTorch's default.
         device: the training device; nothing but the products' switch is touched for a CPU.
     """
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
+    convolutions = device.type == "cuda"
+    before = _older_switches()
+    if before is not None:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        if convolutions:
+            torch.backends.cudnn.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            if convolutions:
+                torch.backends.cudnn.allow_tf32 = before[1]
+        return
+    names = ("cuda.matmul", "mkldnn.matmul", *(("cudnn.conv", "cudnn.rnn") if convolutions else ()))
+    switches = [attrgetter(name)(torch.backends) for name in names]
+    kept = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(products)
-        if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = convolutions
+        for switch, precision in zip(switches, kept, strict=True):
+            switch.fp32_precision = precision
+
+
+def _older_switches() -> tuple[str, bool] | None:
+    """Products' and convolutions' switch, or None where the program uses `fp32_precision`, which excludes them."""
+    if getattr(torch.backends, "fp32_precision", "none") != "none":
+        return None
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None

@@ -1,6 +1,8 @@
 """Train and hyper steps captured once and replayed: as CUDA graphs on a GPU, as tapes on a CPU.
 
-A small network is bound by the host, which finds out anew in each step which hundred operations to call.
+A small network is bound by the host, which finds out anew in each step which hundred operations to call. Each step is
+captured by itself, not the whole cycle of train and hyper steps: no intervals, no warm-up and no smaller last minibatch
+of a pass need captures of their own then. It costs a copy of the minibatch and a handful of calls for each step.
 """
 
 from __future__ import annotations
@@ -127,6 +129,10 @@ class CudaRecorder:
                 raise RuntimeError(_DRAWS)
         except BaseException:
             random_state.restore(outer, torch.device("cpu"))
+            # A capture that broke may have left them in the belief that it goes on.
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            for generator in (torch.cuda.default_generators[index], *self.generators):
+                generator.graphsafe_set_state(generator.clone_state())
             raise
 
         def replay() -> Tensor:
@@ -175,7 +181,7 @@ class GraphedSteps(Steps):
         self._refused: set[str] = set()
         # Where they are held, not which they are: a buffer may be exchanged for another one.
         self._buffers = [(m._buffers, name) for m in self.objective.model.modules() for name in m._buffers]
-        self._seen: Counter[Hashable] = Counter()
+        self._seen: Counter[tuple[Hashable, ...]] = Counter()
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
         self._constants: tuple[Hashable, ...] = ()
 
@@ -195,8 +201,9 @@ class GraphedSteps(Steps):
 
     @property
     def captured(self) -> bool:
-        """Whether steps are replayed by now."""
-        return bool(self._captured)
+        """Whether steps of every kind are replayed by now, as far as they have been taken."""
+        kinds = {key[0] for key in self._seen}
+        return bool(kinds) and not self._refused and kinds == {key[0] for key in self._captured}
 
     def _run(self, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         if name in self._refused:
@@ -229,7 +236,7 @@ class GraphedSteps(Steps):
         try:
             replayed = [captured(x, y), *(tensor.clone() for tensor in state)]
         except Exception as problem:
-            error, replayed = f" ({str(problem).strip().splitlines()[0]})", []
+            error, replayed = f" ({_first_line(problem)})", []
         with torch.no_grad():
             for tensor, earlier in zip(state, before, strict=True):
                 tensor.copy_(earlier)
@@ -262,7 +269,9 @@ class GraphedSteps(Steps):
             if isinstance(self.recorder, TapeRecorder):
                 raise  # the step's own error
             # What broke the capture comes before what ending it says.
-            reason, result = str(error.__context__ or error).strip().splitlines()[0], None
+            reason, result = _first_line(error.__context__ or error), None
+            # Other graphs draw from the state that the generators had.
+            self._captured.clear()
         if not reason:
             self._captured[key] = captured
         elif self.must:
@@ -300,6 +309,10 @@ class GraphedSteps(Steps):
         for parameter in (*self.weights, *self.response, space.lam, space.raw_scale):
             parameter.grad = None
         warnings.warn(f"`graph` is off: {name} steps cannot be captured: {reason}", RunWarning, stacklevel=2)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -70,7 +70,8 @@ class Settings:
             network that still underfits asks for less regularisation, down to where λ has no gradient any more.
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
-            ¼ for `fast`. Methods that train Θ along with w₀ take the whole.
+            ¼ for `fast`. Methods that train Θ along with w₀ take the whole. The share is the minibatch's first
+            examples, so a loader of your own should shuffle.
         antithetic: of that share, train Θ on half of the examples, each under ε and under −ε: on some tasks less noise
             for the same arithmetic. By default the preset's, no for `paper` and yes for `fast`; methods that train Θ
             along with w₀ do not, nor shares of fewer than four examples.

@@ -28,7 +28,8 @@ class Tally:
     Attributes:
         best_valid_loss: the smallest validation loss reported so far, infinite before the first.
         reports_since_best: reports that came after it.
-        seconds: time spent, by what it was spent on.
+        seconds: time spent, by what it was spent on. A GPU works on after it was told to: what it is late with at a
+            report counts as training, of which hyper steps may have a part.
     """
 
     def __init__(
@@ -61,21 +62,30 @@ class Tally:
 
     def take(self, steps: int) -> tuple[float, dict[str, float]]:
         """Mean training loss since the last call; `valid_*` and, with test data, `test_*` after so many train steps."""
-        started = time.perf_counter()
-        train_loss = self._train_loss.item() / max(1, self._train_count)
+        train_loss = self._settled() / max(1, self._train_count)
         self._begin()
         split = {"valid": self.valid_scores(steps)}
         if self.test is not None:
             split["test"] = self._evaluate(self.test)
-        self.seconds["evaluate"] += time.perf_counter() - started
         return train_loss, {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
 
     def _begin(self) -> None:
         self._train_loss.zero_()
         self._train_count = 0
 
+    def _settled(self) -> float:
+        """Sum of the training losses, once the device has done all steps; what it was still doing is theirs."""
+        started = time.perf_counter()
+        train_loss = self._train_loss.item()
+        self.seconds["train"] += time.perf_counter() - started
+        return train_loss
+
     def _evaluate(self, stream: Stream) -> dict[str, float]:
-        return evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
+        self._settled()
+        started = time.perf_counter()
+        scores = evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
+        self.seconds["evaluate"] += time.perf_counter() - started
+        return scores
 
     def note(self, valid_loss: float) -> None:
         """Count a report."""

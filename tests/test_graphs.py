@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import ray_deltastn as rd
 from ray_deltastn.graphs import EAGER, GraphedSteps, Recording
@@ -16,7 +17,7 @@ class Pretender:
 
     def __init__(self):
         self.steps = None
-        self.fails = False
+        self.error = None
         self.records = self.replays = self.eagers = 0
 
     def eager(self, run):
@@ -24,8 +25,8 @@ class Pretender:
         return run()
 
     def record(self, run):
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        if self.error is not None:
+            raise self.error
         self.records += 1
         frozen, replaced = self.constants(), []
 
@@ -49,6 +50,9 @@ class Pretender:
                 found += [t.data_ptr() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
         row = self.steps.objective.constant
         return [*found, None if row is None else row.tolist()]
+
+
+FORBIDDEN = RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 def pretend(tuner, must=True):
@@ -99,13 +103,38 @@ def test_a_loaded_state_is_captured_anew():
 
 def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
     plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
-    pretend(usual, must=False).fails = True
+    pretend(usual, must=False).error = FORBIDDEN
     with pytest.warns(rd.RunWarning, match=r"`graph` is off: train steps cannot be captured: operation not permitted"):
         assert told(usual.fit()) == told(plain.fit())
+    assert not usual.algorithm.captured
     strict = make_tuner("delta-stn")
-    pretend(strict).fails = True
+    pretend(strict).error = FORBIDDEN
     with pytest.raises(RuntimeError, match=r"`graph` must be off, train steps cannot be captured: .*capturing$"):
         list(strict.fit())
+
+
+def test_an_error_that_says_nothing_is_named():
+    tuner = make_tuner("delta-stn")
+    pretend(tuner).error = AssertionError()
+    with pytest.raises(RuntimeError, match=r"`graph` must be off, train steps cannot be captured: AssertionError$"):
+        list(tuner.fit())
+
+
+def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
+    plain, tuner = (make_tuner("delta-stn", batch_size=11, warmup=0) for _ in range(2))
+    recorder = pretend(tuner, must=False)
+    assert not tuner.algorithm.captured
+    tuner.step()
+    assert {key[0] for key in tuner.algorithm._captured} == {"train"}
+    assert not tuner.algorithm.captured
+    recorder.error = FORBIDDEN
+    with pytest.warns(rd.RunWarning, match="`graph` is off: hyper steps cannot be captured"):
+        tuner.step()
+    recorder.error = None
+    list(tuner.fit())
+    assert {key[0] for key in tuner.algorithm._captured} == {"train"}
+    assert not tuner.algorithm.captured
+    assert told([tuner.last_report]) == told(list(plain.fit())[-1:])
 
 
 def test_options_of_optimisers_are_captured_anew():
@@ -173,4 +202,16 @@ def test_graphs_of_a_gpu_take_the_way_of_its_steps(method):
     for one, other in zip(told(plain.fit()), told(captured.fit()), strict=True):
         for name, value in one.items():
             assert other[name] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value)
-    assert captured.algorithm._captured
+    assert captured.algorithm.captured
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_capture_that_breaks_on_a_gpu_leaves_the_run_as_it_is():
+    def loss(output, y):
+        return F.cross_entropy(output, y) * (1.0 + 0.0 * output.sum().item())
+
+    plain, usual = (make_tuner("delta-stn", "cuda", loss=loss, graph=graph, epochs=20) for graph in ("off", "auto"))
+    with pytest.warns(rd.RunWarning, match="`graph` is off: train steps cannot be captured"):
+        found = told(usual.fit())
+    for one, other in zip(told(plain.fit()), found, strict=True):
+        assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)

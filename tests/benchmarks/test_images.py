@@ -259,6 +259,43 @@ def test_runs_may_be_looked_at_after_fewer_epochs(tmp_path):
         images_report.load(tmp_path)
 
 
+def several_an_epoch():
+    record = finished("a", 0, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0], [1.0] * 6)
+    for point, epoch in zip(record["curve"], (0, 1, 1, 2, 2, 4), strict=True):
+        point["epoch"] = epoch
+    return record
+
+
+def test_an_epoch_may_have_several_reports_or_none(tmp_path):
+    record = several_an_epoch()
+    assert [point["valid_loss"] for point in images.epoch_ends(record["curve"])] == [5.0, 3.0, 1.0, 1.0]
+    (tmp_path / "a-s0.json").write_text(json.dumps(record))
+    for first, left in ((1, [6.0, 5.0]), (2, [6.0, 5.0, 4.0, 3.0]), (4, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])):
+        ((found,), _) = images_report.load(tmp_path, first)
+        assert [point["valid_loss"] for point in found["curve"]] == left
+
+
+def test_a_record_shorter_than_an_epoch_is_no_schedule():
+    record = several_an_epoch()
+    del record["curve"][1:]
+    space = rd.HyperSpace(p=rd.Bounded(0.1))
+    with pytest.raises(ValueError, match="`--schedule-of` must be a record of at least one epoch, got a shorter one"):
+        images.schedule_of(record, "schedule", space, 0)
+
+
+def test_pictures_of_seeds_of_which_one_ended_early(tmp_path, monkeypatch):
+    entries = images_report.summarise(
+        [finished("a", seed, [3.0, 2.0, 1.0][:length], [1.0] * length) for seed, length in ((0, 3), (1, 3), (2, 2))]
+    )
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda self, x, y, *style, **how: drawn.append((list(x), list(y), *style))
+    )
+    for path in images_report.plot(entries, tmp_path):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert drawn[:2] == [([1, 2], [3.0, 2.0], ":"), ([1, 2, 3], [3.0, 2.0, 1.0])]
+
+
 def test_report_of_an_empty_folder_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         images_report.main([str(tmp_path)])

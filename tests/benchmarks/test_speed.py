@@ -1,4 +1,5 @@
 import json
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -115,3 +116,11 @@ def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal, tmp_
     monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it ran"))
     given = [word.format(folder=tmp_path) for word in arguments.split()]
     assert message.format(folder=tmp_path) in refusal(speed.main, *given)
+
+
+def test_warnings_about_captures_are_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        speed.quiet()
+        for text in ("`hyper steps × hyper_lr >= 4` should hold", "`graph` is off: train steps cannot be captured"):
+            warnings.warn(text, rd.RunWarning, stacklevel=1)
+    assert [str(warning.message)[:14] for warning in shown] == ["`graph` is off"]

@@ -1,5 +1,8 @@
 """bfloat16 autocast: the same gradients and the same schedule as float32, within its rounding."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,3 +136,33 @@ def test_tf32_is_for_the_run_only():
     rd.SelfTuner(task, epochs=1, precision="tf32", device="cpu").step()
     assert "high" in seen
     assert torch.get_float32_matmul_precision() == before
+
+
+PROGRAM = """
+import torch
+from ray_deltastn.algorithm import float32_products
+
+backends = torch.backends
+{setting}
+switches = [backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+before = [switch.fp32_precision for switch in switches]
+for tf32, name in ((True, "tf32"), (False, "ieee")):
+    with float32_products(tf32, torch.device("cuda")):
+        assert [switch.fp32_precision == "tf32" for switch in switches] == [tf32] * 4, (tf32, before)
+    assert [switch.fp32_precision for switch in switches] == before, (tf32, before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="needs a newer PyTorch")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+        "backends.fp32_precision = 'tf32'",
+        "backends.cudnn.conv.fp32_precision = 'ieee'; backends.mkldnn.matmul.fp32_precision = 'tf32'",
+    ],
+)
+def test_tf32_where_a_program_uses_the_newer_switches(setting):
+    # PyTorch refuses the older ones from then on, for all of the process.
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(setting=setting)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import yaml
 pytest.importorskip("ray")
 
 from ray_deltastn.compare.plan import CompareConfig
-from ray_deltastn.settings import Settings
+from ray_deltastn.settings import PRESETS, Settings
 from ray_deltastn.tasks import READY, images
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
@@ -48,6 +48,14 @@ def test_settings_are_the_papers(name):
     else:
         assert settings.schedule == {"name": "step", "step_size": schedule[0], "gamma": schedule[1]}
     assert config.tune.num_samples == 5  # runs
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_another_preset_replaces_all_that_the_papers_decides(name):
+    config = ExperimentConfig.read(FOLDER / f"{name}.yaml", ["train.preset=fast"])
+    found, fast = Settings(**config.train), Settings(preset="fast")
+    for option in PRESETS["fast"]:
+        assert getattr(found, option) == getattr(fast, option), option
 
 
 @pytest.mark.parametrize("name", PAPER)

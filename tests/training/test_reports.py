@@ -1,6 +1,7 @@
 """What a report says, and when it warns."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 import ray_deltastn as rd
+from ray_deltastn import tally
+from ray_deltastn.evaluation import evaluate
 from tests.training.runs import (
     METHODS,
     STEPS,
@@ -138,6 +141,20 @@ def test_seconds_add_up_and_grow():
         assert min(parts) >= 0
         assert report["seconds/total"] == pytest.approx(sum(parts))
     assert second["seconds/train"] > first["seconds/train"] > 0
+
+
+def test_an_evaluation_counts_whoever_asks_for_it(monkeypatch):
+    clock = [0]
+    monkeypatch.setattr(tally, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def slow(*arguments):
+        clock[0] += 1
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(tally, "evaluate", slow)
+    for schedule in (None, {"name": "plateau"}):
+        evaluations = [report["seconds/evaluate"] for report in make_tuner(epochs=2, schedule=schedule).fit()]
+        assert evaluations == [2, 4], schedule  # validation and test data, each once an epoch
 
 
 def test_saturated_hyperparameters_are_counted():
