@@ -34,7 +34,7 @@ from benchmarks.record import rounded, spread
 
 POINTS = 60
 #: What an entry keeps of its first record, if that has it.
-KEPT = ("schedule_of", "schedule_form", "schedule_sha256", "first_epochs")
+KEPT = ("schedule_of", "schedule_form", "schedule_sha256", "first_epochs", "captured")
 COLUMNS = {
     "best_valid_loss": "best validation loss",
     "test_loss_there": "test loss there",
