@@ -21,6 +21,8 @@ At the weights, response and hyperparameters of that moment, for each hyperparam
 Signs are compared where the 95 % intervals of both numbers (Student's t) do not hold zero. Validation loss here is on
 the whole validation set, in evaluation mode. `--shift` is the step of both differences in λ. Cutout's whole numbers are
 rounded, so their differences come in steps.
+
+`--noise-only` leaves bias and greed out, which take most of the time.
 """
 
 from __future__ import annotations
@@ -77,11 +79,14 @@ def look(tuner: rd.SelfTuner, config: dict[str, Any], options: argparse.Namespac
     o, lam = options, tuner.space.lam.detach()
     drawn = {batch: hypergradients(tuner, batch, o.draws) for batch in o.batches}
     moments = list(zip(*steady(tuner, config, max(o.batches), o.moments), strict=True))
-    plain = {"implicit": plain_copy(tuner, config, lam), "averaged": averaged(tuner, config, o.average)}
-    implicit = {kind: local(run, lam, o.horizons, o.shift, o.images, o.repeats) for kind, run in plain.items()}
+    implicit = {}
+    if o.horizons:
+        plain = {"implicit": plain_copy(tuner, config, lam), "averaged": averaged(tuner, config, o.average)}
+        implicit = {kind: local(run, lam, o.horizons, o.shift, o.images, o.repeats) for kind, run in plain.items()}
     rows = []
     for column, name in enumerate(tuner.space.names):
-        pairs = [retrained(tuner, config, column, o.shift, o.horizons, seed) for seed in range(o.pairs)]
+        seeds = range(o.pairs if o.horizons else 0)
+        pairs = [retrained(tuner, config, column, o.shift, o.horizons, seed) for seed in seeds]
         row = {
             "seed": config["seed"],
             "epoch": tuner.epoch,
@@ -112,7 +117,11 @@ def line(row: dict[str, Any]) -> str:
         return f"{found['mean']:+.5f}" + ("" if found["error"] is None else f" ± {found['error']:.5f}")
 
     noise = "  ".join(f"{batch}: {value:.2f}" for batch, value in row["signal_to_noise"].items())
-    kinds = [f"{kind} " + "  ".join(f"{n}: {text(found)}" for n, found in row[kind].items()) for kind in KINDS]
+    kinds = [
+        f"{kind} " + "  ".join(f"{n}: {text(found)}" for n, found in row[kind].items())
+        for kind in KINDS
+        if row.get(kind)
+    ]
     return (
         f"seed {row['seed']}  epoch {row['epoch']:3}  {row['hyperparameter']:14} {row['value']:.4g}  signal/noise "
         f"{noise}   learned {text(row['learned'])}   steady {text(row['steady'])}   {'   '.join(kinds)}"
@@ -219,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=several(whole()), default=[128, 512, 1500], help="sizes of the hyper batch")
     parser.add_argument("--draws", type=whole(2), default=50)
     parser.add_argument("--horizons", type=several(whole()), default=[20, 100], help="train steps looked ahead")
+    parser.add_argument("--noise-only", action="store_true", help="no implicit differentiation and no re-training")
     parser.add_argument("--moments", type=whole(2), default=8, help="later moments in `steady`")
     parser.add_argument("--average", type=whole(), default=300, help="train steps in the mean of `averaged`")
     parser.add_argument("--pairs", type=whole(), default=4, help="re-trainings of each hyperparameter")
@@ -233,6 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(arguments)
+    if options.noise_only:
+        options.horizons = []
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", rd.RunWarning)
     try:
@@ -248,9 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     prepare(parser, options.json, options.plot)
     shown = {k: v for k, v in configs[0].items() if k not in ("data_root", "seed")}
-    asked = {
-        key: getattr(options, key) for key in ("shift", "draws", "moments", "pairs", "average", "repeats", "images")
-    }
+    of_plain = () if options.noise_only else ("shift", "pairs", "average", "repeats", "images")
+    asked = {key: getattr(options, key) for key in ("draws", "moments", *of_plain)}
     head = {"command": record.command_line("benchmarks.images_hypergradient", arguments), "config": shown, **asked,
             "hardware": hardware(tuner.device), **versions()}  # fmt: skip
     rows: list[dict[str, Any]] = []

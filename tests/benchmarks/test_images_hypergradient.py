@@ -99,6 +99,23 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert torch.get_num_threads() == 1
 
 
+def test_noise_alone_is_the_same_as_with_all_else(tmp_path, capsys):
+    run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--epochs", "2,3",
+           "--batches", "4,8", "--draws", "3", "--moments", "2"]  # fmt: skip
+    rest = ["--horizons", "2", "--pairs", "1", "--repeats", "2", "--average", "2"]
+    records = []
+    for name, more in (("all", rest), ("noise", ["--noise-only"])):
+        look.main([*run, *more, "--json", str(tmp_path / name)])
+        records.append(json.loads((tmp_path / name).read_text()))
+    whole, noise = (record["rows"] for record in records)
+    for row in whole:
+        del row["implicit"], row["averaged"]
+        row["retrained"] = {}
+    assert noise == whole
+    assert "pairs" not in records[1]
+    assert "median signal to noise over time" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_pairs_of_retraining_differ_in_their_random_numbers_only():
     tuner = measure.tuner_of({"task": "tests.tune.tiny:build", "seed": 0, "epochs": 2, "batch_size": 16, "warmup": 1})
     list(tuner.fit())
