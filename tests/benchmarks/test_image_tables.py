@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import images_hypergradient, response_noise
+from ray_deltastn.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
@@ -124,7 +125,7 @@ def test_noise_of_the_response_is_that_of_the_records():
 
 def test_shares_of_the_minibatch_are_those_of_the_records():
     names = {
-        "Θ on all": "whole", "Θ on ½": "half", "Θ on ¼": "quarter", "Θ on ⅛": "eighth",
+        "`preset: paper`": "paper", "Θ on all": "whole", "Θ on ½": "half", "Θ on ¼": "quarter", "Θ on ⅛": "eighth",
         "Θ on ¼, `antithetic` (`fast`)": "quarter-antithetic",
         "hyper batch 16, Θ on ¼": "batch-16", "hyper batch 64, Θ on ¼": "batch-64",
         "hyper batch 359, Θ on ¼": "batch-359",
@@ -155,8 +156,42 @@ def test_shares_of_the_minibatch_are_those_of_the_records():
         assert paired(entries[label], entries["whole"], column) in quoted
         assert quoted in said
     assert paired(entries["batch-359"], entries["batch-64"], "final_valid_loss") == "0.017 ± 0.008"
+    for one, other, column, quoted in (
+        ("quarter-antithetic", "paper", "best_valid_loss", "0.003 ± 0.002 above it in best"),
+        ("paper", "quarter-antithetic", "final_valid_loss", "0.000 ± 0.005 below it in final validation loss"),
+        ("quarter-antithetic", "paper", "test_loss_there", "0.008 ± 0.005 above in test loss at the best epoch"),
+        ("paper", "whole", "best_valid_loss", "it is 0.004 ± 0.002 and"),
+        ("paper", "whole", "final_valid_loss", "and 0.014 ± 0.004 lower"),
+    ):
+        assert paired(entries[one], entries[other], column) in quoted
+        assert quoted in said
+    for entry in (entries["paper"], entries["whole"]):
+        assert Settings(**{k: v for k, v in entry["config"].items() if k != "task"}).hyper_rate(960) == 0.01
     assert [sum(end > 0.05 for end in found) for found in ends.values()] == [10, 5, 6]
     assert [sum(end < 0.005 for end in found) for found in ends.values()] == [0, 2, 0]
+
+
+def test_warm_ups_are_those_of_the_records():
+    said = " ".join(PAGE[PAGE.index("**Warm-up keeps it") :].split("**Schedule against")[0].split())
+    lost = {}
+    for name in ("warmup", "warmup_tuned"):
+        long, short = json.loads((RECORDS / "digits" / f"{name}.json").read_text())
+        assert (long["value"], short["value"], long["n"], short["n"]) == (2000, "none", 5, 5)
+        assert cell(short["best_valid_loss"]) in said
+        assert cell(long["best_valid_loss"]) in said
+        ends = [[run["curve"]["hyperparameters/dropout0"][-1] for run in entry["runs"]] for entry in (short, long)]
+        lost[name] = [sum(end < 0.01 for end in found) for found in ends]
+    assert lost == {"warmup": [4, 0], "warmup_tuned": [1, 0]}
+
+
+def test_perturbation_scales_are_those_of_the_record():
+    entries = json.loads((RECORDS / "fashion" / "perturbation_scale.json").read_text())
+    rows = rows_below("### Perturbation scale, on the same network")
+    found = {(e["method"], f"{e['value']:g}"): [cell(e[column]) for column in LOSSES[:2]] for e in entries}
+    assert {entry["n"] for entry in entries} == {2}
+    assert rows == {
+        value: found["delta-stn", value] + found["stn", value] for method, value in found if method == "stn"
+    }
 
 
 def test_schedules_against_constants_are_those_of_the_record():
