@@ -194,6 +194,22 @@ def test_perturbation_scales_are_those_of_the_record():
     }
 
 
+def test_noise_by_share_is_that_of_the_records():
+    rows = rows_below("**By the share of the minibatch")
+    names = {"all": "whole", "½": "half", "¼": "quarter", "¼, `antithetic`": "quarter_antithetic"}
+    assert set(rows) == set(names)
+    for said, name in names.items():
+        expected = []
+        for task, columns in (("digits", 3), ("fashion", 4)):
+            path = RECORDS / "hypergradient_noise" / f"{task}_{name}.json"
+            if (task, name) == ("fashion", "whole"):
+                path = RECORDS / "hypergradient_fashion.json"
+            found = json.loads(path.read_text()) if path.exists() else {"rows": [], "summary": [""] * columns}
+            assert len(found["rows"]) == (0 if not path.exists() else {"digits": 64, "fashion": 12}[task])
+            expected += [line.rpartition(" ")[2] for line in found["summary"][-columns:]]
+        assert rows[said] == expected
+
+
 def test_schedules_against_constants_are_those_of_the_record():
     rows = rows_below("**Schedule against constants")
     names = {
