@@ -32,7 +32,7 @@ TABLES = {
         [LOSSES[0], LOSSES[1], LOSSES[3]],
         {
             "fast": "`preset=fast`", "fast-independent": "`preset=fast`, `antithetic=false`",
-            "delta-paper": "`preset=paper`",
+            "delta-paper": "`preset=paper`", "paper-auto": "`preset=paper`, `hyper_lr=auto`",
             "random-best-of-8": "best of 8 runs of random search", "delta-lr05": "Θ on all, `hyper_lr` 0.05",
             "delta-lr05-w12": "Θ on all, `hyper_lr` 0.05, warm-up 12",
             "fast-lr05-w12": "Θ on ¼, `hyper_lr` 0.05, warm-up 12",
@@ -105,6 +105,19 @@ def test_searches_one_by_one_are_those_of_the_record():
         ("fast-independent", "best_valid_loss", "of so short a run (0.000 ± 0.005)"),
     ):
         assert paired(entries[label], entries["fast"], column) in quoted
+        assert quoted in said
+    assert "{:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f} against 0.348, 0.391".format(*best["paper-auto"]) in said
+    assert all(one < other for one, other in zip(best["paper-auto"], best["random-best-of-8"], strict=True))
+    for label, column, quoted in (
+        ("random-best-of-8", "best_valid_loss", "paired 0.035 ± 0.013 below in validation"),
+        ("random-best-of-8", "test_loss_there", "and 0.036 ± 0.011 in test loss"),
+        ("delta-paper", "best_valid_loss", "0.009 ± 0.003 below `paper` at its best epoch"),
+        ("delta-paper", "test_loss_there", "(0.010 ± 0.003 in test loss there)"),
+        ("delta-paper", "final_valid_loss", "and 0.008 ± 0.003 at the end"),
+        ("fast", "best_valid_loss", "and 0.005 ± 0.002 below `fast` at its best"),
+        ("fast", "final_valid_loss", "level at the end (0.000 ± 0.006)"),
+    ):
+        assert paired(entries[label], entries["paper-auto"], column).lstrip("-") in quoted
         assert quoted in said
     assert sum(loss > 0.48 for losses in drawn for loss in losses) == 26
 
