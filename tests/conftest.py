@@ -48,16 +48,19 @@ def begin():
 
 @pytest.fixture(autouse=True)
 def _all_of_the_cluster(request):
-    """A new cluster where a CPU is missing: Ray 2.60 loses one if a placement group is removed while it is made."""
+    """A new cluster where a CPU is missing.
+
+    Ray loses one if a placement group is removed while it is being made (https://github.com/ray-project/ray/issues/64693).
+    """
     if "ray_cluster" not in request.fixturenames:
         return
     import ray
 
     request.getfixturevalue("ray_cluster")
     given_up = time.monotonic() + 20
-    while ray.available_resources().get("CPU", 0) < CPUS:
-        if time.monotonic() > given_up:
-            ray.shutdown()
-            begin()
+    while ray.is_initialized() and time.monotonic() < given_up:
+        if ray.available_resources().get("CPU", 0) >= CPUS:
             return
         time.sleep(0.05)
+    ray.shutdown()
+    begin()

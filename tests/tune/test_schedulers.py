@@ -76,8 +76,7 @@ def test_a_population_copies_perturbs_and_says_so(scheduler, experiment):
 
 
 def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, ray_cluster):
-    # Half a CPU, then a whole one: Tune was seen to keep what the trial had held before, and with both CPUs of the
-    # cluster asked for in the second place the trial waited for ever.
+    # Half a CPU, then a whole one: a trial that needs all of the cluster waits for ever if Ray loses a part of it.
     def more(controller, trial, result, scheduler):
         return tune.PlacementGroupFactory([{"CPU": 1 if result["training_iteration"] >= 2 else 0.5}])
 
