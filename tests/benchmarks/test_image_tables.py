@@ -57,6 +57,13 @@ def paired(one, other, column):
     return f"{statistics.fmean(both):.3f} ± {statistics.stdev(both) / len(both) ** 0.5:.3f}"
 
 
+def assert_said(said, entries, *quotes):
+    """Each quote is on the page and holds the paired difference of two settings."""
+    for one, other, column, quoted in quotes:
+        assert paired(entries[one], entries[other], column).replace("-0.000", "0.000") in quoted
+        assert quoted in said
+
+
 def cell(found, digits=3):
     return f"{found['mean']:.{digits}f}" + ("" if found["std"] is None else f" ± {found['std']:.{digits}f}")
 
@@ -97,28 +104,26 @@ def test_searches_one_by_one_are_those_of_the_record():
     assert "`fast` has {:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f}, so".format(*best["fast"]) in said
     gaps = [other - one for one, other in zip(best["fast"], best["random-best-of-8"], strict=True)]
     assert (sum(gap > 0.03 for gap in gaps), sum(abs(gap) < 0.002 for gap in gaps)) == (3, 2)
-    for label, column, quoted in (
-        ("random-best-of-8", "best_valid_loss", "end 0.030 ± 0.014 above `fast`"),
-        ("random-best-of-8", "test_loss_there", "0.031 ± 0.013 in test loss"),
-        ("delta-paper", "best_valid_loss", "0.004 ± 0.004 below `paper` at its best epoch"),
-        ("delta-paper", "final_valid_loss", "0.008 ± 0.004 at the end"),
-        ("fast-independent", "best_valid_loss", "of so short a run (0.000 ± 0.005)"),
-    ):
-        assert paired(entries[label], entries["fast"], column) in quoted
-        assert quoted in said
+    assert_said(
+        said, entries,
+        ("random-best-of-8", "fast", "best_valid_loss", "end 0.030 ± 0.014 above `fast`"),
+        ("random-best-of-8", "fast", "test_loss_there", "0.031 ± 0.013 in test loss"),
+        ("delta-paper", "fast", "best_valid_loss", "0.004 ± 0.004 below `paper` at its best epoch"),
+        ("delta-paper", "fast", "final_valid_loss", "0.008 ± 0.004 at the end"),
+        ("fast-independent", "fast", "best_valid_loss", "of so short a run (0.000 ± 0.005)"),
+    )  # fmt: skip
     assert "{:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f} against 0.348, 0.391".format(*best["paper-auto"]) in said
     assert all(one < other for one, other in zip(best["paper-auto"], best["random-best-of-8"], strict=True))
-    for label, column, quoted in (
-        ("random-best-of-8", "best_valid_loss", "paired 0.035 ± 0.013 below in validation"),
-        ("random-best-of-8", "test_loss_there", "and 0.036 ± 0.011 in test loss"),
-        ("delta-paper", "best_valid_loss", "0.009 ± 0.003 below `paper` at its best epoch"),
-        ("delta-paper", "test_loss_there", "(0.010 ± 0.003 in test loss there)"),
-        ("delta-paper", "final_valid_loss", "and 0.008 ± 0.003 at the end"),
-        ("fast", "best_valid_loss", "and 0.005 ± 0.002 below `fast` at its best"),
-        ("fast", "final_valid_loss", "level at the end (0.000 ± 0.006)"),
-    ):
-        assert paired(entries[label], entries["paper-auto"], column).lstrip("-") in quoted
-        assert quoted in said
+    assert_said(
+        said, entries,
+        ("random-best-of-8", "paper-auto", "best_valid_loss", "paired 0.035 ± 0.013 below in validation"),
+        ("random-best-of-8", "paper-auto", "test_loss_there", "and 0.036 ± 0.011 in test loss"),
+        ("delta-paper", "paper-auto", "best_valid_loss", "0.009 ± 0.003 below `paper` at its best epoch"),
+        ("delta-paper", "paper-auto", "test_loss_there", "(0.010 ± 0.003 in test loss there)"),
+        ("delta-paper", "paper-auto", "final_valid_loss", "and 0.008 ± 0.003 at the end"),
+        ("fast", "paper-auto", "best_valid_loss", "and 0.005 ± 0.002 below `fast` at its best"),
+        ("fast", "paper-auto", "final_valid_loss", "level at the end (0.000 ± 0.006)"),
+    )  # fmt: skip
     assert sum(loss > 0.48 for losses in drawn for loss in losses) == 26
 
 
@@ -160,24 +165,22 @@ def test_shares_of_the_minibatch_are_those_of_the_records():
         for label in ("whole", "quarter", "quarter-antithetic")
     }
     said = " ".join(PAGE[PAGE.index("**Share of the minibatch") :].split("\n### ")[0].split())
-    for label, column, quoted in (
-        ("quarter", "best_valid_loss", "¼ ends 0.009 ± 0.003 above the whole"),
-        ("quarter", "final_valid_loss", "0.017 ± 0.005 in final validation loss"),
-        ("quarter-antithetic", "best_valid_loss", "`antithetic` 0.007 ± 0.003"),
-        ("quarter-antithetic", "final_valid_loss", "and 0.013 ± 0.004"),
-    ):
-        assert paired(entries[label], entries["whole"], column) in quoted
-        assert quoted in said
+    assert_said(
+        said, entries,
+        ("quarter", "whole", "best_valid_loss", "¼ ends 0.009 ± 0.003 above the whole"),
+        ("quarter", "whole", "final_valid_loss", "0.017 ± 0.005 in final validation loss"),
+        ("quarter-antithetic", "whole", "best_valid_loss", "`antithetic` 0.007 ± 0.003"),
+        ("quarter-antithetic", "whole", "final_valid_loss", "and 0.013 ± 0.004"),
+    )  # fmt: skip
     assert paired(entries["batch-359"], entries["batch-64"], "final_valid_loss") == "0.017 ± 0.008"
-    for one, other, column, quoted in (
+    assert_said(
+        said, entries,
         ("quarter-antithetic", "paper", "best_valid_loss", "0.003 ± 0.002 above it in best"),
         ("paper", "quarter-antithetic", "final_valid_loss", "0.000 ± 0.005 below it in final validation loss"),
         ("quarter-antithetic", "paper", "test_loss_there", "0.008 ± 0.005 above in test loss at the best epoch"),
         ("paper", "whole", "best_valid_loss", "it is 0.004 ± 0.002 and"),
         ("paper", "whole", "final_valid_loss", "and 0.014 ± 0.004 lower"),
-    ):
-        assert paired(entries[one], entries[other], column) in quoted
-        assert quoted in said
+    )  # fmt: skip
     for entry in (entries["paper"], entries["whole"]):
         assert Settings(**{k: v for k, v in entry["config"].items() if k != "task"}).hyper_rate(960) == 0.01
     assert [sum(end > 0.05 for end in found) for found in ends.values()] == [10, 5, 6]
