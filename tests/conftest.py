@@ -32,13 +32,25 @@ def ray_cluster():
     ray.shutdown()
 
 
-def begin():
+@pytest.fixture
+def larger_ray_cluster(ray_cluster):
+    """One of four CPUs in its place, for a test that asks for so much that the loss of a CPU would stop it."""
+    import ray
+
+    ray.shutdown()
+    begin(2 * CPUS)
+    yield
+    ray.shutdown()
+    begin()
+
+
+def begin(cpus=CPUS):
     """Start the cluster of the tests."""
     import ray
 
     ray.init(
         "local",  # whatever else runs on this machine
-        num_cpus=CPUS,
+        num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

@@ -1,11 +1,15 @@
 """Captured steps take the same way as those that run as they are."""
 
+from contextlib import contextmanager
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import ray_deltastn as rd
-from ray_deltastn.graphs import EAGER, GraphedSteps, Recording
+from ray_deltastn import graphs
+from ray_deltastn.graphs import EAGER, CudaRecorder, GraphedSteps, Recording
 from ray_deltastn.tune.config import ExperimentConfig
 from tests.captures import LEARNED, SCHEDULES, make_tuner, told
 
@@ -133,8 +137,27 @@ def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
     recorder.error = None
     list(tuner.fit())
     assert {key[0] for key in tuner.algorithm._captured} == {"train"}
+    assert recorder.records == 2  # the one from before drew from the state that the generators had
     assert not tuner.algorithm.captured
     assert told([tuner.last_report]) == told(list(plain.fit())[-1:])
+
+
+def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
+    @contextmanager
+    def broken(graph, **options):
+        yield
+        raise FORBIDDEN
+
+    generators = [MagicMock(), MagicMock()]
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, generators[0]))
+    for name, stand_in in (("CUDAGraph", MagicMock), ("graph", broken), ("graph_pool_handle", MagicMock)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(graphs, "_stream", MagicMock())
+    recorder = CudaRecorder(torch.device("cuda:1"), generators[1:])
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(MagicMock())
+    for generator in generators:
+        generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
 
 
 def test_options_of_optimisers_are_captured_anew():

@@ -75,19 +75,18 @@ def test_a_population_copies_perturbs_and_says_so(scheduler, experiment):
     assert results.groupby("trial_id")["training_iteration"].max().tolist() == [EPOCHS] * 6
 
 
-def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, ray_cluster):
-    # Half a CPU, then a whole one: a trial that needs all of the cluster waits for ever if Ray loses a part of it.
+def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, larger_ray_cluster):
     def more(controller, trial, result, scheduler):
-        return tune.PlacementGroupFactory([{"CPU": 1 if result["training_iteration"] >= 2 else 0.5}])
+        return tune.PlacementGroupFactory([{"CPU": 2 if result["training_iteration"] >= 2 else 1}])
 
     analysis = tune.run(
-        DeltaSTNTrainable, metric="valid_loss", mode="min", config=CONFIG | {"resources": {"cpu": 0.5}},
-        storage_path=str(tmp_path), verbose=0, time_budget_s=300,
+        DeltaSTNTrainable, metric="valid_loss", mode="min", config=CONFIG, storage_path=str(tmp_path), verbose=0,
+        time_budget_s=300,
         scheduler=tune.schedulers.ResourceChangingScheduler(resources_allocation_function=more),
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1), reuse_actors=False,
     )  # fmt: skip
     trial = analysis.trials[0]
-    assert trial.placement_group_factory.required_resources["CPU"] == 1
+    assert trial.placement_group_factory.required_resources["CPU"] == 2
     last = without_times(trial.last_result)
     expected = finish(DeltaSTNTrainable(CONFIG))[-1]
     assert {key: last[key] for key in expected} == expected
