@@ -1,8 +1,8 @@
 """Train and hyper steps captured once and replayed: as CUDA graphs on a GPU, as tapes on a CPU.
 
 A small network is bound by the host, which finds out anew in each step which hundred operations to call. Each step is
-captured by itself, not the whole cycle of train and hyper steps: no intervals, no warm-up and no smaller last minibatch
-of a pass need captures of their own then. It costs a copy of the minibatch and a handful of calls for each step.
+captured by itself, not the whole cycle of train and hyper steps: intervals, warm-up, and where in a cycle the smaller
+last minibatch of a pass falls, make no difference then. It costs a copy of the minibatch and a few calls for each step.
 """
 
 from __future__ import annotations
