@@ -23,11 +23,11 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from benchmarks.record import evenly, rounded, write
-from benchmarks.speed import versions
-from ray_deltastn.compare import pictures
-from ray_deltastn.compare.report import Comparison, write_comparison
+from benchmarks.common.machine import versions
+from benchmarks.common.record import evenly, rounded, write
 from ray_deltastn.compare.tables import spending
+from ray_deltastn.reports import comparison_pictures as pictures
+from ray_deltastn.reports.comparison import Comparison, write_comparison
 
 #: Most points of a curve, and colours of a picture.
 POINTS, COLOURS = 60, 128

@@ -35,10 +35,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.arguments import number, prepare, whole
-from benchmarks.record import command_line, write
-from benchmarks.speed import versions
-from ray_deltastn.tune.report_log import read_log
+from benchmarks.common.arguments import number, prepare, whole
+from benchmarks.common.machine import versions
+from benchmarks.common.record import command_line, write
+from ray_deltastn.training.columns import SCALES, VALUES
+from ray_deltastn.tune.folder.log import read_log
 
 KINDS = ("driver", "worker", "node")
 NODES = 3
@@ -175,8 +176,8 @@ def replay(config: dict[str, Any], last: dict[str, Any]) -> list[str]:
     while not report["done"]:
         report = trial.train()
     trial.stop()
-    kept = ("loss", "accuracy", "hyperparameters/", "scale/", "epoch", "steps")
-    names = [name for name in report if any(part in name for part in kept)]
+    kept = ("loss", "accuracy", "epoch", "steps")
+    names = [n for n in report if n in VALUES or n in SCALES or any(part in n for part in kept)]
     return [name for name in names if not _same(report[name], last.get(name))]
 
 

@@ -34,13 +34,14 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
-from benchmarks.arguments import whole
-from benchmarks.record import rounded
-from benchmarks.speed import hardware, quiet, versions
-from ray_deltastn.graphs import GraphedSteps
-from ray_deltastn.settings import Settings
+from benchmarks.common.arguments import whole
+from benchmarks.common.machine import hardware, quiet, versions
+from benchmarks.common.record import rounded
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
+from ray_deltastn.training.capture.graphs import GraphedSteps
+from ray_deltastn.training.columns import GROUPS, SECONDS, VALUES
+from ray_deltastn.training.settings import Settings
 
 _COMMON = {"batch_size": 128, "momentum": 0.9, "entropy_weight": 1e-3}
 _CIFAR = {**_COMMON, "schedule": {"name": "step", "step_size": 60, "gamma": 0.2}}
@@ -100,13 +101,13 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
     """
     names = space.names
     curve = record.get("curve") if isinstance(record, Mapping) else None
-    missing = [n for n in names if not curve or any(f"hyperparameters/{n}" not in point for point in curve)]
+    missing = [n for n in names if not curve or any(VALUES(n) not in point for point in curve)]
     if not curve or missing:
         raise ValueError(f"`--schedule-of` must be a record of a run that tuned {', '.join(names)}, got another")
     points = epoch_ends(curve)
     if not points:
         raise ValueError("`--schedule-of` must be a record of at least one epoch, got a shorter one")
-    rows = torch.tensor([[point[f"hyperparameters/{n}"] for n in names] for point in points]).double()
+    rows = torch.tensor([[point[VALUES(n)] for n in names] for point in points]).double()
     if form == "final":
         return dict(zip(names, rows[-1].tolist(), strict=True))
     if form == "noise":
@@ -225,8 +226,7 @@ class Run:
                 self._note(self.tuner.last_report)
 
     def _note(self, report: Mapping[str, Any]) -> None:
-        prefixes = ("hyperparameters/", "scale/", "seconds/", "warning/")
-        kept = [*CURVE, *(key for key in report if key.startswith(prefixes))]
+        kept = [*CURVE, *(key for key in report if any(key in group for group in GROUPS))]
         self.record["curve"].append({key: rounded(report[key]) for key in kept if key in report})
         steps = self.tuner.algorithm
         captured = isinstance(steps, GraphedSteps) and steps.captured
@@ -243,7 +243,7 @@ class Run:
             print(
                 f"{self.label} seed {self.config['seed']}  epoch {report['epoch']}/{self.config['epochs']}  "
                 f"train {report['train_loss']:.4f}  valid {report['valid_loss']:.4f}  "
-                f"test {report.get('test_loss', float('nan')):.4f}  {report['seconds/total']:.0f} s",
+                f"test {report.get('test_loss', float('nan')):.4f}  {report[SECONDS('total')]:.0f} s",
                 flush=True,
             )
             self.save()

@@ -41,11 +41,20 @@ from scipy import stats
 from torch import Tensor
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, several, whole
-from benchmarks.hypergradients import averaged, check, hypergradients, local, plain_copy, retrained, steady, tuner_of
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.hypergradients import (
+    averaged,
+    check,
+    hypergradients,
+    local,
+    plain_copy,
+    retrained,
+    steady,
+    tuner_of,
+)
+from benchmarks.common.machine import hardware, versions
 from benchmarks.images import PAPER, change, configuration
-from benchmarks.speed import hardware, versions
 from ray_deltastn.methods import get_method
 
 #: What the learned hypergradient is held against.

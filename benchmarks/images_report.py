@@ -29,8 +29,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import prepare, whole
-from benchmarks.record import rounded, spread
+from benchmarks.common.arguments import prepare, whole
+from benchmarks.common.record import rounded, spread
+from ray_deltastn.training.columns import SECONDS, VALUES
 
 POINTS = 60
 #: What an entry keeps of its first record, if that has it.
@@ -142,7 +143,7 @@ def outcome(record: Mapping[str, Any]) -> dict[str, float]:
         "final_test_loss": loss(last, "test_loss"),
         "final_valid_accuracy": accuracy(last, "valid_accuracy"),
         "final_test_accuracy": accuracy(last, "test_accuracy"),
-        "seconds": last["seconds/train"] + last["seconds/hyper"],
+        "seconds": last[SECONDS("train")] + last[SECONDS("hyper")],
         "best_epoch": best["epoch"],
     }
 
@@ -192,7 +193,7 @@ def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for point in curve:
         best = min(best, math.inf if point["valid_loss"] is None else point["valid_loss"])
         bests.append(best)
-    names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss") or k.startswith("hyperparameters/")]
+    names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss") or k in VALUES]
     columns = {name: rounded([curve[i].get(name) for i in sorted(kept)], 4) for name in names}
     return {**columns, "best_valid_loss": rounded([bests[i] for i in sorted(kept)], 4)}
 
@@ -273,7 +274,7 @@ def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
     moving = [entry for entry in entries if _moves(entry)]
     if moving:
-        names = [key for key in moving[0]["runs"][0]["curve"] if key.startswith("hyperparameters/")]
+        names = [key for key in moving[0]["runs"][0]["curve"] if key in VALUES]
         columns = min(3, len(names))
         rows = -(-len(names) // columns)
         figure, grid = plt.subplots(rows, columns, figsize=(3.7 * columns, 2.5 * rows + 0.5), layout="constrained",
@@ -295,7 +296,7 @@ def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _moves(entry: Mapping[str, Any]) -> bool:
     curve = entry["runs"][0]["curve"]
-    return any(len(set(values)) > 1 for key, values in curve.items() if key.startswith("hyperparameters/"))
+    return any(len(set(values)) > 1 for key, values in curve.items() if key in VALUES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import prepare, several
+from benchmarks.common.arguments import prepare, several
+from benchmarks.common.record import write
 from benchmarks.images_report import cell, load, summarise
-from benchmarks.record import write
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.columns import VALUES
+from ray_deltastn.training.settings import Settings
 
 LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss there"}
-PREFIX = "hyperparameters/"
 #: Options that are another one's value unless they are given.
 FOLLOWS = {
     "valid_batch_size": "batch_size", "response_lr": "lr", "response_optimizer": "optimizer", "scale_lr": "hyper_lr",
@@ -77,7 +77,7 @@ def sweep(records: Sequence[dict[str, Any]], options: Sequence[str]) -> list[dic
         (entry,) = summarise([{**run, "label": method} for run in runs])
         del entry["label"]
         for run in entry["runs"]:
-            run["curve"] = {k: v for k, v in run["curve"].items() if k == "epoch" or k.startswith(PREFIX)}
+            run["curve"] = {k: v for k, v in run["curve"].items() if k == "epoch" or k in VALUES}
         found.append({"method": method, "value": values[0] if len(values) == 1 else list(values), **entry})
     return sorted(found, key=lambda entry: (entry["method"], _order(entry["value"])))
 
@@ -192,7 +192,7 @@ def plot_schedules(
     import numpy as np
 
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    names = [key for key in entries[0]["runs"][0]["curve"] if key.startswith(PREFIX)]
+    names = [key for key in entries[0]["runs"][0]["curve"] if key in VALUES]
     values = _values(entries)
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
     colour = {_key(value): shade for value, shade in zip(values, shades, strict=True)}
@@ -213,7 +213,7 @@ def plot_schedules(
         ]
         for value, epochs, curve in curves:
             axis.plot(epochs, curve, color=colour[_key(value)], linewidth=1)
-        short = name.removeprefix(PREFIX)
+        short = name.removeprefix(VALUES.prefix)
         axis.set_title(f"{method}: {short}", fontsize=10)
         if short in logarithmic:
             axis.set_yscale("log")

@@ -28,10 +28,11 @@ from typing import Any
 import pandas as pd
 
 import ray_deltastn as rd
-from benchmarks.arguments import number, prepare, several, whole
-from benchmarks.record import command_line, rounded, write
-from benchmarks.speed import versions
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.machine import versions
+from benchmarks.common.record import command_line, rounded, write
 from ray_deltastn.tasks import build_task
+from ray_deltastn.training.columns import SECONDS
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 
@@ -46,16 +47,16 @@ def parts(reports: pd.DataFrame) -> dict[str, Any]:
     """Where the time of a trial went, in seconds, from its reports, and the shares that are overhead."""
     last = reports.sort_values("training_iteration").iloc[-1]
     found = {
-        "train": last["seconds/train"] + last["seconds/hyper"],
-        "evaluate": last["seconds/evaluate"],
-        "report": last["time_total_s"] - last["seconds/total"],
-        "checkpoint": last["seconds/checkpoint"],
-        "round_trip": last["seconds/between"] - last["seconds/checkpoint"],
+        "train": last[SECONDS("train")] + last[SECONDS("hyper")],
+        "evaluate": last[SECONDS("evaluate")],
+        "report": last["time_total_s"] - last[SECONDS("total")],
+        "checkpoint": last[SECONDS("checkpoint")],
+        "round_trip": last[SECONDS("between")] - last[SECONDS("checkpoint")],
     }
-    whole_time = last["time_total_s"] + last["seconds/between"]
+    whole_time = last["time_total_s"] + last[SECONDS("between")]
     own = found["report"] + found["checkpoint"]
     shares = {"own_share": float(own / whole_time), "share": float((own + found["round_trip"]) / whole_time)}
-    between = reports["seconds/between"].diff().median()
+    between = reports[SECONDS("between")].diff().median()
     row = {"reports": len(reports), "seconds": whole_time, "seconds_per_report": whole_time / len(reports), **found}
     return {**row, "median_between": float(between), **shares}
 
@@ -65,7 +66,7 @@ def seconds_per_epoch(config: ExperimentConfig) -> tuple[float, int]:
     options = {**config.train, "epochs": TRIED, "warmup": 0}
     tuner = rd.SelfTuner(build_task({"task": config.task, **config.options}), **options)
     for report in tuner.fit():
-        taken = report["seconds/total"]
+        taken = report[SECONDS("total")]
     return taken / TRIED, len(tuner.train)
 
 

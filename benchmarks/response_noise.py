@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, several, whole
-from benchmarks.hypergradients import tuner_of
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.hypergradients import tuner_of
+from benchmarks.common.machine import hardware, versions
 from benchmarks.images import PAPER, change, configuration
-from benchmarks.speed import hardware, versions
 from ray_deltastn.methods import Steps
 
 

@@ -32,13 +32,13 @@ import pandas as pd
 import ray
 from ray import tune
 
-from benchmarks.arguments import number, prepare, several, whole
-from benchmarks.record import command_line, rounded, write
-from benchmarks.speed import versions
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.machine import versions
+from benchmarks.common.record import command_line, rounded, write
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from ray_deltastn.tune.loggers import loggers
-from ray_deltastn.tune.report_log import ReportLog
+from ray_deltastn.tune.folder.log import ReportLog
+from ray_deltastn.tune.folder.loggers import loggers
 
 CONFIG = Path("configs/digits_hybrid.yaml")
 #: Reports of a simulated trial.

@@ -20,10 +20,8 @@ a row says which).
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, whole
-from ray_deltastn.graphs import EAGER, GraphedSteps
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, whole
+from benchmarks.common.machine import hardware, quiet, versions
 from ray_deltastn.methods import get_method
-from ray_deltastn.settings import GRAPHS, PRECISIONS, Settings
 from ray_deltastn.tasks import networks
+from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
+from ray_deltastn.training.settings import GRAPHS, PRECISIONS, Settings
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
 
@@ -280,27 +279,6 @@ def wait_for(device: torch.device) -> None:
     """Wait until a device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def quiet() -> None:
-    """Hide warnings about how a run goes, but not that its steps are not captured."""
-    warnings.simplefilter("ignore", rd.RunWarning)
-    warnings.filterwarnings("default", message="`graph` is off", category=rd.RunWarning)
-
-
-def hardware(device: torch.device) -> str:
-    """Name of what a run was on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on: machine and versions."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray_deltastn": rd.__version__,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

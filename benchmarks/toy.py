@@ -42,14 +42,14 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, whole
-from benchmarks.looks import LOOKS
-from benchmarks.record import evenly, rounded
-from benchmarks.speed import versions
-from benchmarks.toy_problems import Problem, load, split
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, whole
+from benchmarks.common.looks import LOOKS
+from benchmarks.common.machine import versions
+from benchmarks.common.record import evenly, rounded
+from benchmarks.common.toy_problems import Problem, load, split
 from ray_deltastn.methods import get_method
-from ray_deltastn.settings import GRAPHS
+from ray_deltastn.training.settings import GRAPHS
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100

@@ -49,14 +49,14 @@ import torch
 from torch import Tensor
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, whole
-from benchmarks.looks import LOOKS
-from benchmarks.record import evenly, rounded
-from benchmarks.speed import versions
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, whole
+from benchmarks.common.looks import LOOKS
+from benchmarks.common.machine import versions
+from benchmarks.common.record import evenly, rounded
+from benchmarks.common.toy_jacobian import linear_map
+from benchmarks.common.toy_problems import Problem, load, split
 from benchmarks.toy import TRAIN_INTERVAL, excursion, rows_per_dim
-from benchmarks.toy_jacobian import linear_map
-from benchmarks.toy_problems import Problem, load, split
 from ray_deltastn.methods import Method, get_method
 
 VARIANTS: dict[str, Method] = {

@@ -52,13 +52,13 @@ from typing import Any
 import torch
 
 import ray_deltastn as rd
-from benchmarks import record
-from benchmarks.arguments import number, prepare, several, whole
-from benchmarks.looks import LOOKS
-from benchmarks.record import rounded
-from benchmarks.speed import versions
-from benchmarks.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
-from benchmarks.toy_problems import load, split
+from benchmarks.common import record
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.looks import LOOKS
+from benchmarks.common.machine import versions
+from benchmarks.common.record import rounded
+from benchmarks.common.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
+from benchmarks.common.toy_problems import load, split
 
 #: Line → method.
 LINES = {

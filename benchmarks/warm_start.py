@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import ray_deltastn as rd
-from benchmarks.arguments import prepare, whole
+from benchmarks.common.arguments import prepare, whole
+from benchmarks.common.machine import versions
+from benchmarks.common.record import cases, command_line, rounded, spread, write
 from benchmarks.images import change, configuration
-from benchmarks.record import cases, command_line, rounded, spread, write
-from benchmarks.speed import versions
 from ray_deltastn.compare.tables import half_width
-from ray_deltastn.tune.warm_start import KEY, learned
+from ray_deltastn.tune.search.warm_start import KEY, learned
 
 #: task → (epochs, settings): those of `configs/digits_hybrid.yaml`, and of the short runs of `benchmarks.images`.
 TASKS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -16,7 +16,6 @@ from ray_deltastn.domains import (
     Unbounded,
     UpperBounded,
 )
-from ray_deltastn.health import RunWarning
 from ray_deltastn.methods import Method
 from ray_deltastn.regularizers import (
     L2,
@@ -31,10 +30,9 @@ from ray_deltastn.regularizers import (
     ScalingNoise,
 )
 from ray_deltastn.response import Coverage, Response, linearised_forward
-from ray_deltastn.settings import Settings
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training import SelfTuner
+from ray_deltastn.training import RunWarning, SelfTuner, Settings
 
 if TYPE_CHECKING:
     from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, WarmStart

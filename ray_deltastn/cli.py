@@ -15,14 +15,14 @@ from rich.table import Table
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.progress import progress
-from ray_deltastn.compare.report import Comparison, statement, write_comparison
 from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
 from ray_deltastn.compare.tables import SHORT, cells
-from ray_deltastn.page import PAGE
-from ray_deltastn.report import Results, write_report
+from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
+from ray_deltastn.reports.experiment import Results, write_report
+from ray_deltastn.reports.page import PAGE
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from ray_deltastn.tune.guards import ResumeError
+from ray_deltastn.tune.folder.layout import ResumeError
 from ray_deltastn.tune.status import status as read_status
 
 

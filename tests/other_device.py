@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ray_deltastn as rd
-from ray_deltastn import random_state
 from ray_deltastn.methods import METHODS
+from ray_deltastn.training import random_state
 from tests.tasks.test_images import task
 
 #: PyTorch's experimental way to have a device in Python.

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection, first_error, unknown_key
 from ray_deltastn.tune.nested import merged, nest
 

@@ -13,19 +13,21 @@ import pandas as pd
 from rich.console import Console
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
-from ray_deltastn.tune.experiment import LINEAGE_FILE, check_task, run_experiment
-from ray_deltastn.tune.guards import (
+from ray_deltastn.training.columns import SECONDS
+from ray_deltastn.tune.experiment import check_task, run_experiment
+from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
+    LINEAGE_FILE,
     RESULTS_FILE,
     SPACE_FILE,
+    STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
-    alone,
-    unfinished,
 )
-from ray_deltastn.tune.results import read_lineage, read_results, write_results
-from ray_deltastn.tune.states import STATES_FOLDER, state_files
+from ray_deltastn.tune.folder.results import read_lineage, read_results, write_results
+from ray_deltastn.tune.folder.states import state_files
+from ray_deltastn.tune.guards import alone, unfinished
 
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 #: Seeds of a comparison, unless it says otherwise.
@@ -160,7 +162,7 @@ def gather(out: Path, asked: Asked) -> pd.DataFrame:
             continue
         reports = read_results(folder / RESULTS_FILE)
         if one.single:
-            spent = reports["time_total_s"] + reports.get("seconds/between", 0.0)
+            spent = reports["time_total_s"] + reports.get(SECONDS("between"), 0.0)
             wall = spent.groupby(reports["trial_id"]).transform("max")
             reports = reports.assign(method=reports["config/method"], seed=reports["config/seed"], wall_seconds=wall)
         else:

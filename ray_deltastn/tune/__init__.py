@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 
 if TYPE_CHECKING:
-    from ray_deltastn.tune.skopt_search import SkOptSearch
-    from ray_deltastn.tune.warm_start import WarmStart
+    from ray_deltastn.tune.search.skopt_search import SkOptSearch
+    from ray_deltastn.tune.search.warm_start import WarmStart
 
 
 def __getattr__(name: str) -> Any:
     # Only the driver needs scikit-optimize: workers start faster without it.
     if name == "SkOptSearch":
-        from ray_deltastn.tune.skopt_search import SkOptSearch
+        from ray_deltastn.tune.search.skopt_search import SkOptSearch
 
         return SkOptSearch
     if name == "WarmStart":
-        from ray_deltastn.tune.warm_start import WarmStart
+        from ray_deltastn.tune.search.warm_start import WarmStart
 
         return WarmStart
     raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import tune
 
 from ray_deltastn.methods import get_method
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.schedulers import CHANGING, PAUSING
 
 DOMAINS = (

@@ -19,38 +19,35 @@ import torch
 from ray import tune
 from ray.tune import Callback
 
-from ray_deltastn import random_state
-from ray_deltastn.checks import check_differentiable
-from ray_deltastn.data import stream
 from ray_deltastn.methods import get_method
-from ray_deltastn.settings import Settings
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
+from ray_deltastn.training import random_state
+from ray_deltastn.training.checks import check_differentiable
+from ray_deltastn.training.data import stream
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.budget import EpochBudget
 from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
-from ray_deltastn.tune.guards import (
+from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
     LINEAGE_FILE,
+    LOG_FILE,
     SPACE_FILE,
+    STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
-    alone,
-    check_free,
-    check_owner,
-    check_resumable,
-    check_shared,
-    slots_of,
 )
-from ray_deltastn.tune.loggers import loggers
+from ray_deltastn.tune.folder.log import ReportLog, last_of_each, read_log
+from ray_deltastn.tune.folder.loggers import loggers
+from ray_deltastn.tune.folder.pruning import PruneCheckpoints
+from ray_deltastn.tune.folder.results import collect, write_results
+from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
+from ray_deltastn.tune.guards import alone, check_free, check_owner, check_resumable, check_shared, slots_of
 from ray_deltastn.tune.progress import Progress
-from ray_deltastn.tune.pruning import PruneCheckpoints
-from ray_deltastn.tune.report_log import LOG_FILE, ReportLog, last_of_each, read_log
-from ray_deltastn.tune.results import collect, write_results
 from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
-from ray_deltastn.tune.searchers import make_searcher
-from ray_deltastn.tune.states import STATES_FOLDER, KeepStates, is_written, mend
+from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 

@@ -18,25 +18,20 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_deltastn.tune.config import ExperimentConfig
-from ray_deltastn.tune.states import STATES_FOLDER, state_files
+from ray_deltastn.tune.folder.layout import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    RESULTS_FILE,
+    STATES_FOLDER,
+    TRIALS_FOLDER,
+    ResumeError,
+)
+from ray_deltastn.tune.folder.states import state_files, trial_statuses
 
 logger = logging.getLogger(__name__)
 
-#: Files of a results folder.
-CONFIG_FILE, RESULTS_FILE, SPACE_FILE, TRIALS_FOLDER = "config.json", "results.csv", "space.json", "trials"
-PARQUET_FILE = "results.parquet"
-#: What the driver itself has spent, in seconds.
-DRIVER_FILE = "driver.json"
-#: Who took over whose state under population-based training.
-LINEAGE_FILE = "lineage.csv"
 #: How often, and how long in seconds, a machine is asked for the results folder; one that has died is not.
 ATTEMPTS, ANSWER_SECONDS = 5, 60.0
-#: Held while a command runs the experiment.
-LOCK_FILE = ".lock"
-
-
-class ResumeError(RuntimeError):
-    """An experiment that cannot be continued, or that would be overwritten; the message is one line."""
 
 
 @contextmanager
@@ -51,18 +46,6 @@ def alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _trial_states(state: Path) -> dict[str, str]:
-    """Trial id → status, from Tune's experiment state."""
-    trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
-    return {trial["trial_id"]: trial["status"] for trial in trials}
-
-
-def known_trials(out: Path) -> list[str]:
-    """Ids of the trials in Tune's newest saved state; none if there is no such state."""
-    states = state_files(out / TRIALS_FOLDER)
-    return list(_trial_states(states[-1])) if states else []
 
 
 def unfinished(out: Path) -> bool:
@@ -118,7 +101,7 @@ def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
             f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
         )
     try:
-        known = _trial_states(states[-1])
+        known = trial_statuses(states[-1])
         # Tune's own generator of random and grid points has a state of another name.
         kinds = ("search*state*", "basic-variant-state*")
         searchers = sorted(path for kind in kinds for path in (out / TRIALS_FOLDER).glob(kind))

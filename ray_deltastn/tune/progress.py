@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-_PREFIX = "hyperparameters/"
+from ray_deltastn.training.columns import VALUES, WARNINGS
+
 #: Updates of the table in a second, at most.
 REFRESHES = 4
 
@@ -93,7 +94,7 @@ class Progress(Callback):
         """Show the newest report of a trial (called by Tune)."""
         row = self._rows.setdefault(trial.trial_id, {"first": result, "number": len(self._rows) + 1})
         state = "diverged" if result.get("diverged") else "done" if result.get("done") else "running"
-        state += ", fell back" if result.get("warning/damaged_checkpoints") else ""
+        state += ", fell back" if result.get(WARNINGS("damaged_checkpoints")) else ""
         row.update(last=result, config=trial.config, state=state)
         self._show(trial.trial_id, force=bool(result.get("done")))
 
@@ -132,18 +133,18 @@ class Progress(Callback):
             self.console.print("  ".join(f"{n} {c}" for n, c in zip(names, cells, strict=True) if c), highlight=False)
 
     def _columns(self) -> list[str]:
-        shown = [name.removeprefix(_PREFIX) for name in self._hyperparameters()]
-        return ["trial", "state", "epoch", "valid loss", "best", *self.searched, *shown]
+        return ["trial", "state", "epoch", "valid loss", "best", *self.searched, *self._hyperparameters()]
 
     def _hyperparameters(self) -> list[str]:
         reports = (row["last"] for row in self._rows.values() if "last" in row)
-        return [key for key in next(reports, {}) if key.startswith(_PREFIX)][:6]
+        return list(VALUES.of(next(reports, {})))[:6]
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
         last, first = row.get("last", {}), row.get("first", {})
         losses = [f"{last[key]:.4f}" if key in last else "" for key in ("valid_loss", "best_valid_loss")]
         options = [_short(_reach(row.get("config", {}), name)) for name in self.searched]
-        moves = [f"{_short(first[key])}→{_short(last[key])}" if key in last else "" for key in self._hyperparameters()]
+        began, now = VALUES.of(first), VALUES.of(last)
+        moves = [f"{_short(began[n])}→{_short(now[n])}" if n in now else "" for n in self._hyperparameters()]
         return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
 
     def _table(self) -> Table:

@@ -21,8 +21,8 @@ from ray.tune.schedulers import (
 from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
+from ray_deltastn.tune.folder.log import Report
 from ray_deltastn.tune.nested import flat
-from ray_deltastn.tune.report_log import Report
 
 #: Names that `make_scheduler` knows: `fifo` lets every trial run to its end.
 SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt", "pb2")

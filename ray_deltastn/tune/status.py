@@ -10,10 +10,11 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from ray_deltastn.training.columns import WARNINGS
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.guards import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
+from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.progress import Progress
-from ray_deltastn.tune.report_log import read_log
 
 
 def state_of(out: Path) -> str:
@@ -58,7 +59,7 @@ def status(out: Path, console: Console) -> tuple[str, Table]:
             now = "failed"
         else:
             now = "running" if state == "running" else "waiting"
-        if any(report.result.get("warning/damaged_checkpoints") for report in reports):
+        if any(report.result.get(WARNINGS("damaged_checkpoints")) for report in reports):
             now += ", fell back"
         progress.note(trial_id, now, reports[-1].config, [report.result for report in reports])
     return state, progress.table(most=None)

@@ -16,24 +16,22 @@ from typing import Any
 import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
-from ray_deltastn import random_state
-from ray_deltastn.health import RunWarning
-from ray_deltastn.settings import Settings
 from ray_deltastn.tasks import build_task
-from ray_deltastn.training import SelfTuner
+from ray_deltastn.training import random_state
+from ray_deltastn.training.columns import SECONDS, WARNINGS
+from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.tuner import SelfTuner
+from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE
 
 logger = logging.getLogger(__name__)
 
-#: Name of the state's file in a checkpoint directory.
-STATE_FILE = "deltastn.pt"
 _NO_MEMORY = (
     "out of device memory: lower `batch_size` or `valid_batch_size`, use `preset: fast` or `precision: bf16`, or raise "
     "`resources.gpu`"
 )
 #: What a trial says of a disk that is full.
 NO_ROOM = "must have room for a checkpoint"
-#: How Tune's names of checkpoint directories begin.
-_CHECKPOINT = "checkpoint_"
 
 
 class DeltaSTNTrainable(Trainable):
@@ -124,8 +122,8 @@ class DeltaSTNTrainable(Trainable):
         return self._complete(report)
 
     def _complete(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        own: dict[str, Any] = {"timestamp": time.time(), "warning/damaged_checkpoints": float(self._damaged)}
-        own |= {"seconds/checkpoint": self._saving, "seconds/between": self._between}
+        own: dict[str, Any] = {"timestamp": time.time(), WARNINGS("damaged_checkpoints"): float(self._damaged)}
+        own |= SECONDS.named({"checkpoint": self._saving, "between": self._between})
         return {**report, **own, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -167,8 +165,8 @@ class DeltaSTNTrainable(Trainable):
 
     def _earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
         """The newest readable state before a damaged one, from which Tune's count goes on."""
-        older = [path for path in folder.parent.glob(f"{_CHECKPOINT}*") if path.name < folder.name]
-        for path in sorted(older, reverse=True) if folder.name.startswith(_CHECKPOINT) else ():
+        older = [path for path in folder.parent.glob(f"{CHECKPOINT}*") if path.name < folder.name]
+        for path in sorted(older, reverse=True) if folder.name.startswith(CHECKPOINT) else ():
             self._damaged += 1
             try:
                 state = _read(path / STATE_FILE)
@@ -194,7 +192,7 @@ class DeltaSTNTrainable(Trainable):
         """
         storage = getattr(self, "_storage", None)
         folder = Path(storage.trial_fs_path) if storage is not None else None
-        paths = sorted(folder.glob(f"{_CHECKPOINT}*")) if folder is not None and folder.is_dir() else []
+        paths = sorted(folder.glob(f"{CHECKPOINT}*")) if folder is not None and folder.is_dir() else []
         states, damaged = [], 0
         for path in paths:
             try:

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.settings import Settings
 from tests.bad_inputs.made import Recurrent, assert_refused, model, task, tuner
 
 SETTINGS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import images_hypergradient, response_noise
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()

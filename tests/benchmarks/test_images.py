@@ -10,7 +10,7 @@ import yaml
 
 import ray_deltastn as rd
 from benchmarks import images, images_report
-from ray_deltastn.settings import Settings
+from ray_deltastn.training.settings import Settings
 
 TINY = ["--task", "tests.tune.tiny:build", "--epochs", "4", "--set", "batch_size=16", "--set", "warmup=1",
         "--set", "lr=0.1", "--threads", "1"]  # fmt: skip

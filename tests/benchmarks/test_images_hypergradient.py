@@ -6,9 +6,9 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks import hypergradients as measure
 from benchmarks import images_hypergradient as look
-from benchmarks.toy_problems import Problem
+from benchmarks.common import hypergradients as measure
+from benchmarks.common.toy_problems import Problem
 from tests.benchmarks.test_toy import small
 
 

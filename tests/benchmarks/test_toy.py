@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import toy
-from benchmarks.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, load, split
+from benchmarks.common.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, load, split
 
 FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("jacobian", True)]
 EVERY_FORM = pytest.mark.parametrize(("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "jacobian"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import toy_decoupling as toy
-from benchmarks.toy_jacobian import learned_hypergradient
-from benchmarks.toy_problems import Data, Problem, load, split
+from benchmarks.common.toy_jacobian import learned_hypergradient
+from benchmarks.common.toy_problems import Data, Problem, load, split
 
 
 def problem(**options):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import toy_jacobian
 from benchmarks import toy_response as toy
-from benchmarks.toy_problems import load, split
+from benchmarks.common import toy_jacobian
+from benchmarks.common.toy_problems import load, split
 
 BOTH = pytest.mark.parametrize("kind", toy.KINDS)
 

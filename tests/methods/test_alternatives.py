@@ -10,7 +10,7 @@ from torch import nn
 
 import ray_deltastn as rd
 from benchmarks import toy
-from benchmarks.toy_problems import Problem
+from benchmarks.common.toy_problems import Problem
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
 from tests.benchmarks.test_toy import EVERY_FORM, lams, small
 

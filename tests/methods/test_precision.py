@@ -140,7 +140,7 @@ def test_tf32_is_for_the_run_only():
 
 PROGRAM = """
 import torch
-from ray_deltastn.algorithm import float32_products
+from ray_deltastn.training.algorithm import float32_products
 
 backends = torch.backends
 {setting}

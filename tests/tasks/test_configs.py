@@ -8,8 +8,8 @@ import yaml
 pytest.importorskip("ray")
 
 from ray_deltastn.compare.plan import CompareConfig
-from ray_deltastn.settings import PRESETS, Settings
 from ray_deltastn.tasks import READY, images
+from ray_deltastn.training.settings import PRESETS, Settings
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
 from tests.tasks.test_images import COUNTS, made_up

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ray_deltastn import random_state
+from ray_deltastn.training import random_state
 from tests.training.runs import (
     DATA,
     METHODS,

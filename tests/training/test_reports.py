@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 import ray_deltastn as rd
-from ray_deltastn import tally
-from ray_deltastn.evaluation import evaluate
+from ray_deltastn.training import tally
+from ray_deltastn.training.evaluation import evaluate
 from tests.training.runs import (
     METHODS,
     STEPS,

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from ray_deltastn.tune.results import read_results
+from ray_deltastn.tune.folder.results import read_results
 
 TRIALS = 3
 CONFIG = {

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.results import read_results
+from ray_deltastn.tune.folder.results import read_results
 
 TRIALS = 2
 CONFIG = f"""

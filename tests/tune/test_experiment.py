@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
+from ray_deltastn.tune.folder.log import ReportLog, read_log
+from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import check_free
-from ray_deltastn.tune.report_log import ReportLog, read_log
-from ray_deltastn.tune.results import collect, read_results
 from tests.tune.test_trainable import finish
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from ray_deltastn.tune.guards import ResumeError, check_owner
+from ray_deltastn.tune.folder.layout import ResumeError
+from ray_deltastn.tune.guards import check_owner
 
 
 @pytest.fixture

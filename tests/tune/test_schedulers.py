@@ -12,8 +12,8 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.report_log import read_log
-from ray_deltastn.tune.results import read_results
+from ray_deltastn.tune.folder.log import read_log
+from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
 from tests.tune.test_trainable import finish
 from tests.tune.tiny import CONFIG, without_times

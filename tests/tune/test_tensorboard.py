@@ -6,7 +6,7 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.results import read_results
+from ray_deltastn.tune.folder.results import read_results
 
 YAML = """
 task: tests.tune.tiny:build

@@ -1,0 +1,200 @@
+"""Records of benchmarks: what they hold, how they are written, and how they are read again.
+
+A record of the toy problems is `{"command", "summary", "versions", "rows"}`, one row per line; `missing` counts the
+rows of the command that are still to come, while there are any. Older records are the bare list of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.arguments import prepare, whole
+
+#: Options that say where to read from and write to, not what is run.
+FILES = ("--rows", "--json", "--plot")
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """Floats to so many significant digits, in lists and mappings too; JSON has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {key: rounded(v, digits) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v, digits) for v in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation (n − 1 in the denominator); no deviation of a single value."""
+    finite = all(map(math.isfinite, values))
+    deviation = statistics.stdev(values) if len(values) > 1 and finite else None
+    found: dict[str, float | None] = rounded({"mean": statistics.fmean(values), "std": deviation})
+    return found
+
+
+def figures(values: Iterable[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation and median of a column of rows; null is a run that diverged, and counts as infinite."""
+    known = [math.inf if value is None else value for value in values]
+    if not known:
+        return {"mean": None, "std": None, "median": None}
+    return {**spread(known), "median": rounded(statistics.median(known))}
+
+
+def cases(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
+    """Rows that have the same values of some keys, together, in the order in which they come."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(found.items())
+
+
+def off(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """λ_final − λ_optimal over the rows whose optimum is not at the edge, and how many others there are."""
+    edge, errors = 0, []
+    for row in rows:
+        if row["optimum_at_edge"]:
+            edge += 1
+        else:
+            errors.append(None if row["lambda_final"] is None else row["lambda_final"] - row["lambda_optimal"])
+    return {"optimum_at_edge": edge, "lambda_error": figures(errors)}
+
+
+def evenly(last: int, points: int) -> list[int]:
+    """At most so many evenly spaced whole numbers from 0 to `last`, with both ends."""
+    return sorted({round(i * last / (points - 1)) for i in range(points)})
+
+
+def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Words of a command line but for some options and their values."""
+    return [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word not in flags and before not in flags and word.partition("=")[0] not in flags
+    ]
+
+
+def command_line(module: str, arguments: Sequence[str] | None) -> str:
+    """The command that runs a benchmark: as it was typed, or with the arguments that `main` was given."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def read(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """A record of either form, as a mapping with `rows` and perhaps `command` and `missing`.
+
+    Args:
+        path: the file.
+        keys: what every row must have.
+
+    Raises:
+        ValueError: if it cannot be read or holds no rows with these keys.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{path}` must hold a record in JSON, got: {error}") from None
+    found = {"rows": found} if isinstance(found, list) else found
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not rows or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"`{path}` must hold a list of rows, or a record with `rows`, got none")
+    missing = sorted({key for row in rows for key in keys if key not in row})
+    if missing:
+        raise ValueError(f"rows of `{path}` must be of this benchmark, got none or not all with {', '.join(missing)}")
+    return dict(found)
+
+
+def write(path: Path, record: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Write a record, or a bare list of rows, all at once, with one row per line."""
+    draft = path.with_name(path.name + ".draft")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft.write_text(_text(record) + "\n")
+    os.replace(draft, path)
+
+
+def _text(value: Any, deep: bool = True) -> str:
+    if isinstance(value, Mapping) and deep:
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {_text(v, deep=False)}" for k, v in value.items()) + "\n}"
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        return "[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in value) + "\n]"
+    return json.dumps(value, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the records of one benchmark have in common.
+
+    Args:
+        module: the benchmark, as after `python -m`.
+        keys: what every row has.
+        curves: keys of lists, one value per point.
+        points: the most points of a curve.
+        versions: keys of rows that are the same in all of them, for the head of the record.
+        summary: figures over the seeds.
+        lines: the same as text.
+        plot: draws the picture.
+    """
+
+    module: str
+    keys: Sequence[str]
+    curves: Sequence[str]
+    points: int
+    versions: Iterable[str]
+    summary: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
+    lines: Callable[[Sequence[dict[str, Any]]], list[str]]
+    plot: Callable[[Sequence[dict[str, Any]], Path], None]
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Options that all these benchmarks have: where to read from, write to and how many threads."""
+        parser.add_argument("--threads", type=whole(), default=1)
+        parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw again; runs nothing")
+        parser.add_argument("--json", type=Path, help="file for the record")
+        parser.add_argument("--plot", type=Path, help="file for the picture")
+
+    def command(self, arguments: Sequence[str] | None) -> str | None:
+        """The command line of a run; None if it only redraws what is in a file."""
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if _without(given, FILES[:1]) != given:
+            if not _without(given, FILES):
+                return None
+            given = _without(given, FILES[:1])
+        return command_line(self.module, given)
+
+    def save(self, path: Path, command: str | None, rows: list[dict[str, Any]], missing: int = 0) -> None:
+        """Write a record, of which so many rows are still to come."""
+        found: dict[str, Any] = {
+            "command": command,
+            "summary": self.summary(rows),
+            "versions": {key: rows[0][key] for key in self.versions if key in rows[0]},
+        }
+        write(path, {**found, **({"missing": missing} if missing else {}), "rows": rows})
+
+    def redraw(self, parser: argparse.ArgumentParser, options: argparse.Namespace, command: str | None) -> None:
+        """Sum up the record `--rows` again, write it to `--json` and draw it to `--plot`."""
+        try:
+            found = read(options.rows, self.keys)
+        except ValueError as error:
+            parser.error(str(error))
+        prepare(parser, options.json, options.plot)
+        rows = [self._thin(row) for row in found["rows"]]
+        print("\n".join(self.lines(rows)))
+        if options.json:
+            self.save(options.json, found.get("command") or command, rows, found.get("missing", 0))
+        if options.plot:
+            self.plot(rows, options.plot)
+
+    def _thin(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        curves = {key: row[key] for key in self.curves if key in row}
+        short = {key: [v[i] for i in evenly(len(v) - 1, self.points)] for key, v in curves.items()}
+        thinned: dict[str, Any] = rounded({**row, **short})
+        return thinned

@@ -1,0 +1,124 @@
+"""Pictures of what each hyperparameter of augmentation does to images: low end, middle and high end of its range."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ray_deltastn.regularizers import Regularizer, Setting
+from ray_deltastn.regularizers.strength import as_float
+from ray_deltastn.space import HyperSpace
+from ray_deltastn.task import Task
+from ray_deltastn.tasks.networks import Normalize
+from ray_deltastn.training.data import stream
+
+LEVELS = ("low", "mid", "high")
+
+#: Changes images (B, C, H, W) in the way of a setting.
+Act = Callable[[Tensor, Setting], Tensor]
+
+
+class NoImagesError(ValueError):
+    """The task has no images, or no hyperparameter that acts on them."""
+
+
+def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0) -> Path:
+    """Draw the first training images under each hyperparameter that acts on them, one row each, and write a PNG.
+
+    A row's hyperparameter takes the ends and the middle of its range (its bounds, or where it has none the range of
+    black-box search); those that share its augmentation have their initial values, all other augmentations are off.
+
+    Args:
+        task: a task on images (B, C, H, W), in [0, 1], in bytes, or standardised; it may be in use.
+        path: file to write.
+        examples: images per level.
+        seed: seed of the augmentation.
+
+    Returns:
+        The path.
+
+    Raises:
+        NoImagesError: if the task's inputs are no images, or no hyperparameter acts on them.
+    """
+    x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed).in_order()))
+    if x.dim() != 4:
+        raise NoImagesError(f"a contact sheet needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
+    x = x[:examples]
+    # Images that are not in [0, 1] are drawn from their own darkest to their brightest point.
+    low, high = as_float(x).min().item(), as_float(x).max().item()
+    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    space = task.space
+    acts = [(name, act) for names, act in actors(task) for name in names]
+    if not acts:
+        raise NoImagesError(f"a contact sheet needs a hyperparameter that acts on images, got none of {space.names}")
+    figure = Figure(figsize=(1 + 3 * 0.7 * len(x), 0.95 * len(acts) + 0.5), layout="constrained")
+    axes = figure.subplots(len(acts), len(LEVELS), squeeze=False)
+    for row, (name, act) in zip(axes, acts, strict=True):
+        for axis, level, value in zip(row, LEVELS, levels(space, name), strict=True):
+            setting = Setting(space, torch.Generator().manual_seed(seed))
+            setting.values = {n: torch.tensor(p.initial) for n, p in space.hyperparameters.items()}
+            setting.values[name] = torch.tensor(value)
+            with torch.no_grad():
+                images = ((act(x, setting) - low) / max(high - low, 1e-12)).clamp(0, 1)
+            strip = torch.cat(list(images.permute(0, 2, 3, 1)), 1).numpy()  # (H, B·W, C)
+            axis.imshow(
+                strip if strip.shape[-1] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"{level}: {value:g}", fontsize=8, pad=2)
+        row[0].set_ylabel(name, fontsize=8)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def levels(space: HyperSpace, name: str) -> tuple[float, float, float]:
+    """Low end, middle and high end of a hyperparameter's range; the middle of a logarithmic one is geometric."""
+    domain = space.hyperparameters[name]
+    low, high = domain.bounds
+    if math.isinf(low) or math.isinf(high):
+        low, high = domain.search_range(name)
+    mid = math.sqrt(low * high) if domain.log_search else (low + high) / 2
+    return low, float(round(mid)) if domain.integer else mid, high
+
+
+def actors(task: Task) -> list[tuple[tuple[str, ...], Act]]:
+    """What acts on the images of a task: its augmentations, and its model's dropout before the first weights.
+
+    Returns:
+        Pairs of hyperparameters' names and a function of images (B, C, H, W) and a setting.
+    """
+    found: list[tuple[tuple[str, ...], Act]] = [(a.names, a) for a in task.augmentations]
+    before: list[nn.Module] = []
+    for layer in task.model.modules():
+        if isinstance(layer, Regularizer):
+            found.append((layer.names, _on_images(layer, tuple(before))))
+        elif isinstance(layer, Normalize | nn.Flatten | nn.Identity):
+            before.append(layer)
+        elif not list(layer.children()):
+            break
+    return found
+
+
+def _on_images(layer: Regularizer, before: tuple[nn.Module, ...]) -> Act:
+    """A layer as something that acts on images: the layers before it go first and are undone."""
+    # Copies: the task's own layers may be bound to a run, and on another device.
+    layer, before = copy.deepcopy(layer).train(), tuple(copy.deepcopy(module).cpu() for module in before)
+
+    def act(x: Tensor, setting: Setting) -> Tensor:
+        layer.bind(setting)
+        out = as_float(x)
+        for module in before:
+            out = module(out)
+        out = layer(out).reshape(x.shape)
+        for module in before:
+            out = module.undo(out) if isinstance(module, Normalize) else out
+        return out
+
+    return act

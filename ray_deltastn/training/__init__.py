@@ -1,0 +1,7 @@
+"""The training loop and its parts: options, optimisers, data, reports and exact state."""
+
+from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.tuner import SelfTuner
+
+__all__ = ["RunWarning", "SelfTuner", "Settings"]

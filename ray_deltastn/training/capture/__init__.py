@@ -1,0 +1,1 @@
+"""Train and hyper steps captured once and replayed."""

@@ -1,0 +1,142 @@
+"""One cheap look at the task before the first step, so that mistakes show at once and in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from ray_deltastn.domains import Integer
+from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.task import Task
+from ray_deltastn.training.data import Stream
+
+
+class _Attention(TorchFunctionMode):
+    """Notes whether fused attention is called while inside."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func is F.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+def check_differentiable(task: Task, method: Method) -> None:
+    """Refuse hyperparameters in which a method cannot differentiate L_T.
+
+    Raises:
+        ValueError: if a method without response is given a hyperparameter that is a whole number, or that acts
+            otherwise than through a penalty.
+    """
+    if method.responds or not method.tunes:
+        return
+    reasons = {name: f"of {type(user).__name__}" for user in task.samplers for name in user.names}
+    reasons |= {name: "a whole number" for name, p in task.space.hyperparameters.items() if isinstance(p, Integer)}
+    for name, reason in reasons.items():
+        raise ValueError(
+            f"'{method.name}' differentiates the training loss in the hyperparameters, which must act through "
+            f"penalties, got '{name}', {reason}, in which it has no derivative; use 'delta-stn'"
+        )
+
+
+def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
+    """Raise ValueError if a model that is not in float32 is to run in a coarser precision than its own."""
+    other = [str(p.dtype) for p in parameters if p.dtype != torch.float32]
+    if precision != "fp32" and other:
+        raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
+
+
+def try_out(objective: Objective, valid: Stream) -> None:
+    """Run the model, the loss and, if the method linearises, the two-stream pass on a few validation examples.
+
+    Raises:
+        TypeError: if the model's output is no tensor, or a layer has no forward-mode rule.
+        ValueError: if the loss has a wrong shape, or a layer said to respond is never called.
+    """
+    model = objective.model
+    was_training = model.training
+    model.eval()
+    try:
+        _try_out(objective, valid)
+    finally:
+        model.train(was_training)
+
+
+def _try_out(objective: Objective, valid: Stream) -> None:
+    model = objective.model
+    x, y = next(iter(valid.in_order()))
+    x, y = x[:4], y[:4]
+    with torch.no_grad():
+        with _Attention() as attention:
+            output = objective.predict(x, None)
+        if not output.dim() or output.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
+                "examples"
+            )
+        for what, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
+            loss = function(output, y)
+            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
+                got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+                raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
+        if objective.response is not None:
+            delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
+            entered: list[tuple[str, str]] = []
+            handles = [
+                m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
+                for name, m in model.named_modules()
+            ]
+            try:
+                objective.predict(x, delta)
+            except (NotImplementedError, RuntimeError) as error:
+                if "forward" not in str(error).lower():
+                    raise
+                name, kind = entered[-1]
+                raise TypeError(
+                    f"every layer must have a forward-mode rule for '{objective.method.name}', got none in layer "
+                    f"'{name}' ({kind}): {str(error).splitlines()[0]}"
+                ) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+            objective.response.drop_uncalled()
+            modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
+            objective.response.attends = attention.seen or modules
+
+
+def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:
+    """Run the smallest pass of a minibatch, if it is one example, through batch normalisation.
+
+    Raises:
+        ValueError: if a layer cannot normalise one example.
+    """
+    layers = [name for name, m in objective.model.named_modules() if isinstance(m, _BatchNorm)]
+    smallest = train.smallest_batch
+    if not layers or not smallest or max(1, round(response_fraction * smallest)) > 1:
+        return
+    x, y = next(iter(train.in_order()))
+    generator = objective.setting.generator
+    state = None if generator is None else generator.get_state()
+    was_training = objective.model.training
+    objective.model.train()
+    try:
+        with torch.no_grad(), RunningStatistics(objective.model).held():
+            objective.train_loss(x[:1], y[:1])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "every pass over a minibatch of `train` must have at least two examples under "
+            f"{type(objective.model.get_submodule(layers[0])).__name__} '{layers[0]}', got one from the smallest "
+            f"minibatch of {smallest} with `response_fraction` {response_fraction:g}; change `batch_size`"
+        ) from None
+    finally:
+        objective.model.train(was_training)
+        if generator is not None and state is not None:
+            generator.set_state(state)

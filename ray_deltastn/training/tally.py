@@ -1,0 +1,111 @@
+"""What a run counts towards its reports: training losses, scores of each split, seconds, and the best so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_deltastn.methods import Objective
+from ray_deltastn.training.data import Stream
+from ray_deltastn.training.evaluation import Metric, evaluate
+
+
+class Tally:
+    """The numbers of one run.
+
+    Args:
+        objective: L_T and L_V of the task under the method.
+        valid: validation data.
+        test: test data, or None.
+        metrics: the user's own, by name.
+        device: where training losses are added up.
+
+    Attributes:
+        best_valid_loss: the smallest validation loss reported so far, infinite before the first.
+        reports_since_best: reports that came after it.
+        seconds: time spent, by what it was spent on. A GPU works on after it was told to: what it is late with at a
+            report counts as training, of which hyper steps may have a part.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        valid: Stream,
+        test: Stream | None,
+        metrics: Mapping[str, Metric],
+        device: torch.device,
+    ) -> None:
+        self.objective, self.valid, self.test, self.metrics = objective, valid, test, metrics
+        self.best_valid_loss = math.inf
+        self.reports_since_best = 0
+        self.seconds = dict.fromkeys(("train", "hyper", "evaluate"), 0.0)
+        self._train_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._train_count = 0
+        self._valid_scores: tuple[int, dict[str, float]] | None = None
+
+    def add(self, train_loss: Tensor) -> None:
+        """Count the loss of a train step, without waiting for the device."""
+        self._train_loss += train_loss
+        self._train_count += 1
+
+    def valid_scores(self, steps: int) -> dict[str, float]:
+        """Loss, accuracy and metrics on the validation data after so many train steps."""
+        # A plateau schedule and the report at the end of an epoch want the same numbers: compute them once.
+        if self._valid_scores is None or self._valid_scores[0] != steps:
+            self._valid_scores = (steps, self._evaluate(self.valid))
+        return self._valid_scores[1]
+
+    def take(self, steps: int) -> tuple[float, dict[str, float]]:
+        """Mean training loss since the last call; `valid_*` and, with test data, `test_*` after so many train steps."""
+        train_loss = self._settled() / max(1, self._train_count)
+        self._begin()
+        split = {"valid": self.valid_scores(steps)}
+        if self.test is not None:
+            split["test"] = self._evaluate(self.test)
+        return train_loss, {f"{name}_{what}": value for name, found in split.items() for what, value in found.items()}
+
+    def _begin(self) -> None:
+        self._train_loss.zero_()
+        self._train_count = 0
+
+    def _settled(self) -> float:
+        """Sum of the training losses, once the device has done all steps; what it was still doing is theirs."""
+        started = time.perf_counter()
+        train_loss = self._train_loss.item()
+        self.seconds["train"] += time.perf_counter() - started
+        return train_loss
+
+    def _evaluate(self, stream: Stream) -> dict[str, float]:
+        self._settled()
+        started = time.perf_counter()
+        scores = evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
+        self.seconds["evaluate"] += time.perf_counter() - started
+        return scores
+
+    def note(self, valid_loss: float) -> None:
+        """Count a report."""
+        if valid_loss < self.best_valid_loss:
+            self.best_valid_loss, self.reports_since_best = valid_loss, 0
+        else:
+            self.reports_since_best += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept between reports; a state is taken where one has just been made."""
+        return {
+            "best_valid_loss": self.best_valid_loss,
+            "reports_since_best": self.reports_since_best,
+            "seconds": dict(self.seconds),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self.best_valid_loss = state["best_valid_loss"]
+        self.reports_since_best = state["reports_since_best"]
+        self.seconds = dict(state["seconds"])
+        self._begin()
+        self._valid_scores = None

@@ -1,0 +1,345 @@
+"""The training loop: warm-up, cycles of train and hyper steps, reports, and exact state in and out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_deltastn.methods import Method, Objective, get_method
+from ray_deltastn.regularizers import Setting
+from ray_deltastn.response import Coverage, Response
+from ray_deltastn.task import Task
+from ray_deltastn.training import random_state
+from ray_deltastn.training.algorithm import float32_products, make_steps, placed
+from ray_deltastn.training.checks import check_differentiable, check_precision, check_small_batches, try_out
+from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
+from ray_deltastn.training.data import stream
+from ray_deltastn.training.health import Health, divergence
+from ray_deltastn.training.optimizers import Optimizers
+from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.state import identity, require_parts, require_same
+from ray_deltastn.training.tally import Tally
+
+#: Reason of a run that ended as planned.
+ALL_DONE = "all epochs done"
+
+
+class SelfTuner:
+    """Train a network and tune its regularisation online (Algorithms 1 and 2), without Ray.
+
+    Args:
+        task: model, hyperparameters, data and objective.
+        method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed`.
+        settings: options, see `Settings`.
+
+    Attributes:
+        model: the task's model, trained in place.
+        hyper_lr: learning rate of λ, a number also where the settings say `auto`.
+        coverage: which parameters respond; None for a method without response.
+        done: whether the run has ended, and `stop_reason` why.
+        last_report: the latest report, empty before the first.
+        algorithm: the train step and the hyper step, see `Steps`.
+
+    Raises:
+        ValueError: if an option, the data or the loss breaks a rule.
+        TypeError: if an argument is of the wrong kind, or a layer has no forward-mode rule.
+
+    Example:
+        >>> tuner = SelfTuner(task, epochs=20, lr=0.05)
+        >>> for report in tuner.fit():
+        ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])
+    """
+
+    def __init__(self, task: Task, method: str | Method = "delta-stn", **settings: Any) -> None:
+        Settings.require_known(settings)
+        if not isinstance(task, Task):
+            raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
+        if task.in_use:
+            raise ValueError(
+                "`task` must not be in use by another SelfTuner, got one that is; build the task again, or `release()` "
+                "the other one to go on from its weights and hyperparameters"
+            )
+        self.task = task
+        self.settings = Settings(method=method, **settings)
+        self.method = get_method(method)
+        check_differentiable(task, self.method)
+        s = self.settings
+        self.device = s.torch_device()
+        self.model = placed(task.model, self.device, s.channels_last)
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not self._trainable:
+            raise ValueError("`model` needs at least one trainable parameter, got none")
+        check_precision(s.precision, self._trainable)
+        self.space = task.space.to(self.device, self._trainable[0].dtype)
+        self._make_streams()
+        self.hyper_lr = s.hyper_rate(self.hyper_steps)
+        self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
+        self.setting = Setting(self.space, self.generator)
+        for regularizer in task.regularizers:
+            regularizer.bind(self.setting)
+        self.response: Response | None = None
+        if self.method.responds:
+            initial = torch.Generator().manual_seed(random_state.seed_of(s.seed, 4))
+            self.response = Response(self.model, len(self.space), initial)
+        self.objective = Objective(
+            self.model, task.loss, self.space, self.setting, self.method, self.response,
+            valid_loss=task.valid_loss, augment=task.augmentations, penalty=task.penalties,
+            valid_penalty=task.valid_penalties, half=s.precision == "bf16", channels_last=s.channels_last,
+        )  # fmt: skip
+        self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
+        tuned = self.space if self.method.tunes else None
+        self.optimizers = Optimizers(s, self.model, self.response, tuned, self.hyper_lr)
+        self.algorithm = make_steps(self.objective, self.optimizers, s)
+        self.health = Health(self.space, self.hyper_lr, self.hyper_steps, self.method.tunes)
+        self.steps = 0
+        self.stop_reason = ""
+        self.tally = Tally(self.objective, self.valid, self.test, task.metrics, self.device)
+        self.last_report: dict[str, Any] = {}
+        self._set_constant(0)
+        with random_state.isolated(s.seed, self.device):
+            try:
+                try_out(self.objective, self.valid)
+                check_small_batches(self.objective, self.train, self.algorithm.response_fraction)
+            except BaseException:
+                self.release()
+                raise
+            self._global_random = random_state.capture(self.device)
+        task.in_use = True
+
+    def _make_streams(self) -> None:
+        s, task = self.settings, self.task
+        self.train = stream(task.train, s.batch_size, "train", self.device, random_state.seed_of(s.seed, 0))
+        self.valid = stream(
+            task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, random_state.seed_of(s.seed, 1)
+        )
+        self.test = None
+        if task.test is not None:
+            self.test = stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
+        self.warmup_steps = s.warmup_train_steps(len(self.train))
+        self.total_steps = s.epochs * len(self.train)
+
+    @property
+    def hyper_steps(self) -> int:
+        """Hyper steps planned for the whole run."""
+        s = self.settings
+        cycles = self.total_steps // s.train_interval - self.warmup_steps // s.train_interval
+        return max(0, cycles) * s.valid_interval
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """Which parameters respond to the hyperparameters, and why the others do not."""
+        return None if self.response is None else self.response.coverage
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return bool(self.stop_reason)
+
+    @property
+    def best_valid_loss(self) -> float:
+        """The smallest validation loss reported so far."""
+        return self.tally.best_valid_loss
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the training data completed."""
+        return self.steps // len(self.train)
+
+    def fit(self) -> Iterator[dict[str, Any]]:
+        """Train to the end, one report at a time; continues where a loaded state left off."""
+        while not self.done:
+            yield self.step()
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next report (an epoch, or `steps_per_report`) and return it.
+
+        Returns:
+            `epoch`, `steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
+            `hyperparameters/<name>` in its own domain, `scale/<name>`, `lr`, `seconds/*`, `warning/*`, `diverged` and
+            `stop_reason`. Losses of a diverged run are infinite.
+
+        Raises:
+            RuntimeError: if the run has ended.
+        """
+        if self.done:
+            raise RuntimeError(f"`step` needs a run that has not ended, got one that stopped: {self.stop_reason}")
+        outer = random_state.capture(self.device)
+        random_state.restore(self._global_random, self.device)
+        try:
+            target = min(self.steps + (self.settings.steps_per_report or len(self.train)), self.total_steps)
+            self.model.train()
+            with self.arithmetic():
+                while self.steps < target:
+                    self._train_step()
+                    if self.steps % len(self.train) == 0:
+                        self.optimizers.end_epoch(lambda: self.tally.valid_scores(self.steps)["loss"])
+                return self._report()
+        finally:
+            self._global_random = random_state.capture(self.device)
+            random_state.restore(outer, self.device)
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """How float32 products round while inside, by `precision`: PyTorch's switches are global."""
+        return float32_products(self.settings.precision == "tf32", self.device)
+
+    def _train_step(self) -> None:
+        started = time.perf_counter()
+        self._set_constant(self.steps)
+        x, y = self.train.next()
+        self.tally.add(self.algorithm.train_step(x, y))
+        self.steps += 1
+        ended = time.perf_counter()
+        self.tally.seconds["train"] += ended - started
+        if self.method.tunes and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
+            self._hyper_steps()
+            self.tally.seconds["hyper"] += time.perf_counter() - ended
+
+    def _set_constant(self, step: int) -> None:
+        """Values of `fixed` in a step: the row of its epoch, or the last one."""
+        if not self.method.tunes:
+            row = min(step // len(self.train), len(self._fixed_table) - 1)
+            self.objective.constant = self._fixed_table[row]
+
+    def _hyper_steps(self) -> None:
+        self.model.eval()
+        for _ in range(self.settings.valid_interval):
+            before = self.space.lam.detach().clone()
+            self.algorithm.hyper_step(*self.valid.next())
+            self.health.watch(before)
+        self.model.train()
+
+    def _report(self) -> dict[str, Any]:
+        train_loss, scores = self.tally.take(self.steps)
+        return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
+
+    def give_up(self, reason: str) -> dict[str, Any]:
+        """End a run that cannot go on, as one with infinite losses, and return its last report.
+
+        Args:
+            reason: becomes `stop_reason`.
+        """
+        known = {key: v for key, v in self.last_report.items() if key.startswith(("valid_", "test_"))}
+        missing = {"valid_loss": math.inf, **({} if self.test is None else {"test_loss": math.inf})}
+        return self._assemble(math.inf, known or missing, reason)
+
+    def _assemble(self, train_loss: float, scores: dict[str, float], reason: str) -> dict[str, Any]:
+        """A report, and the end of the run if there is a reason for it."""
+        if reason:
+            self.stop_reason = reason
+            # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
+            scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
+            train_loss = math.inf
+        self.tally.note(scores["valid_loss"])
+        patience = self.settings.patience
+        if not self.done and patience and self.tally.reports_since_best >= patience:
+            self.stop_reason = f"no better validation loss in {patience} reports"
+        if not self.done and self.steps >= self.total_steps:
+            self.stop_reason = ALL_DONE
+        values = self.objective.current_values()
+        scale = self.space.scale.detach() * float(self.method.responds)  # zero where nothing is perturbed
+        report: dict[str, Any] = {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "train_loss": train_loss,
+            **scores,
+            "best_valid_loss": self.tally.best_valid_loss,
+            **VALUES.named(dict(zip(self.space.names, values.tolist(), strict=True))),
+            **SCALES.named(dict(zip(self.space.names, scale.tolist(), strict=True))),
+            "lr": self.optimizers.lr,
+            **SECONDS.named({**self.tally.seconds, "total": sum(self.tally.seconds.values())}),
+            **self.health.report(),
+            "diverged": bool(reason),
+            "stop_reason": self.stop_reason,
+        }
+        self.health.reset()
+        self.last_report = report
+        return report
+
+    def hyperparameters(self) -> dict[str, float]:
+        """Values of the hyperparameters now, in their own domains."""
+        return dict(zip(self.space.names, self.objective.current_values().tolist(), strict=True))
+
+    def export(self) -> dict[str, Tensor]:
+        """The tuned network as a `state_dict` of its own plain class.
+
+        For `stn` the weights are r(λ), folded in; for the others they are w₀ as trained.
+        """
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if self.response is not None and not self.method.centered:
+            with torch.no_grad():
+                folded = self.response.fold(self.space.lam.detach())
+            tied = {id(p): folded[n] for n, p in self.model.named_parameters() if n in folded}
+            for name, parameter in self.model.named_parameters(remove_duplicate=False):
+                if id(parameter) in tied:
+                    state[name] = tied[id(parameter)].detach().clone()
+        return state
+
+    def release(self) -> nn.Module:
+        """Take everything of ours off the model, and return it."""
+        if self.response is not None:
+            self.response.release()
+        for regularizer in self.task.regularizers:
+            regularizer.bind(None)
+        self.task.in_use = False
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to continue to the bit: tensors and plain values (`weights_only=True` loads them)."""
+        return {
+            "identity": self._identity(),
+            "space": self.space.state_dict(),
+            "model": self.model.state_dict(),
+            "response": None if self.response is None else self.response.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "train": self.train.state_dict(),
+            "valid": self.valid.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_random": self._global_random,
+            "steps": self.steps,
+            "stop_reason": self.stop_reason,
+            "last_report": dict(self.last_report),
+            **self.tally.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.method.name, self.space.fingerprint(), vars(self.settings), self.model, len(self.train))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; this run's own settings win over those the state was saved under.
+
+        Learning rates, momenta and all other options of the optimisers are this run's, so that a scheduler may copy a
+        state and change them; a learning rate that a schedule had decayed stays decayed by the same factor.
+
+        Raises:
+            ValueError: if the state is not one of a run with this space, method, optimisers and model.
+        """
+        require_same(state, self._identity())
+        require_parts(state, self.state_dict())
+        # A state handed over in memory stays its owner's: optimisers would share its buffers.
+        state = copy.deepcopy(dict(state))
+        self.space.load_state_dict(state["space"])
+        self.model.load_state_dict(state["model"])
+        if self.response is not None:
+            self.response.load_state_dict(state["response"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.train.load_state_dict(state["train"])
+        self.valid.load_state_dict(state["valid"])
+        self.generator.set_state(state["generator"].cpu())
+        self._global_random = state["global_random"]
+        self.steps = state["steps"]
+        self._set_constant(max(0, self.steps - 1))
+        self.tally.load_state_dict(state)
+        # A run that had done all its epochs goes on if this one has more of them.
+        ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
+        self.stop_reason = "" if ended else state["stop_reason"]
+        self.last_report = dict(state["last_report"])
+        self.health.reset()

@@ -1,0 +1,1 @@
+"""Searchers for what a trial cannot tune itself."""

@@ -1,0 +1,240 @@
+"""Captured steps take the same way as those that run as they are."""
+
+from contextlib import contextmanager
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ray_deltastn as rd
+from ray_deltastn.training.capture import graphs
+from ray_deltastn.training.capture.graphs import EAGER, CudaRecorder, GraphedSteps, Recording
+from ray_deltastn.tune.config import ExperimentConfig
+from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, told
+
+
+class Pretender:
+    """Where there is no GPU: a capture that is the step itself, and knows what a graph would have frozen."""
+
+    compares = False
+
+    def __init__(self):
+        self.steps = None
+        self.error = None
+        self.records = self.replays = self.eagers = 0
+
+    def eager(self, run):
+        self.eagers += 1
+        return run()
+
+    def record(self, run):
+        if self.error is not None:
+            raise self.error
+        self.records += 1
+        frozen, replaced = self.constants(), []
+
+        def replay():
+            assert self.constants() == frozen
+            # As a graph does: the next result goes where the last one was.
+            replaced.append(run())
+            replaced[0].copy_(replaced[-1])
+            self.replays += 1
+            return replaced[0]
+
+        return Recording(replay)
+
+    def constants(self):
+        """Numbers and buffers that a graph keeps, as they are now."""
+        optimizers = (self.steps.weights_optimizer, self.steps.response_optimizer, self.steps.hyper_optimizer)
+        found = []
+        for optimizer in optimizers:
+            if optimizer is not None:
+                found += [group["lr"] for group in optimizer.param_groups]
+                found += [t.data_ptr() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+        row = self.steps.objective.constant
+        return [*found, None if row is None else row.tolist()]
+
+
+FORBIDDEN = RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def pretend(tuner, must=True):
+    """Let the steps of a run be captured by a pretender, and return it."""
+    plain, recorder = tuner.algorithm, Pretender()
+    options = {
+        name: getattr(plain, name)
+        for name in ("entropy_weight", "response_fraction", "antithetic", "tune_scale", "clip_grad")
+    }
+    optimizers = (plain.weights_optimizer, plain.response_optimizer, plain.hyper_optimizer)
+    tuner.algorithm = GraphedSteps(plain.objective, *optimizers, recorder=recorder, must=must, **options)
+    recorder.steps = tuner.algorithm
+    return recorder
+
+
+@LEARNED
+@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+def test_captured_steps_are_the_steps_to_the_bit(method, settings):
+    if method == "fixed":
+        settings = {**settings, "hyperparameters": {"dropout": [0.1, 0.2, 0.3]}}
+    plain, captured = make_tuner(method, **settings), make_tuner(method, **settings)
+    recorder = pretend(captured)
+    assert told(plain.fit()) == told(captured.fit())
+    for one, other in zip(plain.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    # Of eight hyper steps two see the smaller minibatch: too few for a graph of their own.
+    hyper, uncaptured = (0, 0) if method == "fixed" else (8, EAGER + 2)
+    assert recorder.eagers + recorder.replays == 18 + hyper
+    assert recorder.eagers == 2 * EAGER + uncaptured
+    assert recorder.replays > recorder.records > 0
+
+
+def test_a_loaded_state_is_captured_anew():
+    first = make_tuner("delta-stn")
+    for _ in range(4):
+        first.step()
+    state = first.state_dict()
+    second = make_tuner("delta-stn")
+    recorder = pretend(second)
+    for _ in range(4):
+        second.step()
+    before = recorder.records
+    second.load_state_dict(state)
+    assert told(second.fit()) == told(first.fit())
+    assert recorder.eagers > 2 * EAGER
+    assert recorder.records >= before
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_or_says_so():
+    plain, usual = make_tuner("delta-stn"), make_tuner("delta-stn")
+    pretend(usual, must=False).error = FORBIDDEN
+    with pytest.warns(rd.RunWarning, match=r"`graph` is off: train steps cannot be captured: operation not permitted"):
+        assert told(usual.fit()) == told(plain.fit())
+    assert not usual.algorithm.captured
+    strict = make_tuner("delta-stn")
+    pretend(strict).error = FORBIDDEN
+    with pytest.raises(RuntimeError, match=r"`graph` must be off, train steps cannot be captured: .*capturing$"):
+        list(strict.fit())
+
+
+def test_an_error_that_says_nothing_is_named():
+    tuner = make_tuner("delta-stn")
+    pretend(tuner).error = AssertionError()
+    with pytest.raises(RuntimeError, match=r"`graph` must be off, train steps cannot be captured: AssertionError$"):
+        list(tuner.fit())
+
+
+def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
+    plain, tuner = (make_tuner("delta-stn", batch_size=11, warmup=0) for _ in range(2))
+    recorder = pretend(tuner, must=False)
+    assert not tuner.algorithm.captured
+    tuner.step()
+    assert {key[0] for key in tuner.algorithm._captured} == {"train"}
+    assert not tuner.algorithm.captured
+    recorder.error = FORBIDDEN
+    with pytest.warns(rd.RunWarning, match="`graph` is off: hyper steps cannot be captured"):
+        tuner.step()
+    recorder.error = None
+    list(tuner.fit())
+    assert {key[0] for key in tuner.algorithm._captured} == {"train"}
+    assert recorder.records == 2  # the one from before drew from the state that the generators had
+    assert not tuner.algorithm.captured
+    assert told([tuner.last_report]) == told(list(plain.fit())[-1:])
+
+
+def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
+    @contextmanager
+    def broken(graph, **options):
+        yield
+        raise FORBIDDEN
+
+    generators = [MagicMock(), MagicMock()]
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, generators[0]))
+    for name, stand_in in (("CUDAGraph", MagicMock), ("graph", broken), ("graph_pool_handle", MagicMock)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(graphs, "_stream", MagicMock())
+    recorder = CudaRecorder(torch.device("cuda:1"), generators[1:])
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(MagicMock())
+    for generator in generators:
+        generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+
+
+def test_options_of_optimisers_are_captured_anew():
+    tuner = make_tuner("delta-stn", epochs=12)
+    recorder = pretend(tuner)
+    for _ in range(4):
+        tuner.step()
+    before = recorder.records
+    tuner.step()
+    assert recorder.records == before
+    tuner.optimizers.weights.param_groups[0]["momentum"] = 0.5
+    for _ in range(3):  # as they are at first: optimisers may make new buffers
+        tuner.step()
+    assert recorder.records > before
+
+
+def test_only_so_many_shapes_are_captured(monkeypatch):
+    monkeypatch.setattr("ray_deltastn.training.capture.graphs.SHAPES", 1)
+    plain, tuner = make_tuner("stn"), make_tuner("stn")
+    recorder = pretend(tuner)
+    assert told(plain.fit()) == told(tuner.fit())
+    assert {key[0] for key in tuner.algorithm._captured} == {"train", "hyper"}
+    assert len(tuner.algorithm._captured) == recorder.records == 2
+
+
+def test_yaml_may_write_on_and_off(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text("task: digits\ntrain: {epochs: 1, graph: off}\n")
+    assert [rd.Settings(graph=word).graph for word in (True, False)] == ["on", "off"]
+    assert rd.Settings(**ExperimentConfig.read(path, []).train).graph == "off"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"graph": "on", "method": "ift"}, "`graph` must be auto or off for 'ift', whose steps look back, got 'on'"),
+        ({"graph": "yes"}, "`graph` must be one of auto, on, off, got 'yes'"),
+    ],
+)
+def test_graphs_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        rd.Settings(**settings).captures(torch.device("cpu"))
+
+
+def test_methods_that_look_back_are_not_captured():
+    cuda = torch.device("cuda")
+    assert rd.Settings(method="delta-stn", graph="auto").captures(cuda)
+    assert not rd.Settings(method="ift", graph="auto").captures(cuda)
+    assert not rd.Settings(method="delta-stn").captures(cuda)
+    with pytest.raises(ValueError, match="`graph` must be auto or off for 'unrolled'"):
+        rd.Settings(method="unrolled", graph="on").captures(cuda)
+
+
+def test_other_devices_have_none():
+    assert not rd.Settings(graph="auto").captures(torch.device("mps"))
+    with pytest.raises(ValueError, match="`graph` must be auto or off but on cpu and cuda, got 'on' for device mps"):
+        rd.Settings(graph="on").captures(torch.device("mps"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@LEARNED
+def test_graphs_of_a_gpu_take_the_way_of_its_steps(method):
+    plain, captured = (make_tuner(method, "cuda", graph=graph, epochs=20) for graph in ("off", "on"))
+    assert isinstance(captured.algorithm, GraphedSteps)
+    for one, other in zip(told(plain.fit()), told(captured.fit()), strict=True):
+        for name, value in one.items():
+            assert other[name] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value)
+    assert captured.algorithm.captured
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_capture_that_breaks_on_a_gpu_leaves_the_run_as_it_is():
+    def loss(output, y):
+        return F.cross_entropy(output, y) * (1.0 + 0.0 * output.sum().item())
+
+    plain, usual = (make_tuner("delta-stn", "cuda", loss=loss, graph=graph, epochs=20) for graph in ("off", "auto"))
+    with pytest.warns(rd.RunWarning, match="`graph` is off: train steps cannot be captured"):
+        found = told(usual.fit())
+    for one, other in zip(told(plain.fit()), found, strict=True):
+        assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)

@@ -1,0 +1,271 @@
+"""Θ's own optimiser, and layers with sparse gradients."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ray_deltastn as rd
+from ray_deltastn.methods import laid_out_as
+from ray_deltastn.training.fused_sgd import FusedSGD
+
+WORDS = 20
+
+
+def make_task(sparse=False):
+    """Words in, three classes out."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, WORDS, (64, 5), generator=generator)
+    y = torch.randint(0, 3, (64,), generator=generator)
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Embedding(WORDS, 6, sparse=sparse), rd.Dropout("dropout"), nn.Flatten(), nn.Linear(30, 3)
+    ).double()
+    space = rd.HyperSpace(dropout=rd.Bounded(0.3, low=0.0, high=0.9))
+    return rd.Task(space=space, model=model, loss=F.cross_entropy, train=(x, y), valid=(x, y))
+
+
+def make_tuner(sparse=False, method="delta-stn", **settings):
+    given = {"epochs": 2, "batch_size": 64, "lr": 0.05, "hyper_lr": 0.01, "warmup": 2, "momentum": 0.0, **settings}
+    return rd.SelfTuner(make_task(sparse), method=method, **given)
+
+
+def response_of(tuner):
+    return [p.detach().clone() for p in tuner.response.parameters()]
+
+
+def move(**settings):
+    """(where Θ was, how far one train step moved it)."""
+    tuner = make_tuner(**settings)
+    before = response_of(tuner)
+    tuner._train_step()
+    return before, [after - b for after, b in zip(response_of(tuner), before, strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.1, 3.0])
+def test_response_lr_scales_the_step_of_the_response_and_no_other(share):
+    before, plain = move()
+    again, scaled = move(response_lr=0.05 * share)
+    for one, other in zip(before, again, strict=True):
+        assert torch.equal(one, other)
+    assert any(step.abs().max() > 0 for step in plain)
+    for step, other in zip(plain, scaled, strict=True):  # without momentum a step is lr times the gradient
+        torch.testing.assert_close(other, share * step, rtol=1e-9, atol=1e-15)
+    own, usual = make_tuner(response_lr=0.05 * share), make_tuner()
+    for tuner in (own, usual):
+        tuner._train_step()
+    for weight, other in zip(own.model.parameters(), usual.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_response_optimizer_moves_the_response_by_adams_first_step():
+    _, steps = move(response_optimizer="adam", response_lr=0.002)
+    moved = torch.cat([step.abs().flatten() for step in steps])
+    assert (moved > 0).any()
+    # Adam's first step is its learning rate, wherever the gradient is well above its ε of 1e-8.
+    assert moved[moved > 0].median() == pytest.approx(0.002, rel=1e-3)
+    assert moved.max() <= 0.002 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "lr"),
+    [
+        ({}, torch.optim.SGD, 0.05),
+        ({"response_lr": 0.2}, torch.optim.SGD, 0.2),
+        ({"response_optimizer": "adamw"}, torch.optim.AdamW, 0.05),
+        ({"optimizer": "adam"}, torch.optim.Adam, 0.05),
+        ({"optimizer": "adam", "response_optimizer": "sgd", "response_lr": 0.5}, torch.optim.SGD, 0.5),
+    ],
+)
+def test_the_response_has_the_optimiser_that_was_asked_for_and_no_decay(settings, kind, lr):
+    optimizer = make_tuner(weight_decay=0.1, **settings).optimizers.response
+    assert isinstance(optimizer, kind)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(lr, 0.0)]
+
+
+def test_response_lr_keeps_its_share_of_a_rate_that_decays():
+    tuner = make_tuner(response_lr=0.2, epochs=3, schedule={"name": "step", "step_size": 1, "gamma": 0.5})
+    rates = []
+    for _ in tuner.fit():
+        rates.append((tuner.optimizers.lr, tuner.optimizers.response.param_groups[0]["lr"]))
+    assert rates == [pytest.approx((0.05 * f, 0.2 * f), rel=1e-12) for f in (0.5, 0.25, 0.125)]
+
+
+# --- sparse gradients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "delta-stn"])
+def test_a_sparse_embedding_learns_what_a_dense_one_does(method):
+    last = []
+    for sparse in (False, True):
+        tuner = make_tuner(sparse, method, epochs=6, momentum=0.9)
+        last.append((list(tuner.fit())[-1], tuner.model[0].weight.detach()))
+        assert bool(tuner.optimizers.weights.defaults["fused"]) is not sparse
+    assert last[1][0]["valid_loss"] == pytest.approx(last[0][0]["valid_loss"], rel=1e-9)
+    torch.testing.assert_close(last[1][1], last[0][1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_an_optimiser_that_takes_no_sparse_gradients_is_refused_by_name(optimizer):
+    with pytest.raises(ValueError, match=f"`optimizer` must be sgd for layers .* got '{optimizer}' for '0'"):
+        make_tuner(sparse=True, optimizer=optimizer)
+    task = make_task(sparse=True)
+    task.model[0].weight.requires_grad_(False)  # frozen, it gives none
+    assert rd.SelfTuner(task, epochs=1, optimizer=optimizer).optimizers.weights is not None
+
+
+# --- the fused step --------------------------------------------------------------------------------------------------
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"weight_decay": 0.1}],
+    ids=["plain", "momentum", "nesterov", "decay"],
+)
+
+
+def walk(kind, late=False, dtypes=(torch.float32, torch.float32), **options):
+    """Parameters after six steps, and the optimiser; the first one has its gradients from the third step on if late."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(40, 3, generator=generator).to(dtype)) for dtype in dtypes]
+    optimizer = kind(parameters, lr=0.05, **options)
+    for step in range(6):
+        for place, parameter in enumerate(parameters):
+            gradient = torch.randn(40, 3, generator=generator).to(parameter.dtype)
+            parameter.grad = None if late and place == 0 and step < 2 else gradient
+        optimizer.step()
+    return parameters, optimizer
+
+
+@OPTIONS
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.float64)], ids=["one", "two-types"])
+def test_the_fused_step_is_pytorchs_to_the_bit_and_so_is_its_state(options, dtypes):
+    (own, mine), (usual, theirs) = (
+        walk(kind, dtypes=dtypes, fused=True, **options) for kind in (FusedSGD, torch.optim.SGD)
+    )
+    for one, other in zip(own, usual, strict=True):
+        assert torch.equal(one, other)
+    state, expected = mine.state_dict(), theirs.state_dict()
+    assert state["param_groups"] == expected["param_groups"]
+    assert state["state"].keys() == expected["state"].keys()
+    for place, values in expected["state"].items():
+        assert torch.equal(state["state"][place]["momentum_buffer"], values["momentum_buffer"])
+
+
+@OPTIONS
+def test_the_fused_step_takes_gradients_that_come_later(options):
+    (own, _), (usual, _) = walk(FusedSGD, late=True, **options), walk(torch.optim.SGD, late=True, **options)
+    for one, other in zip(own, usual, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_the_fused_step_calls_hooks_and_a_closure():
+    parameter, called = nn.Parameter(torch.ones(2)), []
+    optimizer = FusedSGD([parameter], lr=0.5)
+    optimizer.register_step_post_hook(lambda *_: called.append("hook"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2.0
+    optimizer.step()
+    assert called == ["hook", "hook"]
+    assert torch.equal(parameter.detach(), torch.tensor([-1.0, -1.0]))
+
+
+# --- order of memory -------------------------------------------------------------------------------------------------
+
+
+class Turned(nn.Module):
+    """A linear layer whose gradients come in another order of memory than its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return F.linear(x, self.weight.t().contiguous())
+
+
+def turned_task():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 6, dtype=torch.float64, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(rd.Dropout("dropout"), nn.Linear(6, 6), nn.ReLU(), Turned()).double()
+    data = (x, x[:, :3].argmax(1))
+    space = rd.HyperSpace(dropout=rd.Bounded(0.1, low=0.0, high=0.9))
+    return rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_gradients_in_another_order_of_memory_move_the_right_weights(optimizer):
+    settings = {"epochs": 5, "batch_size": 64, "lr": 0.05, "momentum": 0.9, "optimizer": optimizer}
+    tuner = rd.SelfTuner(turned_task(), method="fixed", hyperparameters={"dropout": 0.0}, **settings)
+    list(tuner.fit())
+    task = turned_task()
+    (x, y), model = task.train, task.model[1:]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    more = {"weight_decay": 0.0} if optimizer == "adamw" else {}
+    plain = kind(model.parameters(), lr=0.05, foreach=False, **({"momentum": 0.9} if optimizer == "sgd" else more))
+    for _ in range(5):
+        plain.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        plain.step()
+    for one, other in zip(tuner.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+class Summed(nn.Module):
+    """A linear layer whose weight is a sum: autograd gives both parts the same gradient tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = rd.Dropout("dropout")
+        self.one, self.other = (nn.Parameter(torch.zeros(3, 6, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return F.linear(self.dropout(x), self.one + self.other)
+
+
+def test_a_gradient_that_two_weights_share_is_clipped_once():
+    task = turned_task()
+    task = rd.Task(space=task.space, model=Summed(), loss=F.cross_entropy, train=task.train, valid=task.valid)
+    tuner = rd.SelfTuner(task, method="fixed", epochs=1, batch_size=64, lr=1.0, momentum=0.0, clip_grad=1e-3)
+    list(tuner.fit())
+    moved = torch.stack([tuner.model.one, tuner.model.other]).norm().item()
+    assert moved == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_a_gradient_of_one_number_everywhere_moves_every_weight():
+    weights = nn.Parameter(torch.zeros(5, 3))
+    gradient = torch.ones(()).expand(5, 3)  # one number in memory
+    optimizer = FusedSGD([weights], lr=0.5)
+    weights.grad = laid_out_as(weights, gradient)
+    optimizer.step()
+    assert torch.equal(weights.detach(), torch.full((5, 3), -0.5))
+
+
+def test_dampening_is_refused():
+    with pytest.raises(ValueError, match=r"`dampening` must be 0, got \[0.1\]"):
+        FusedSGD([nn.Parameter(torch.ones(2))], lr=0.5, momentum=0.9, dampening=0.1)
+
+
+def test_the_fused_step_survives_copies_and_changes_of_momentum():
+    ways = []
+    for kind in (FusedSGD, torch.optim.SGD):
+        parameter = nn.Parameter(torch.ones(4))
+        optimizer = kind([parameter], lr=0.1, momentum=0.0, fused=True)
+        for step, momentum in enumerate((0.0, 0.9, 0.9, 0.0, 0.9)):
+            optimizer.param_groups[0]["momentum"] = momentum
+            parameter.grad = torch.arange(4.0) * (step + 1)
+            if step == 2:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = kind([parameter], lr=0.1, momentum=momentum, fused=True)
+                optimizer.load_state_dict(state)
+            optimizer.step()
+        ways.append(parameter.detach())
+    assert torch.equal(*ways)

@@ -1,0 +1,168 @@
+"""What is kept for a resumption: Tune's states, whole, and the checkpoints that they name."""
+
+import json
+import os
+import pickle
+from types import SimpleNamespace
+
+import pytest
+
+from ray_deltastn.tune.folder import states
+from ray_deltastn.tune.folder.pruning import PruneCheckpoints
+from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
+
+
+def write(folder, run, number, written):
+    """What Tune writes of a run of an experiment; the searcher generator's is a pickle, whatever its name says."""
+    state = folder / f"experiment_state-{run}.json"
+    state.write_text(json.dumps({"number": number}))
+    (folder / f"searcher-state-{run}.json").write_text(json.dumps({"number": number}))
+    (folder / f"search_gen_state-{run}.json").write_bytes(pickle.dumps({"number": number}))
+    (folder / f"callback-state-{run}.pkl").write_bytes(pickle.dumps({"number": number}))
+    os.utime(state, (written, written))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*-state*")) + sorted(folder.glob("*_state*"))}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    trials = tmp_path / "trials"
+    trials.mkdir()
+    return trials, tmp_path / "states"
+
+
+PARTS = ["experiment_state-1.json", "searcher-state-1.json", "search_gen_state-1.json", "callback-state-1.pkl"]
+
+
+@pytest.mark.parametrize("damaged", PARTS)
+def test_a_state_cut_short_gives_way_to_the_last_whole_one(damaged, folders):
+    trials, kept = folders
+    keep = KeepStates(trials, kept, every=0.0)
+    write(trials, run=1, number=1, written=1)
+    keep.on_step_end(0, [])
+    whole = contents(trials)
+    assert sorted(whole) == sorted(PARTS)
+    assert contents(kept) == whole
+    assert not mend(trials, kept)  # nothing is wrong
+    write(trials, run=1, number=2, written=2)
+    (trials / damaged).write_bytes((trials / damaged).read_bytes()[:-1])
+    keep.on_step_end(1, [])
+    assert contents(kept) == whole
+    assert not is_written(trials)
+    assert mend(trials, kept)
+    assert contents(trials) == whole
+    assert is_written(trials)
+
+
+def test_a_later_run_that_left_nothing_whole_gives_way_to_the_one_before(folders):
+    trials, kept = folders
+    write(trials, run=1, number=1, written=1)
+    KeepStates(trials, kept).keep()
+    whole = contents(trials)
+    write(trials, run=2, number=2, written=2)
+    (trials / "experiment_state-2.json").write_text("")
+    assert mend(trials, kept)
+    assert contents(trials) == whole
+
+
+def test_only_the_newest_run_is_kept_and_what_is_damaged_too_mends_nothing(folders):
+    trials, kept = folders
+    keep = KeepStates(trials, kept)
+    write(trials, run=1, number=1, written=1)
+    keep.keep()
+    write(trials, run=2, number=2, written=2)
+    keep.keep()
+    assert sorted(path.name for path in kept.iterdir()) == sorted(name.replace("1", "2") for name in PARTS)
+    for folder in folders:
+        (folder / "searcher-state-2.json").write_text("{")
+    before = contents(trials)
+    assert not mend(trials, kept)
+    assert contents(trials) == before
+
+
+def test_where_there_is_no_room_the_copy_before_stays(folders, monkeypatch):
+    trials, kept = folders
+    keep = KeepStates(trials, kept)
+    write(trials, run=1, number=1, written=1)
+    keep.keep()
+    whole = contents(kept)
+    write(trials, run=1, number=2, written=2)
+
+    def full(path, data):
+        with path.open("wb") as file:
+            file.write(data[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.Path, "write_bytes", full)
+        keep.keep()
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == whole
+    keep.keep()
+    assert contents(kept) == contents(trials)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder, numbers):
+    for number in numbers:
+        path = folder / f"checkpoint_{number:06d}"
+        path.mkdir(parents=True)
+        os.utime(path, (0, 0))
+
+
+def trial(name, folder, number):
+    return SimpleNamespace(trial_id=name, checkpoint=SimpleNamespace(path=str(folder / f"checkpoint_{number:06d}")))
+
+
+def left(folder):
+    return sorted(int(path.name[-1]) for path in folder.iterdir())
+
+
+def test_no_checkpoint_goes_that_a_written_state_may_point_at(tmp_path):
+    folder, state = tmp_path / "trial", tmp_path / "experiment_state-1.json"
+    checkpoints(folder, range(9))  # 7 and 8 were left behind by a killed run; Tune does not know them yet
+    prune = PruneCheckpoints(tmp_path, keep=2, every=0.0)
+    oldest = []
+    for written, known in ((1, 2), (2, 4), (2, 5), (3, 6), (4, 6)):
+        state.write_text("{}")
+        os.utime(state, (written, written))
+        trials = [trial("a", folder, known), SimpleNamespace(trial_id="b", checkpoint=None)]
+        prune.on_step_end(0, trials)
+        oldest.append(left(folder)[0])
+    # A state names what was known two states before it at the oldest, and one more is kept.
+    assert oldest == [0, 0, 0, 1, 3]
+    prune.on_experiment_end(trials)
+    assert left(folder) == [5, 6, 7, 8]
+
+
+def test_at_an_end_whose_state_was_not_written_no_checkpoint_goes(tmp_path):
+    folder, state = tmp_path / "trial", tmp_path / "experiment_state-1.json"
+    checkpoints(folder, range(5))
+    state.write_text("{}")
+    os.utime(state, (1, 1))
+    os.utime(folder / "checkpoint_000004", (2, 2))
+    prune = PruneCheckpoints(tmp_path, keep=2)
+    prune.on_experiment_end([trial("a", folder, 4)])
+    assert left(folder) == [0, 1, 2, 3, 4]
+    os.utime(state, (3, 3))
+    prune.on_experiment_end([trial("a", folder, 4)])
+    assert left(folder) == [3, 4]
+
+
+def test_a_checkpoint_that_another_trial_has_taken_over_stays(tmp_path):
+    good, bad, state = tmp_path / "good", tmp_path / "bad", tmp_path / "experiment_state-1.json"
+    checkpoints(good, range(9))
+    checkpoints(bad, range(2))
+    prune = PruneCheckpoints(tmp_path, keep=2, every=0.0)
+    for written, known in enumerate((2, 5, 8, 8, 8), start=1):
+        state.write_text("{}")
+        os.utime(state, (written, written))
+        # Population-based training has given `bad` the state that `good` had at its first look.
+        prune.on_step_end(0, [trial("good", good, known), trial("bad", good, 2)])
+    assert left(good) == [2, 7, 8]
+    assert left(bad) == [0, 1]
+    prune.on_experiment_end([trial("good", good, 8), trial("bad", good, 2)])
+    assert left(good) == [2, 7, 8]
