@@ -230,8 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/digits_hybrid.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--every", type=whole(), default=1, help="reports between checkpoints")
-    parser.add_argument("--between", type=number(above=0), nargs=2, default=(3.0, 15.0), metavar=("LOW", "HIGH"),
-                        help="seconds between kills")  # fmt: skip
+    parser.add_argument(
+        "--between",
+        type=number(above=0),
+        nargs=2,
+        default=(3.0, 15.0),
+        metavar=("LOW", "HIGH"),
+        help="seconds between kills",
+    )
     parser.add_argument("--seed", type=whole(0), default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="results folder (default: a temporary one)")
     parser.add_argument("--json", type=Path)

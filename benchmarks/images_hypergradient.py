@@ -106,7 +106,7 @@ def look(tuner: rd.SelfTuner, config: dict[str, Any], options: argparse.Namespac
             "steady": estimate(moments[column]),
             **{kind: by_horizon(o.horizons, found[column]) for kind, found in implicit.items()},
             "retrained": by_horizon(o.horizons, pairs),
-        }  # fmt: skip
+        }
         rows.append(row)
         print(line(row), flush=True)
     return rows
@@ -271,8 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = {k: v for k, v in configs[0].items() if k not in ("data_root", "seed")}
     of_plain = () if options.noise_only else ("shift", "pairs", "average", "repeats", "images")
     asked = {key: getattr(options, key) for key in ("draws", "moments", *of_plain)}
-    head = {"command": record.command_line("benchmarks.images_hypergradient", arguments), "config": shown, **asked,
-            "hardware": hardware(tuner.device), **versions()}  # fmt: skip
+    head = {
+        "command": record.command_line("benchmarks.images_hypergradient", arguments),
+        "config": shown,
+        **asked,
+        "hardware": hardware(tuner.device),
+        **versions(),
+    }
     rows: list[dict[str, Any]] = []
     for config in configs:
         tuner = tuner if config is configs[0] else tuner_of(config)

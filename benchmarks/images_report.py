@@ -277,8 +277,9 @@ def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         names = [key for key in moving[0]["runs"][0]["curve"] if key in VALUES]
         columns = min(3, len(names))
         rows = -(-len(names) // columns)
-        figure, grid = plt.subplots(rows, columns, figsize=(3.7 * columns, 2.5 * rows + 0.5), layout="constrained",
-                                    squeeze=False, sharex=True)  # fmt: skip
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(3.7 * columns, 2.5 * rows + 0.5), layout="constrained", squeeze=False, sharex=True
+        )
         for axis, name in zip(grid.flat, names, strict=False):
             for entry in moving:
                 bands(axis, entry, name)

@@ -29,8 +29,11 @@ from ray_deltastn.training.settings import Settings
 LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss there"}
 #: Options that are another one's value unless they are given.
 FOLLOWS = {
-    "valid_batch_size": "batch_size", "response_lr": "lr", "response_optimizer": "optimizer", "scale_lr": "hyper_lr",
-}  # fmt: skip
+    "valid_batch_size": "batch_size",
+    "response_lr": "lr",
+    "response_optimizer": "optimizer",
+    "scale_lr": "hyper_lr",
+}
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:
@@ -200,9 +203,14 @@ def plot_schedules(
     rows, columns = (1, len(methods)) if len(names) == 1 else (len(methods), len(names))
     size = (max(3.1 * columns, 6), 2.4 * rows + 0.8)
     figure, grid = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True,
+        rows,
+        columns,
+        figsize=size,
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
         sharey=True if len(names) == 1 else "col",
-    )  # fmt: skip
+    )
     cells = [(method, name) for method in methods for name in names]
     for axis, (method, name) in zip(grid.flat, cells, strict=True):
         curves = [

@@ -56,8 +56,14 @@ def look(tuner: rd.SelfTuner, fractions: Sequence[float], draws: int) -> list[di
     rows = []
     for fraction in fractions:
         one, two = (noise(tuner, fraction, antithetic, draws) for antithetic in (False, True))
-        row = {"seed": tuner.settings.seed, "epoch": tuner.epoch, "fraction": fraction,
-               "independent": one, "antithetic": two, "ratio": two / one if one else math.nan}  # fmt: skip
+        row = {
+            "seed": tuner.settings.seed,
+            "epoch": tuner.epoch,
+            "fraction": fraction,
+            "independent": one,
+            "antithetic": two,
+            "ratio": two / one if one else math.nan,
+        }
         rows.append(row)
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     return rows
@@ -68,8 +74,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (epoch, fraction), mine in record.cases(rows, ("epoch", "fraction")):
         ratios = [row["ratio"] for row in mine]
-        found.append({"epoch": epoch, "fraction": fraction, "n": len(ratios),
-                      "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)})  # fmt: skip
+        found.append(
+            {
+                "epoch": epoch,
+                "fraction": fraction,
+                "n": len(ratios),
+                "ratio": statistics.median(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
+            }
+        )
     return record.rounded(found)
 
 
@@ -97,8 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     prepare(parser, options.json)
     shown = {k: v for k, v in configs[0].items() if k not in ("data_root", "seed")}
-    head = {"command": record.command_line("benchmarks.response_noise", arguments), "config": shown,
-            "draws": options.draws, "hardware": hardware(tuner.device), **versions()}  # fmt: skip
+    head = {
+        "command": record.command_line("benchmarks.response_noise", arguments),
+        "config": shown,
+        "draws": options.draws,
+        "hardware": hardware(tuner.device),
+        **versions(),
+    }
     rows: list[dict[str, Any]] = []
     for config in configs:
         tuner = tuner if config is configs[0] else tuner_of(config)

@@ -68,8 +68,14 @@ class Sleeper(tune.Trainable):
 def begin(cpus: int) -> None:
     """A cluster of this machine alone with so many CPUs, which need not exist."""
     ray.shutdown()
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-             object_store_memory=100 * 2**20)  # fmt: skip
+    ray.init(
+        "local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
 
 
 def real(trials: int, epochs: int, folder: Path) -> float:
@@ -138,8 +144,9 @@ def lines(record: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run both, print both tables, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--trials", type=several(whole()), default=[8, 32, 128, 256], metavar="N,N,...",
-                        help="simulated ones")  # fmt: skip
+    parser.add_argument(
+        "--trials", type=several(whole()), default=[8, 32, 128, 256], metavar="N,N,...", help="simulated ones"
+    )
     parser.add_argument("--workers", type=whole(), default=8, help="made-up CPUs for them; a process needs 0.2 GB")
     parser.add_argument("--nap", type=number(above=0), default=0.5, help=f"seconds; {NAPS} naps are a simulated trial")
     parser.add_argument("--epochs", type=whole(), default=60, help="of a real trial")

@@ -110,9 +110,17 @@ class Cycle:
         penalty = [rd.L2("decay")] if tuned == "decay" else []
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)
         self.tuner = rd.SelfTuner(
-            task, method, batch_size=batch, response_fraction=response_fraction, device=device, seed=seed,
-            precision=precision, train_interval=TRAIN_INTERVAL, graph=graph, channels_last=channels_last,
-        )  # fmt: skip
+            task,
+            method,
+            batch_size=batch,
+            response_fraction=response_fraction,
+            device=device,
+            seed=seed,
+            precision=precision,
+            train_interval=TRAIN_INTERVAL,
+            graph=graph,
+            channels_last=channels_last,
+        )
         self.data = tuple(t.to(self.tuner.device) for t in data)
 
     def __call__(self) -> None:
@@ -214,8 +222,12 @@ def measure(
         response_fraction = 1.0
     what = TUNED[of.tunes and not of.responds]
     options: dict[str, Any] = {
-        "batch": batch, "device": device, "precision": precision, "tuned": what, "channels_last": channels_last,
-    }  # fmt: skip
+        "batch": batch,
+        "device": device,
+        "precision": precision,
+        "tuned": what,
+        "channels_last": channels_last,
+    }
 
     def ready(method: str, fraction: float) -> tuple[Cycle, int]:
         held = torch.cuda.memory_allocated() if device == "cuda" else 0
@@ -317,9 +329,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for net in options.nets.split(","):
         for method in methods:
             row = measure(
-                net, method, options.response_fraction, options.pairs, batch=options.batch, device=options.device,
-                precision=options.precision, graph=options.graph, channels_last=options.channels_last,
-            )  # fmt: skip
+                net,
+                method,
+                options.response_fraction,
+                options.pairs,
+                batch=options.batch,
+                device=options.device,
+                precision=options.precision,
+                graph=options.graph,
+                channels_last=options.channels_last,
+            )
             rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k not in versions()), flush=True)
             if options.json:

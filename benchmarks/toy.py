@@ -55,10 +55,24 @@ TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100
 #: What the rows of a record must have to be drawn again.
 KEYS = (
-    "problem", "data", "method", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "regret_initial",
-    "regret_final", "max_early_excursion", "seconds", "trajectory", "regret_trajectory", "optimum_at_edge", "cycles",
-    "training_rows", "dimension",
-)  # fmt: skip
+    "problem",
+    "data",
+    "method",
+    "seed",
+    "lambda_initial",
+    "lambda_final",
+    "lambda_optimal",
+    "regret_initial",
+    "regret_final",
+    "max_early_excursion",
+    "seconds",
+    "trajectory",
+    "regret_trajectory",
+    "optimum_at_edge",
+    "cycles",
+    "training_rows",
+    "dimension",
+)
 #: What rows that differ by their seed only have in common.
 CASE = ("problem", "data", "method")
 
@@ -94,10 +108,23 @@ def tuner_of(
     of = get_method(method)
     task = problem.task(seed, linearized=of.responds and of.linearized)
     return rd.SelfTuner(
-        task, method, lr=lr, hyper_lr=hyper_lr, momentum=momentum, batch_size=problem.batch_size, epochs=steps,
-        steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=WARMUP_STEPS, clip_grad=clip_grad,
-        tune_scale=False, seed=seed, device="cpu", graph=graph if of.responds else "off", **settings,
-    )  # fmt: skip
+        task,
+        method,
+        lr=lr,
+        hyper_lr=hyper_lr,
+        momentum=momentum,
+        batch_size=problem.batch_size,
+        epochs=steps,
+        steps_per_report=steps,
+        train_interval=TRAIN_INTERVAL,
+        warmup_steps=WARMUP_STEPS,
+        clip_grad=clip_grad,
+        tune_scale=False,
+        seed=seed,
+        device="cpu",
+        graph=graph if of.responds else "off",
+        **settings,
+    )
 
 
 def trajectory(problem: Problem, method: str, seed: int = 0, **options: Any) -> tuple[list[float], float]:
@@ -281,9 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
     parser.add_argument(
-        "--rows-per-dim", type=rows_per_dim, default="all", metavar="K|all",
+        "--rows-per-dim",
+        type=rows_per_dim,
+        default="all",
+        metavar="K|all",
         help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
-    )  # fmt: skip
+    )
     parser.add_argument("--seeds", type=whole(), default=5)
     parser.add_argument("--cycles", type=whole(), default=3000)
     parser.add_argument("--lr", type=number(above=0), default=0.03)

@@ -69,9 +69,18 @@ VARIANTS: dict[str, Method] = {
 CASE = ("problem", "data", "lr", "warmup")
 #: What the rows of a record must have to be drawn again.
 KEYS = (
-    *CASE, "variant", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "optimum_at_edge", "excursion",
-    "angle_initial", "training_rows", "dimension",
-)  # fmt: skip
+    *CASE,
+    "variant",
+    "seed",
+    "lambda_initial",
+    "lambda_final",
+    "lambda_optimal",
+    "optimum_at_edge",
+    "excursion",
+    "angle_initial",
+    "training_rows",
+    "dimension",
+)
 POINTS = 100
 
 
@@ -107,10 +116,21 @@ def trajectory(
     """
     steps = warmup + cycles * TRAIN_INTERVAL
     tuner = rd.SelfTuner(
-        problem.task(seed), method, lr=lr, hyper_lr=hyper_lr, momentum=0.9, batch_size=problem.batch_size,
-        epochs=steps, steps_per_report=steps, train_interval=TRAIN_INTERVAL, warmup_steps=warmup,
-        clip_grad=1.0, tune_scale=False, seed=seed, device="cpu",
-    )  # fmt: skip
+        problem.task(seed),
+        method,
+        lr=lr,
+        hyper_lr=hyper_lr,
+        momentum=0.9,
+        batch_size=problem.batch_size,
+        epochs=steps,
+        steps_per_report=steps,
+        train_interval=TRAIN_INTERVAL,
+        warmup_steps=warmup,
+        clip_grad=1.0,
+        tune_scale=False,
+        seed=seed,
+        device="cpu",
+    )
     lams: list[float] = []
     angles: list[float] = []
 
@@ -263,9 +283,15 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 RECORD = record.Kind(
-    "benchmarks.toy_decoupling", KEYS, ("hyper_steps", "trajectory", "angle"), POINTS, tuple(versions()), summary,
-    lines, plot,
-)  # fmt: skip
+    "benchmarks.toy_decoupling",
+    KEYS,
+    ("hyper_steps", "trajectory", "angle"),
+    POINTS,
+    tuple(versions()),
+    summary,
+    lines,
+    plot,
+)
 
 
 def _settings(text: str) -> list[tuple[float, int]]:
@@ -284,16 +310,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
     parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {','.join(VARIANTS)}")
     parser.add_argument(
-        "--rows-per-dim", type=rows_per_dim, default="all", metavar="K|all",
+        "--rows-per-dim",
+        type=rows_per_dim,
+        default="all",
+        metavar="K|all",
         help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--seeds", type=whole(), default=5)
     parser.add_argument("--cycles", type=whole(), default=200, help="hyper steps of a run")
     parser.add_argument(
-        "--settings", type=_settings, default="0.001:0", metavar="LR:WARMUP,…",
+        "--settings",
+        type=_settings,
+        default="0.001:0",
+        metavar="LR:WARMUP,…",
         help="pairs of a learning rate of w₀ and Θ and of train steps before the first cycle; the first pair is drawn",
-    )  # fmt: skip
+    )
     RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
     command = RECORD.command(arguments)

@@ -89,10 +89,20 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
     method = LINES[line]
     epochs = math.ceil(steps / math.ceil(len(exact.data.x) / BATCH))
     tuner = rd.SelfTuner(
-        exact.task(seed, sigma, line == "delta-stn"), method, lr=lr, momentum=0.9, batch_size=BATCH, epochs=epochs,
-        steps_per_report=2 * steps, warmup_steps=2 * steps, clip_grad=1.0, tune_scale=False, schedule="cosine",
-        seed=seed, device="cpu",
-    )  # fmt: skip
+        exact.task(seed, sigma, line == "delta-stn"),
+        method,
+        lr=lr,
+        momentum=0.9,
+        batch_size=BATCH,
+        epochs=epochs,
+        steps_per_report=2 * steps,
+        warmup_steps=2 * steps,
+        clip_grad=1.0,
+        tune_scale=False,
+        schedule="cosine",
+        seed=seed,
+        device="cpu",
+    )
     last = tuner.total_steps
     points = {round(10 * (last / 10) ** (i / (POINTS - 1))) for i in range(POINTS)} if last > 10 else {last}
     jacobian, gradient = exact.response_jacobian(exact.lam), exact.hypergradient(exact.lam)
@@ -120,11 +130,22 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
     started = time.process_time()
     tuner.step()
     row: dict[str, Any] = {
-        "problem": exact.kind, "data": exact.data.name, "method": line, "sigma": sigma, "seed": seed, "lr": lr,
-        "schedule": "cosine", "momentum": 0.9, "clip_grad": 1.0, "batch_size": BATCH, "strength": STRENGTH,
-        "training_rows": len(exact.data.x), "validation_rows": len(exact.data.x_valid),
-        "dimension": exact.problem.dimension, "limit_error": None,
-    }  # fmt: skip
+        "problem": exact.kind,
+        "data": exact.data.name,
+        "method": line,
+        "sigma": sigma,
+        "seed": seed,
+        "lr": lr,
+        "schedule": "cosine",
+        "momentum": 0.9,
+        "clip_grad": 1.0,
+        "batch_size": BATCH,
+        "strength": STRENGTH,
+        "training_rows": len(exact.data.x),
+        "validation_rows": len(exact.data.x_valid),
+        "dimension": exact.problem.dimension,
+        "limit_error": None,
+    }
     if exact.kind == "ridge" or line == "delta-stn":
         _, limit = exact.limit(exact.lam, sigma, joint=line == "stn")
         row["limit_error"] = ((limit - jacobian).norm() / jacobian.norm()).item()
@@ -145,9 +166,14 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     kinds, sigmas = (list(dict.fromkeys(row[key] for row in rows)) for key in ("problem", "sigma"))
     figure, axes = plt.subplots(
-        2 * len(kinds), len(sigmas), figsize=(1.4 + 3 * len(sigmas), 0.9 + 4.6 * len(kinds)), sharex="row",
-        sharey="row", squeeze=False, layout="constrained",
-    )  # fmt: skip
+        2 * len(kinds),
+        len(sigmas),
+        figsize=(1.4 + 3 * len(sigmas), 0.9 + 4.6 * len(kinds)),
+        sharex="row",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
     for pair, kind in enumerate(kinds):
         scalar = kind == "ridge"
         for column, sigma in enumerate(sigmas):

@@ -178,9 +178,18 @@ class NoSync(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a number, shapes from data, copies of lists."""
 
     FORBIDDEN = (
-        "_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal", "allclose",
-        "masked_scatter", "bincount", "repeat_interleave",
-    )  # fmt: skip
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "lift_fresh",
+        "unique",
+        "is_nonzero",
+        "equal",
+        "allclose",
+        "masked_scatter",
+        "bincount",
+        "repeat_interleave",
+    )
     #: Ways out of PyTorch that no operation of its own is called for, on a CPU.
     WAYS_OUT = ("tolist", "numpy", "cpu", "__array__", "item")
 

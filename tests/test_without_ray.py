@@ -76,5 +76,3 @@ def test_names_of_the_package():
     for name in ("HyperSpace", "Task", "SelfTuner", "Dropout", "Cutout", "L2", "Bounded", "Positive", "Integer"):
         assert name in rd.__all__
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", rd.__version__)
-
-

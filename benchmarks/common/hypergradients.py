@@ -60,9 +60,16 @@ def plain_copy(tuner: rd.SelfTuner, config: dict[str, Any], lam: Tensor, **chang
     """Plain training from a run's weights and momenta, with the hyperparameters held at λ."""
     values = dict(zip(tuner.space.names, tuner.space.values(lam).tolist(), strict=True))
     plain = tuner_of(
-        config, method="fixed", preset="paper", response_fraction=1.0, hyperparameters=values, schedule=None,
-        patience=None, epochs=10_000, **changes,
-    )  # fmt: skip
+        config,
+        method="fixed",
+        preset="paper",
+        response_fraction=1.0,
+        hyperparameters=values,
+        schedule=None,
+        patience=None,
+        epochs=10_000,
+        **changes,
+    )
     plain.model.load_state_dict(tuner.export())  # for `stn` r(λ), the weights at δ = 0 for the others
     # A copy: an optimiser that loads a state shares its buffers.
     plain.optimizers.weights.load_state_dict(copy.deepcopy(tuner.optimizers.weights.state_dict()))

@@ -57,10 +57,25 @@ CONTENDERS = {
 FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience")
 #: Options that methods with constant hyperparameters do not read.
 TUNING = (
-    "preset", "response_lr", "response_optimizer", "response_fraction", "antithetic", "hyper_lr", "scale_lr",
-    "hyper_optimizer", "entropy_weight", "train_interval", "valid_interval", "warmup", "warmup_steps", "tune_scale",
-    "valid_batch_size", "implicit_solver", "implicit_steps", "implicit_damping",
-)  # fmt: skip
+    "preset",
+    "response_lr",
+    "response_optimizer",
+    "response_fraction",
+    "antithetic",
+    "hyper_lr",
+    "scale_lr",
+    "hyper_optimizer",
+    "entropy_weight",
+    "train_interval",
+    "valid_interval",
+    "warmup",
+    "warmup_steps",
+    "tune_scale",
+    "valid_batch_size",
+    "implicit_solver",
+    "implicit_steps",
+    "implicit_damping",
+)
 
 
 class CompareConfig(ExperimentConfig):

@@ -156,9 +156,14 @@ class UnrolledSteps(WindowSteps):
         start = {name: w.clone().requires_grad_() for name, w in self.start.items()}
         with self._training(), frozen(self.weights):
             weights = unroll(
-                start, self.momenta, [loss_of(x, y) for x, y, _ in self.window], [lr for _, _, lr in self.window],
-                momentum=group["momentum"], weight_decay=group["weight_decay"], clip_grad=self.clip_grad,
-            )  # fmt: skip
+                start,
+                self.momenta,
+                [loss_of(x, y) for x, y, _ in self.window],
+                [lr for _, _, lr in self.window],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                clip_grad=self.clip_grad,
+            )
         valid_loss = objective.valid_objective(x, y, lam, weights)
         (gradient,) = torch.autograd.grad(valid_loss, lam)
         return valid_loss, gradient

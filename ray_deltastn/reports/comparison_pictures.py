@@ -184,10 +184,14 @@ def plot_schedules(
                 share = best["training_iteration"] / best["config/epochs"]
                 values = best[VALUES(name)]
                 axis.plot(
-                    [0, 1] if constant else share, values.iloc[[0, -1]] if constant else values,
-                    color=colour, linestyle=line, linewidth=0.8 if constant else 1.5, alpha=0.7,
+                    [0, 1] if constant else share,
+                    values.iloc[[0, -1]] if constant else values,
+                    color=colour,
+                    linestyle=line,
+                    linewidth=0.8 if constant else 1.5,
+                    alpha=0.7,
                     label=method if number == 0 else None,
-                )  # fmt: skip
+                )
     for axis, (name, about) in zip(axes, space.items(), strict=True):
         axis.set_title(name, fontsize=10)
         if about["kind"] == "Positive":
@@ -211,9 +215,16 @@ def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
         every, best = trials[trials["method"] == method], chosen[chosen["method"] == method]
         axis.scatter(every["valid_loss"], every["test_loss"], s=9, color=colour, alpha=0.35, linewidth=0)
         axis.scatter(
-            best["valid_loss"], best["test_loss"], s=64, marker=SHAPES[method], facecolor=f"{colour}66",
-            edgecolor=colour, linewidth=1.2, label=method, zorder=3,
-        )  # fmt: skip
+            best["valid_loss"],
+            best["test_loss"],
+            s=64,
+            marker=SHAPES[method],
+            facecolor=f"{colour}66",
+            edgecolor=colour,
+            linewidth=1.2,
+            label=method,
+            zorder=3,
+        )
     # What came near the best is what there is to see; trials far off are left out.
     losses = chosen[["valid_loss", "test_loss"]]
     low, high = float(losses.min().min()), float(losses.max().max())
@@ -251,9 +262,11 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
         order = np.argsort(-heights[mine][:, -1], kind="stable")  # the best on top
         drawn = LineCollection(
             [np.column_stack([np.arange(heights.shape[1]), row]) for row in heights[mine][order]],
-            array=heights[mine][order, -1], norm=Normalize(0, 1), cmap="viridis",
+            array=heights[mine][order, -1],
+            norm=Normalize(0, 1),
+            cmap="viridis",
             alpha=np.where(heights[mine][order, -1] < 1, 0.8, 0.2),
-        )  # fmt: skip
+        )
         axis.add_collection(drawn)
         for number, marks in enumerate(ticks):
             axis.plot([number, number], [0, 1], color="#9aa3ad", linewidth=0.8, zorder=0)
@@ -264,9 +277,11 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
         axis.set(xlim=(-0.3, heights.shape[1] - 0.7), ylim=(-0.12, 1.12), yticks=[])
         slanted = len(outer) > 2
         axis.set_xticks(
-            range(heights.shape[1]), [*(name.split(".")[-1] for name in outer), "loss"], rotation=30 * slanted,
+            range(heights.shape[1]),
+            [*(name.split(".")[-1] for name in outer), "loss"],
+            rotation=30 * slanted,
             ha="right" if slanted else "center",
-        )  # fmt: skip
+        )
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title(method, fontsize=10, color=LOOKS[method][0])

@@ -166,9 +166,13 @@ def plot_loss(results: Results) -> Path:
     figure, (axis,) = panels(1, width=6.4, height=3.8)
     for index, (_, trial) in enumerate(reports.groupby("trial_id", sort=False)):
         axis.plot(
-            trial["spent"], loss[trial.index], color=_GREY, alpha=0.55, linewidth=0.8,
+            trial["spent"],
+            loss[trial.index],
+            color=_GREY,
+            alpha=0.55,
+            linewidth=0.8,
             label="one trial" if index == 0 else None,
-        )  # fmt: skip
+        )
     axis.step(reports["spent"], loss.cummin(), where="post", color=_ORANGE, linewidth=2, label="best so far")
     axis.set_yscale("log")
     # A trial that diverges must not squeeze all others into a line.

@@ -69,9 +69,14 @@ FASHION_CNN = ImageRecipe(
     "fashion_mnist", lambda kind: networks.simple_cnn(kind=kind), 0.15, (0.2860,), (0.3530,), cutout=True
 )
 CIFAR10_ALEXNET = ImageRecipe(
-    "cifar10", lambda kind: networks.alexnet(kind=kind), 0.20,
-    (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), cutout=True, distort=True,
-)  # fmt: skip
+    "cifar10",
+    lambda kind: networks.alexnet(kind=kind),
+    0.20,
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
+    cutout=True,
+    distort=True,
+)
 CIFAR10_VGG16 = replace(CIFAR10_ALEXNET, network=lambda kind: networks.vgg16(kind=kind))
 CIFAR10_RESNET18 = replace(CIFAR10_ALEXNET, network=lambda kind: networks.resnet18(kind=kind))
 

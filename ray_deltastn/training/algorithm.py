@@ -25,9 +25,13 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
     }
     if objective.method.hypergradient == "implicit":
         return ImplicitSteps(
-            *moved, window=settings.train_interval, solver=settings.implicit_solver,
-            iterations=settings.implicit_steps, damping=settings.implicit_damping, **options,
-        )  # fmt: skip
+            *moved,
+            window=settings.train_interval,
+            solver=settings.implicit_solver,
+            iterations=settings.implicit_steps,
+            damping=settings.implicit_damping,
+            **options,
+        )
     if objective.method.hypergradient == "unrolled":
         return UnrolledSteps(*moved, window=settings.train_interval, **options)
     device = objective.space.lam.device

@@ -55,7 +55,14 @@ class FusedSGD(torch.optim.SGD):
         gradients: list[Any] = [p.grad for p in parameters]
         with torch.no_grad():
             torch._fused_sgd_(
-                parameters, gradients, buffers, weight_decay=group["weight_decay"], momentum=group["momentum"],
-                lr=group["lr"], dampening=0.0, nesterov=group["nesterov"], maximize=group["maximize"],
+                parameters,
+                gradients,
+                buffers,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
                 is_first_step=False,
-            )  # fmt: skip
+            )

@@ -178,9 +178,13 @@ class Settings:
         if isinstance(self.graph, bool):  # YAML's own reading of `on` and `off`
             object.__setattr__(self, "graph", "on" if self.graph else "off")
         choices = (
-            ("optimizer", OPTIMIZERS), ("response_optimizer", OPTIMIZERS), ("hyper_optimizer", HYPER_OPTIMIZERS),
-            ("implicit_solver", SOLVERS), ("precision", PRECISIONS), ("graph", GRAPHS),
-        )  # fmt: skip
+            ("optimizer", OPTIMIZERS),
+            ("response_optimizer", OPTIMIZERS),
+            ("hyper_optimizer", HYPER_OPTIMIZERS),
+            ("implicit_solver", SOLVERS),
+            ("precision", PRECISIONS),
+            ("graph", GRAPHS),
+        )
         for name, known in choices:
             if getattr(self, name) not in known and (name, getattr(self, name)) != ("response_optimizer", None):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")

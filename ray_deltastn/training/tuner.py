@@ -89,10 +89,19 @@ class SelfTuner:
             initial = torch.Generator().manual_seed(random_state.seed_of(s.seed, 4))
             self.response = Response(self.model, len(self.space), initial)
         self.objective = Objective(
-            self.model, task.loss, self.space, self.setting, self.method, self.response,
-            valid_loss=task.valid_loss, augment=task.augmentations, penalty=task.penalties,
-            valid_penalty=task.valid_penalties, half=s.precision == "bf16", channels_last=s.channels_last,
-        )  # fmt: skip
+            self.model,
+            task.loss,
+            self.space,
+            self.setting,
+            self.method,
+            self.response,
+            valid_loss=task.valid_loss,
+            augment=task.augmentations,
+            penalty=task.penalties,
+            valid_penalty=task.valid_penalties,
+            half=s.precision == "bf16",
+            channels_last=s.channels_last,
+        )
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
         self.optimizers = Optimizers(s, self.model, self.response, tuned, self.hyper_lr)

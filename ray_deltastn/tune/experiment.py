@@ -122,9 +122,13 @@ def run_experiment(
     pausing = config.tune.scheduler in PAUSING
     alive = config.tune.num_samples if pausing else slots
     searcher = make_searcher(
-        config.tune.searcher, config.param_space(), num_samples=config.tune.num_samples, seed=config.tune.seed,
-        warm_start=config.tune.warm_start, max_concurrent=alive,
-    )  # fmt: skip
+        config.tune.searcher,
+        config.param_space(),
+        num_samples=config.tune.num_samples,
+        seed=config.tune.seed,
+        warm_start=config.tune.warm_start,
+        max_concurrent=alive,
+    )
     scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports)
     if not resume:
         check_free(out)

@@ -14,8 +14,10 @@ def test_a_curve_keeps_where_the_best_loss_fell():
     losses = [math.inf, 3.0, 2.0, 2.5, 2.0, 1.0, 1.5]
     reports = pd.DataFrame({"valid_loss": losses, "timestamp": range(7), "time_this_iter_s": 0.5})
     assert comparison.curve(reports) == {
-        "epochs": [2, 3, 6, 7], "seconds": [1.0, 1.5, 3.0, 3.5], "best_valid_loss": [3.0, 2.0, 1.0, 1.0]
-    }  # fmt: skip
+        "epochs": [2, 3, 6, 7],
+        "seconds": [1.0, 1.5, 3.0, 3.5],
+        "best_valid_loss": [3.0, 2.0, 1.0, 1.0],
+    }
     steep = pd.DataFrame(
         {"valid_loss": [1 / k for k in range(1, 500)], "timestamp": range(499), "time_this_iter_s": 1.0}
     )
@@ -39,6 +41,11 @@ def test_the_record_of_a_folder_is_whole_and_small(tmp_path):
         "within the noise"
     ] * 2
     assert {path.name for path in out.iterdir()} == {
-        "record.json", "table.md", "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
-    }  # fmt: skip
+        "record.json",
+        "table.md",
+        "loss.png",
+        "schedules.png",
+        "validation_test.png",
+        "outer_search.png",
+    }
     assert sum(path.stat().st_size for path in out.iterdir()) < 600_000

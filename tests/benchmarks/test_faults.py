@@ -37,9 +37,17 @@ def test_a_clean_experiment_with_a_stray_trial(folder, monkeypatch):
     monkeypatch.setattr(faults, "replay", lambda config, last: [])
     found = faults.check(folder(), planned=2, every=1)
     assert found == {
-        "planned": 2, "trials": 2, "finished": 2, "restarted": 0, "told_once": True, "replayed": 2, "different": {},
-        "complete": 2, "strays": 1, "repeated_reports": 2,
-    }  # fmt: skip
+        "planned": 2,
+        "trials": 2,
+        "finished": 2,
+        "restarted": 0,
+        "told_once": True,
+        "replayed": 2,
+        "different": {},
+        "complete": 2,
+        "strays": 1,
+        "repeated_reports": 2,
+    }
 
 
 def test_whatever_is_lost_shows(folder, monkeypatch):

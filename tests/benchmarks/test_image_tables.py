@@ -20,26 +20,35 @@ TABLES = {
         "## Image classification",
         LOSSES,
         {
-            "delta-stn": "`delta-stn`, `preset: paper`", "delta-stn-fast": "`delta-stn`, `preset: fast`",
+            "delta-stn": "`delta-stn`, `preset: paper`",
+            "delta-stn-fast": "`delta-stn`, `preset: fast`",
             "delta-stn-fast-independent": "the same without `antithetic`",
-            "delta-stn-quarter": "`delta-stn`, Θ on ¼", "stn": "`stn`", "centered-stn": "`centered-stn`",
-            "fixed-quarter": "fixed, hidden dropout ¼", "fixed-half": "fixed, hidden dropout ½",
-            "fixed-initial": "fixed, initial values", "fixed-none": "fixed, none",
+            "delta-stn-quarter": "`delta-stn`, Θ on ¼",
+            "stn": "`stn`",
+            "centered-stn": "`centered-stn`",
+            "fixed-quarter": "fixed, hidden dropout ¼",
+            "fixed-half": "fixed, hidden dropout ½",
+            "fixed-initial": "fixed, initial values",
+            "fixed-none": "fixed, none",
         },
     ),
     "fashion_10k_24": (
         "### Short runs",
         [LOSSES[0], LOSSES[1], LOSSES[3]],
         {
-            "fast": "`preset=fast`", "fast-independent": "`preset=fast`, `antithetic=false`",
-            "delta-paper": "`preset=paper`", "paper-auto": "`preset=paper`, `hyper_lr=auto`",
-            "random-best-of-8": "best of 8 runs of random search", "delta-lr05": "Θ on all, `hyper_lr` 0.05",
+            "fast": "`preset=fast`",
+            "fast-independent": "`preset=fast`, `antithetic=false`",
+            "delta-paper": "`preset=paper`",
+            "paper-auto": "`preset=paper`, `hyper_lr=auto`",
+            "random-best-of-8": "best of 8 runs of random search",
+            "delta-lr05": "Θ on all, `hyper_lr` 0.05",
             "delta-lr05-w12": "Θ on all, `hyper_lr` 0.05, warm-up 12",
             "fast-lr05-w12": "Θ on ¼, `hyper_lr` 0.05, warm-up 12",
-            "fast-lr05": "Θ on ¼, `hyper_lr` 0.05", "fast-lr05-radam": "Θ on ¼, `hyper_lr` 0.05, Θ by Adam (0.001)",
+            "fast-lr05": "Θ on ¼, `hyper_lr` 0.05",
+            "fast-lr05-radam": "Θ on ¼, `hyper_lr` 0.05, Θ by Adam (0.001)",
         },
     ),
-}  # fmt: skip
+}
 
 
 def rows_below(heading):
@@ -105,17 +114,19 @@ def test_searches_one_by_one_are_those_of_the_record():
     gaps = [other - one for one, other in zip(best["fast"], best["random-best-of-8"], strict=True)]
     assert (sum(gap > 0.03 for gap in gaps), sum(abs(gap) < 0.002 for gap in gaps)) == (3, 2)
     assert_said(
-        said, entries,
+        said,
+        entries,
         ("random-best-of-8", "fast", "best_valid_loss", "end 0.030 ± 0.014 above `fast`"),
         ("random-best-of-8", "fast", "test_loss_there", "0.031 ± 0.013 in test loss"),
         ("delta-paper", "fast", "best_valid_loss", "0.004 ± 0.004 below `paper` at its best epoch"),
         ("delta-paper", "fast", "final_valid_loss", "0.008 ± 0.004 at the end"),
         ("fast-independent", "fast", "best_valid_loss", "of so short a run (0.000 ± 0.005)"),
-    )  # fmt: skip
+    )
     assert "{:.3f}, {:.3f}, {:.3f}, {:.3f} and {:.3f} against 0.348, 0.391".format(*best["paper-auto"]) in said
     assert all(one < other for one, other in zip(best["paper-auto"], best["random-best-of-8"], strict=True))
     assert_said(
-        said, entries,
+        said,
+        entries,
         ("random-best-of-8", "paper-auto", "best_valid_loss", "paired 0.035 ± 0.013 below in validation"),
         ("random-best-of-8", "paper-auto", "test_loss_there", "and 0.036 ± 0.011 in test loss"),
         ("delta-paper", "paper-auto", "best_valid_loss", "0.009 ± 0.003 below `paper` at its best epoch"),
@@ -123,7 +134,7 @@ def test_searches_one_by_one_are_those_of_the_record():
         ("delta-paper", "paper-auto", "final_valid_loss", "and 0.008 ± 0.003 at the end"),
         ("fast", "paper-auto", "best_valid_loss", "and 0.005 ± 0.002 below `fast` at its best"),
         ("fast", "paper-auto", "final_valid_loss", "level at the end (0.000 ± 0.006)"),
-    )  # fmt: skip
+    )
     assert sum(loss > 0.48 for losses in drawn for loss in losses) == 26
 
 
@@ -143,11 +154,16 @@ def test_noise_of_the_response_is_that_of_the_records():
 
 def test_shares_of_the_minibatch_are_those_of_the_records():
     names = {
-        "`preset: paper`": "paper", "Θ on all": "whole", "Θ on ½": "half", "Θ on ¼": "quarter", "Θ on ⅛": "eighth",
+        "`preset: paper`": "paper",
+        "Θ on all": "whole",
+        "Θ on ½": "half",
+        "Θ on ¼": "quarter",
+        "Θ on ⅛": "eighth",
         "Θ on ¼, `antithetic` (`fast`)": "quarter-antithetic",
-        "hyper batch 16, Θ on ¼": "batch-16", "hyper batch 64, Θ on ¼": "batch-64",
+        "hyper batch 16, Θ on ¼": "batch-16",
+        "hyper batch 64, Θ on ¼": "batch-64",
         "hyper batch 359, Θ on ¼": "batch-359",
-    }  # fmt: skip
+    }
     entries = {
         entry["label"]: entry
         for name in ("response_share", "hyper_batch")
@@ -166,21 +182,23 @@ def test_shares_of_the_minibatch_are_those_of_the_records():
     }
     said = " ".join(PAGE[PAGE.index("**Share of the minibatch") :].split("\n### ")[0].split())
     assert_said(
-        said, entries,
+        said,
+        entries,
         ("quarter", "whole", "best_valid_loss", "¼ ends 0.009 ± 0.003 above the whole"),
         ("quarter", "whole", "final_valid_loss", "0.017 ± 0.005 in final validation loss"),
         ("quarter-antithetic", "whole", "best_valid_loss", "`antithetic` 0.007 ± 0.003"),
         ("quarter-antithetic", "whole", "final_valid_loss", "and 0.013 ± 0.004"),
-    )  # fmt: skip
+    )
     assert paired(entries["batch-359"], entries["batch-64"], "final_valid_loss") == "0.017 ± 0.008"
     assert_said(
-        said, entries,
+        said,
+        entries,
         ("quarter-antithetic", "paper", "best_valid_loss", "0.003 ± 0.002 above it in best"),
         ("paper", "quarter-antithetic", "final_valid_loss", "0.000 ± 0.005 below it in final validation loss"),
         ("quarter-antithetic", "paper", "test_loss_there", "0.008 ± 0.005 above in test loss at the best epoch"),
         ("paper", "whole", "best_valid_loss", "it is 0.004 ± 0.002 and"),
         ("paper", "whole", "final_valid_loss", "and 0.014 ± 0.004 lower"),
-    )  # fmt: skip
+    )
     for entry in (entries["paper"], entries["whole"]):
         assert Settings(**{k: v for k, v in entry["config"].items() if k != "task"}).hyper_rate(960) == 0.01
     assert [sum(end > 0.05 for end in found) for found in ends.values()] == [10, 5, 6]
@@ -229,11 +247,16 @@ def test_noise_by_share_is_that_of_the_records():
 def test_schedules_against_constants_are_those_of_the_record():
     rows = rows_below("**Schedule against constants")
     names = {
-        "p = 0.4, best of six constants": "fixed-0.4", "p = 0.3": "fixed-0.3", "Δ-STN, from 0.3": "delta-stn-from-0.3",
-        "STN, from 0.3": "stn-from-0.3", "Δ-STN, from 0.05": "delta-stn-from-0.05", "STN, from 0.05": "stn-from-0.05",
-        "the schedule of Δ-STN from 0.05": "fixed-schedule", "its final value": "fixed-final",
+        "p = 0.4, best of six constants": "fixed-0.4",
+        "p = 0.3": "fixed-0.3",
+        "Δ-STN, from 0.3": "delta-stn-from-0.3",
+        "STN, from 0.3": "stn-from-0.3",
+        "Δ-STN, from 0.05": "delta-stn-from-0.05",
+        "STN, from 0.05": "stn-from-0.05",
+        "the schedule of Δ-STN from 0.05": "fixed-schedule",
+        "its final value": "fixed-final",
         "its final value with noise": "fixed-noise",
-    }  # fmt: skip
+    }
     assert set(rows) == set(names)
     entries = {entry["label"]: entry for entry in json.loads((RECORDS / "digits" / "schedules.json").read_text())}
     for said, label in names.items():
@@ -262,7 +285,7 @@ def test_hypergradients_in_the_text_are_those_of_the_record():
         ("steady", "retrained"): "5 of 9",
         ("learned", "averaged"): "13 of 22",
         ("learned", "retrained"): "10 of 16",
-    }  # fmt: skip
+    }
     for (one, other), quoted in sums.items():
         # The learned gradient looks no number of steps ahead.
         ahead = {n: "" if one in ("learned", "steady") else f" {n} steps" for n in (20, 100)}

@@ -12,8 +12,20 @@ import ray_deltastn as rd
 from benchmarks import images, images_report
 from ray_deltastn.training.settings import Settings
 
-TINY = ["--task", "tests.tune.tiny:build", "--epochs", "4", "--set", "batch_size=16", "--set", "warmup=1",
-        "--set", "lr=0.1", "--threads", "1"]  # fmt: skip
+TINY = [
+    "--task",
+    "tests.tune.tiny:build",
+    "--epochs",
+    "4",
+    "--set",
+    "batch_size=16",
+    "--set",
+    "warmup=1",
+    "--set",
+    "lr=0.1",
+    "--threads",
+    "1",
+]
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -138,8 +150,17 @@ def test_fixed_follows_a_schedule_that_was_found(tmp_path):
     found = [point["hyperparameters/dropout"] for point in read(tmp_path)["curve"]]
     assert len(set(found)) == 4
     for form in images.FORMS:
-        run(tmp_path, "--method", "fixed", "--label", form, "--schedule-of", str(tmp_path / "delta-stn-s0.json"),
-            "--schedule-form", form)  # fmt: skip
+        run(
+            tmp_path,
+            "--method",
+            "fixed",
+            "--label",
+            form,
+            "--schedule-of",
+            str(tmp_path / "delta-stn-s0.json"),
+            "--schedule-form",
+            form,
+        )
     used = {
         form: [p["hyperparameters/dropout"] for p in read(tmp_path, f"{form}-s0")["curve"]] for form in images.FORMS
     }
@@ -164,14 +185,30 @@ def test_changes_need_a_key_and_a_value(text, tmp_path, capsys):
 def finished(label, seed, valid, test):
     curve = [
         {
-            "epoch": i + 1, "steps": i, "valid_loss": v, "test_loss": t, "test_accuracy": 1 - (t or 9) / 10,
+            "epoch": i + 1,
+            "steps": i,
+            "valid_loss": v,
+            "test_loss": t,
+            "test_accuracy": 1 - (t or 9) / 10,
             "valid_accuracy": 1 - (v or 9) / 20,
-            "hyperparameters/p": 0.1 * (i + 1), "seconds/train": 2.0 * i, "seconds/hyper": 0.5 * i,
+            "hyperparameters/p": 0.1 * (i + 1),
+            "seconds/train": 2.0 * i,
+            "seconds/hyper": 0.5 * i,
         }
         for i, (v, t) in enumerate(zip(valid, test, strict=True))
-    ]  # fmt: skip
-    return {"label": label, "config": {"seed": seed, "epochs": len(valid)}, "hardware": "cpu", "threads": 1,
-            "processor": "", "python": "", "torch": "", "ray_deltastn": "", "done": True, "curve": curve}  # fmt: skip
+    ]
+    return {
+        "label": label,
+        "config": {"seed": seed, "epochs": len(valid)},
+        "hardware": "cpu",
+        "threads": 1,
+        "processor": "",
+        "python": "",
+        "torch": "",
+        "ray_deltastn": "",
+        "done": True,
+        "curve": curve,
+    }
 
 
 def test_table_is_at_the_best_validation_epoch():
@@ -240,8 +277,9 @@ def test_report_of_real_runs(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "left out, not finished: delta-stn-s2.json" in out
     assert {entry["label"]: entry["n"] for entry in json.loads((tmp_path / "record.json").read_text())} == {
-        "delta-stn": 2, "fixed": 2,
-    }  # fmt: skip
+        "delta-stn": 2,
+        "fixed": 2,
+    }
     for name in ("loss.png", "schedules.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

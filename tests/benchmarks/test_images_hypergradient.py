@@ -15,9 +15,17 @@ from tests.benchmarks.test_toy import small
 def ridge_run(seed=0, **changes):
     problem = Problem("ridge", small(seed))
     config = {
-        "task": lambda config: problem.task(seed), "method": "delta-stn", "seed": seed, "lr": 0.1, "epochs": 3,
-        "batch_size": 1000, "warmup": 1, "train_interval": 1, "device": "cpu", **changes,
-    }  # fmt: skip
+        "task": lambda config: problem.task(seed),
+        "method": "delta-stn",
+        "seed": seed,
+        "lr": 0.1,
+        "epochs": 3,
+        "batch_size": 1000,
+        "warmup": 1,
+        "train_interval": 1,
+        "device": "cpu",
+        **changes,
+    }
     return problem, config, measure.tuner_of(config)
 
 
@@ -82,8 +90,24 @@ def test_noise_falls_with_the_root_of_the_batch():
 def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     out, picture = tmp_path / "rows.json", tmp_path / "rows.png"
     run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--epochs", "2,3"]
-    sizes = ["--batches", "4,8", "--draws", "3", "--horizons", "2,4", "--pairs", "2", "--repeats", "2", "--seeds", "2",
-             "--moments", "2", "--average", "5"]  # fmt: skip
+    sizes = [
+        "--batches",
+        "4,8",
+        "--draws",
+        "3",
+        "--horizons",
+        "2,4",
+        "--pairs",
+        "2",
+        "--repeats",
+        "2",
+        "--seeds",
+        "2",
+        "--moments",
+        "2",
+        "--average",
+        "5",
+    ]
     look.main([*run, *sizes, "--json", str(out), "--plot", str(picture)])
     record = json.loads(out.read_text())
     assert [(row["seed"], row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [
@@ -100,8 +124,22 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
 
 
 def test_noise_alone_is_the_same_as_with_all_else(tmp_path, capsys):
-    run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--epochs", "2,3",
-           "--batches", "4,8", "--draws", "3", "--moments", "2"]  # fmt: skip
+    run = [
+        "--task",
+        "tests.tune.tiny:build",
+        "--set",
+        "batch_size=16",
+        "--set",
+        "warmup=1",
+        "--epochs",
+        "2,3",
+        "--batches",
+        "4,8",
+        "--draws",
+        "3",
+        "--moments",
+        "2",
+    ]
     rest = ["--horizons", "2", "--pairs", "1", "--repeats", "2", "--average", "2"]
     records = []
     for name, more in (("all", rest), ("noise", ["--noise-only"])):
@@ -155,8 +193,14 @@ def test_only_signs_beyond_their_error_are_compared():
 
     def row(learned, after):
         still = {"5": known(0.0)}
-        return {"learned": learned, "steady": learned, "implicit": {"5": after}, "averaged": still,
-                "retrained": {"5": known(-1.0)}, "signal_to_noise": {}}  # fmt: skip
+        return {
+            "learned": learned,
+            "steady": learned,
+            "implicit": {"5": after},
+            "averaged": still,
+            "retrained": {"5": known(-1.0)},
+            "signal_to_noise": {},
+        }
 
     assert [look.sign(known(m)) for m in (0.3, -0.3, 0.1, -0.1)] == [1, -1, 0, 0]
     # Student's t: of six values 2.57 standard errors are needed, of three 4.30.
@@ -185,8 +229,9 @@ def test_a_row_holds_what_the_closed_form_says():
     with torch.no_grad():
         tuner.space.lam.fill_(1.0)
         tuner.model[0].weight.copy_(problem.best_response(torch.ones(1, dtype=torch.float64)))
-    options = Namespace(batches=[64], draws=3, horizons=[2000], shift=0.05, pairs=1, repeats=2, average=1, moments=2,
-                        images=1000)  # fmt: skip
+    options = Namespace(
+        batches=[64], draws=3, horizons=[2000], shift=0.05, pairs=1, repeats=2, average=1, moments=2, images=1000
+    )
     (row,) = look.look(tuner, config, options)
     exact = problem.hypergradient(torch.ones(1, dtype=torch.float64)).item()
     assert row["implicit"]["2000"]["mean"] == pytest.approx(exact, rel=2e-3)
@@ -196,9 +241,32 @@ def test_a_row_holds_what_the_closed_form_says():
 
 
 def test_a_training_that_diverges_is_said_to(tmp_path, capsys):
-    run = ["--task", "tests.tune.tiny:build", "--set", "batch_size=16", "--set", "warmup=1", "--set", "lr=3",
-           "--epochs", "2", "--batches", "4", "--draws", "3", "--horizons", "2,400", "--pairs", "2", "--repeats", "2",
-           "--moments", "2", "--average", "5"]  # fmt: skip
+    run = [
+        "--task",
+        "tests.tune.tiny:build",
+        "--set",
+        "batch_size=16",
+        "--set",
+        "warmup=1",
+        "--set",
+        "lr=3",
+        "--epochs",
+        "2",
+        "--batches",
+        "4",
+        "--draws",
+        "3",
+        "--horizons",
+        "2,400",
+        "--pairs",
+        "2",
+        "--repeats",
+        "2",
+        "--moments",
+        "2",
+        "--average",
+        "5",
+    ]
     look.main([*run, "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "rows.png")])
     assert "400: diverged" in capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]

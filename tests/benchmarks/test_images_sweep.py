@@ -23,8 +23,10 @@ def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
     ]
     entries = images_sweep.sweep(records, ["entropy_weight"])
     assert [(e["method"], e["value"], e["n"], e["best_valid_loss"]["mean"]) for e in entries] == [
-        ("delta-stn", 0.1, 1, 0.5), ("stn", 0.001, 1, 4.0), ("stn", 0.01, 2, 1.5),
-    ]  # fmt: skip
+        ("delta-stn", 0.1, 1, 0.5),
+        ("stn", 0.001, 1, 4.0),
+        ("stn", 0.01, 2, 1.5),
+    ]
     assert entries[2]["runs"][0]["curve"] == {"epoch": [1, 2], "hyperparameters/p": [0.1, 0.2]}
     assert "| stn | 0.01 | 2 | 1.5000 ± 0.7071 | 2.5000 ± 0.7071 |" in images_sweep.table(entries, ["entropy_weight"])
 
@@ -58,8 +60,11 @@ def test_options_that_were_not_given_are_those_of_the_preset():
     assert images_sweep.option_of(config, "warmup_steps") == "none"
     assert images_sweep.option_of({**config, "batch_size": 64}, "valid_batch_size") == 64
     assert images_sweep.option_of({**config, "lr": 0.2}, "response_lr") == 0.2
-    runs = [swept("delta-stn", 0, [1.0]), swept("delta-stn", 1, [1.0], preset="fast"),
-            swept("delta-stn", 2, [1.0], hyper_lr=0.05)]  # fmt: skip
+    runs = [
+        swept("delta-stn", 0, [1.0]),
+        swept("delta-stn", 1, [1.0], preset="fast"),
+        swept("delta-stn", 2, [1.0], hyper_lr=0.05),
+    ]
     assert [entry["value"] for entry in images_sweep.sweep(runs, ["hyper_lr"])] == [0.01, 0.05, "auto"]
 
 
@@ -88,8 +93,11 @@ def test_command_writes_record_and_pictures(tmp_path, capsys):
             point["hyperparameters/p"] = None if loss is None else point["hyperparameters/p"]
         (tmp_path / f"{i}-s0.json").write_text(json.dumps(record))
     files = {name: tmp_path / name for name in ("sweep.json", "losses.png", "schedules.png")}
-    flags = [word for flag, path in zip(("--json", "--plot", "--schedules"), files.values(), strict=True)
-             for word in (flag, str(path))]  # fmt: skip
+    flags = [
+        word
+        for flag, path in zip(("--json", "--plot", "--schedules"), files.values(), strict=True)
+        for word in (flag, str(path))
+    ]
     images_sweep.main([str(tmp_path), "--option", "perturbation_scale", *flags])
     assert "| stn | 10 | 1 | 2.0000 |" in capsys.readouterr().out
     assert [entry["value"] for entry in json.loads(files["sweep.json"].read_text())] == [1.0, 0.1, 1.0, 10.0]
@@ -97,9 +105,7 @@ def test_command_writes_record_and_pictures(tmp_path, capsys):
         assert files[name].read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("option", "message"), [("nothing", "got 'nothing'"), ("lr", "must hold finished records")]
-)  # fmt: skip
+@pytest.mark.parametrize(("option", "message"), [("nothing", "got 'nothing'"), ("lr", "must hold finished records")])
 def test_what_cannot_be_swept_is_refused_in_a_line(option, message, tmp_path, refusal):
     if option == "nothing":
         (tmp_path / "a-s0.json").write_text(json.dumps(swept("stn", 0, [1.0])))

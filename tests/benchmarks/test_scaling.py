@@ -18,9 +18,19 @@ def naps(rows):
 
 def test_workers_wait_between_naps_and_between_trials():
     found = scaling.waiting(
-        naps([(1, "a", 0.0, 1.0), (1, "a", 1.25, 2.25), (1, "c", 3.25, 4.25), (1, "c", 4.75, 5.75),
-              (2, "b", 0.5, 1.5), (2, "b", 1.75, 2.75)]), trials=3, workers=2,
-    )  # fmt: skip
+        naps(
+            [
+                (1, "a", 0.0, 1.0),
+                (1, "a", 1.25, 2.25),
+                (1, "c", 3.25, 4.25),
+                (1, "c", 4.75, 5.75),
+                (2, "b", 0.5, 1.5),
+                (2, "b", 1.75, 2.75),
+            ]
+        ),
+        trials=3,
+        workers=2,
+    )
     assert (found["trial_seconds"], found["ideal"], found["seconds"]) == (2.0, 4.0, 5.75)
     assert found["processes"] == 2
     assert found["report_ms"] == pytest.approx(1000 * (0.25 + 0.5 + 0.25) / 3)

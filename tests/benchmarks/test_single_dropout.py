@@ -27,5 +27,8 @@ def test_mnist_is_the_papers_network_without_the_other_rates(monkeypatch):
     task = single_dropout.mnist({"images": 20})
     assert task.space.names == ("dropout0",)
     assert [tuple(m.weight.shape) for m in task.model.modules() if isinstance(m, nn.Linear)] == [
-        (1200, 784), (1200, 1200), (1200, 1200), (10, 1200),
-    ]  # fmt: skip
+        (1200, 784),
+        (1200, 1200),
+        (1200, 1200),
+        (10, 1200),
+    ]

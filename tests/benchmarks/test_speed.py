@@ -11,16 +11,45 @@ from benchmarks import speed
 from ray_deltastn.methods import get_method
 
 ROW = {
-    "net", "method", "response_fraction", "batch", "threads", "flop_ratio", "cpu_time_ratio", "wall_time_ratio",
-    "saved_memory_ratio", "precision", "graph", "captured", "channels_last", "hardware", "images_per_second",
-    "plain_images_per_second", "peak_memory_ratio", "peak_memory_bytes", "plain_peak_memory_bytes", "torch",
-}  # fmt: skip
+    "net",
+    "method",
+    "response_fraction",
+    "batch",
+    "threads",
+    "flop_ratio",
+    "cpu_time_ratio",
+    "wall_time_ratio",
+    "saved_memory_ratio",
+    "precision",
+    "graph",
+    "captured",
+    "channels_last",
+    "hardware",
+    "images_per_second",
+    "plain_images_per_second",
+    "peak_memory_ratio",
+    "peak_memory_bytes",
+    "plain_peak_memory_bytes",
+    "torch",
+}
 
 
 def test_rows_hold_the_figures_and_reach_them(tmp_path):
     file = tmp_path / "new" / "speed.json"
-    speed.main(["--nets", "mlp", "--methods", "stn,delta-stn", "--response-fraction", "0.25", "--pairs", "1",
-                "--json", str(file)])  # fmt: skip
+    speed.main(
+        [
+            "--nets",
+            "mlp",
+            "--methods",
+            "stn,delta-stn",
+            "--response-fraction",
+            "0.25",
+            "--pairs",
+            "1",
+            "--json",
+            str(file),
+        ]
+    )
     rows = json.loads(file.read_text())
     assert [row["method"] for row in rows] == ["stn", "delta-stn"]
     assert all(row.keys() >= ROW for row in rows)
@@ -40,8 +69,25 @@ def test_options_for_speed_reach_both_sides(tmp_path, monkeypatch):
         cycles.append(cycle.tuner.settings)
 
     monkeypatch.setattr(speed.Cycle, "__init__", noted)
-    speed.main(["--nets", "mlp", "--methods", "delta-stn", "--pairs", "1", "--batch", "4", "--graph", "on",
-                "--channels-last", "--precision", "bf16", "--json", str(tmp_path / "speed.json")])  # fmt: skip
+    speed.main(
+        [
+            "--nets",
+            "mlp",
+            "--methods",
+            "delta-stn",
+            "--pairs",
+            "1",
+            "--batch",
+            "4",
+            "--graph",
+            "on",
+            "--channels-last",
+            "--precision",
+            "bf16",
+            "--json",
+            str(tmp_path / "speed.json"),
+        ]
+    )
     (row,) = json.loads((tmp_path / "speed.json").read_text())
     assert row["captured"]
     assert (row["graph"], row["channels_last"], row["precision"]) == ("on", True, "bf16")

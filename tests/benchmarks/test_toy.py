@@ -13,9 +13,19 @@ from benchmarks.common.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, 
 FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("jacobian", True)]
 EVERY_FORM = pytest.mark.parametrize(("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "jacobian"])
 KEYS = {
-    "problem", "data", "method", "seed", "lambda_initial", "lambda_final", "lambda_optimal", "regret_initial",
-    "regret_final", "max_early_excursion", "seconds", "trajectory",
-}  # fmt: skip
+    "problem",
+    "data",
+    "method",
+    "seed",
+    "lambda_initial",
+    "lambda_final",
+    "lambda_optimal",
+    "regret_initial",
+    "regret_final",
+    "max_early_excursion",
+    "seconds",
+    "trajectory",
+}
 
 
 def small(seed=0, n=30, d=4):
@@ -246,8 +256,10 @@ def test_the_command_writes_rows_and_a_picture(tmp_path):
 def test_older_records_are_redrawn_thinned_and_summed_up(tmp_path, capsys):
     row = toy.measure(Problem("ridge", small()), "delta-stn", cycles=1)
     path = [float(i) for i in range(300)]
-    old = [{**row, "seed": seed, "regret_final": 0.1 * seed, "cycles": 3000, "trajectory": path,
-            "regret_trajectory": path} for seed in range(3)]  # fmt: skip
+    old = [
+        {**row, "seed": seed, "regret_final": 0.1 * seed, "cycles": 3000, "trajectory": path, "regret_trajectory": path}
+        for seed in range(3)
+    ]
     file, picture = tmp_path / "rows.json", tmp_path / "toy.png"
     file.write_text(json.dumps(old))
     toy.main(["--rows", str(file), "--json", str(file), "--plot", str(picture)])

@@ -63,9 +63,18 @@ def test_early_hypergradient_drives_lambda_away_from_zero_only_where_uncentred()
             pushes = []
             for seed in range(4):
                 tuner = toy.rd.SelfTuner(
-                    ridge.task(seed), toy.VARIANTS[variant], lr=1e-4, momentum=0.9, clip_grad=1.0, tune_scale=False,
-                    batch_size=10, epochs=1, warmup_steps=99, seed=seed, device="cpu",
-                )  # fmt: skip
+                    ridge.task(seed),
+                    toy.VARIANTS[variant],
+                    lr=1e-4,
+                    momentum=0.9,
+                    clip_grad=1.0,
+                    tune_scale=False,
+                    batch_size=10,
+                    epochs=1,
+                    warmup_steps=99,
+                    seed=seed,
+                    device="cpu",
+                )
                 tuner.step()
                 away = torch.sign(tuner.space.lam.detach())
                 pushes.append(-(away * learned_hypergradient(tuner, ridge.data)).item())
@@ -92,8 +101,11 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert picture.stat().st_size > 10_000
     assert "median (largest) excursion  stn" in capsys.readouterr().out
     assert [(e["lr"], e["variant"], e["n"]) for e in record["summary"]] == [
-        (0.001, "stn", 2), (0.001, "delta-stn", 2), (0.03, "stn", 2), (0.03, "delta-stn", 2),
-    ]  # fmt: skip
+        (0.001, "stn", 2),
+        (0.001, "delta-stn", 2),
+        (0.03, "stn", 2),
+        (0.03, "delta-stn", 2),
+    ]
     mine = [row["excursion"] for row in rows if (row["lr"], row["variant"]) == (0.001, "stn")]
     found = record["summary"][0]["excursion"]
     assert found["largest"] == max(mine)

@@ -21,9 +21,14 @@ def test_a_target_is_reached_at_the_first_epoch_at_or_below_it():
 
 def test_outcome_of_a_pair_has_the_cold_trials_best_as_its_target():
     assert warm_start.outcome(pair([3.0, 1.0, 2.0], [1.0, 0.5, 4.0], [5.0, 4.0, 1.1])) == {
-        "cold_epochs": 2, "warm_epochs": 1, "other_epochs": None,
-        "cold_best": 1.0, "cold_test": 10.0, "warm_best": 0.5, "warm_test": 20.0,
-    }  # fmt: skip
+        "cold_epochs": 2,
+        "warm_epochs": 1,
+        "other_epochs": None,
+        "cold_best": 1.0,
+        "cold_test": 10.0,
+        "warm_best": 0.5,
+        "warm_test": 20.0,
+    }
 
 
 def test_never_is_counted_and_left_out_of_the_means():
@@ -57,8 +62,22 @@ def test_diverged_epochs_reach_nothing():
 
 def test_warm_trials_begin_with_what_the_next_seed_has_learned(tmp_path, capsys):
     path = tmp_path / "record.json"
-    warm_start.main(["--task", "digits-mlp", "--seeds", "2", "--epochs", "2", "--set", "warmup=0", "--set", "width=8",
-                     "--json", str(path)])  # fmt: skip
+    warm_start.main(
+        [
+            "--task",
+            "digits-mlp",
+            "--seeds",
+            "2",
+            "--epochs",
+            "2",
+            "--set",
+            "warmup=0",
+            "--set",
+            "width=8",
+            "--json",
+            str(path),
+        ]
+    )
     record = json.loads(path.read_text())
     first, second = record["rows"]
     assert (first["seed"], first["from_seed"], second["seed"], second["from_seed"]) == (0, 1, 1, 0)

@@ -45,8 +45,9 @@ def test_each_method_is_run_as_it_is_meant_to_be():
         "pbt-s0": "valid_loss"
     }
     assert {name: tune.max_concurrent for name, tune in by_name.items() if tune.max_concurrent} == {
-        "bo-s0": 2, "hybrid-s0": 2
-    }  # fmt: skip
+        "bo-s0": 2,
+        "hybrid-s0": 2,
+    }
     own = CompareConfig.read(CONFIG, ["tune.max_concurrent=5"])
     assert plan(own, ["bo"], 1)[0].config.tune.max_concurrent == 5
 
@@ -125,11 +126,19 @@ def reports(method, seed, trials):
         for iteration, loss in enumerate(losses, 1):
             rows.append(
                 {
-                    "method": method, "seed": seed, "wall_seconds": 9.0, "trial_id": f"{method}{seed}{place}",
-                    "timestamp": float(len(rows)), "time_this_iter_s": 1.0, "training_iteration": iteration,
-                    "valid_loss": loss, "test_loss": loss + 1, "valid_accuracy": 0.5, "test_accuracy": 0.25,
+                    "method": method,
+                    "seed": seed,
+                    "wall_seconds": 9.0,
+                    "trial_id": f"{method}{seed}{place}",
+                    "timestamp": float(len(rows)),
+                    "time_this_iter_s": 1.0,
+                    "training_iteration": iteration,
+                    "valid_loss": loss,
+                    "test_loss": loss + 1,
+                    "valid_accuracy": 0.5,
+                    "test_accuracy": 0.25,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -181,8 +190,11 @@ def test_self_tuned_single_runs_are_held_against_the_one_without_tuning_too():
     ]
     found = differences(outcomes(pd.DataFrame(rows)), ["best_valid_loss"])
     assert [(one.method, one.reference, one.mean) for one in found] == [
-        ("fixed", "random", 1.0), ("delta-stn", "random", 0.5), ("hybrid", "random", -1.0), ("delta-stn", "fixed", -0.5)
-    ]  # fmt: skip
+        ("fixed", "random", 1.0),
+        ("delta-stn", "random", 0.5),
+        ("hybrid", "random", -1.0),
+        ("delta-stn", "fixed", -0.5),
+    ]
 
 
 def test_seeds_that_have_not_been_run_yet_are_waited_for():

@@ -42,7 +42,7 @@ QUOTED = [
     ("fashion_10k", {"fixed": (12, "0.385"), "hybrid": (48, "0.353")}),
     ("fashion_10k", {"fixed": (24, "0.355"), "stn": (24, "0.349"), "delta-stn": (24, "0.359")}),
     ("digits", {"fixed": (117, "0.070"), "stn": (117, "0.051"), "delta-stn": (117, "0.068")}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("record", "quoted"), QUOTED)

@@ -134,9 +134,14 @@ def test_unrolled_steps_end_at_the_weights_that_training_reached(optimizer):
         group = algorithm.weights_optimizer.param_groups[0]
         start = {name: w.clone().requires_grad_() for name, w in algorithm.start.items()}
         reached = unroll(
-            start, algorithm.momenta, losses, [lr for *_, lr in algorithm.window], momentum=group["momentum"],
-            weight_decay=group["weight_decay"], clip_grad=algorithm.clip_grad,
-        )  # fmt: skip
+            start,
+            algorithm.momenta,
+            losses,
+            [lr for *_, lr in algorithm.window],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            clip_grad=algorithm.clip_grad,
+        )
         for name, weight in reached.items():
             torch.testing.assert_close(weight, tuner.model.get_parameter(name))
         seen.append(len(algorithm.window))
@@ -169,9 +174,7 @@ def test_unrolled_hypergradient_is_the_derivative_of_the_retraced_training():
         other.objective.constant = tuner.space.values(tuner.space.lam.detach() + shift)
         for _ in range(4):
             other.algorithm.train_step(x, y)
-        return tuner.objective.valid_objective(
-            xv, yv, tuner.space.lam, dict(other.model.named_parameters())
-        ).item()  # fmt: skip
+        return tuner.objective.valid_objective(xv, yv, tuner.space.lam, dict(other.model.named_parameters())).item()
 
     h = 1e-5
     torch.testing.assert_close(found, lams((retrained(h) - retrained(-h)) / (2 * h)), rtol=1e-6, atol=1e-12)
@@ -293,16 +296,28 @@ def block_task():
     model.norm.momentum = 0.0  # running statistics follow the weights; the hypergradient takes them as they are
     x = torch.randn(64, 4, dtype=torch.float64)
     return rd.Task(
-        space=rd.HyperSpace(decay=rd.Positive(1e-1)), model=model, loss=F.mse_loss, penalty=rd.L2("decay"),
-        train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
-    )  # fmt: skip
+        space=rd.HyperSpace(decay=rd.Positive(1e-1)),
+        model=model,
+        loss=F.mse_loss,
+        penalty=rd.L2("decay"),
+        train=(x[:40], x[:40, :1]),
+        valid=(x[40:], x[40:, 1:2]),
+    )
 
 
 def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_normalisation():
     options = {
-        "epochs": 9, "batch_size": 10, "warmup": 0, "train_interval": 3, "device": "cpu", "weight_decay": 0.02,
-        "clip_grad": 0.1, "lr": 0.1, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}, "seed": 4,
-    }  # fmt: skip
+        "epochs": 9,
+        "batch_size": 10,
+        "warmup": 0,
+        "train_interval": 3,
+        "device": "cpu",
+        "weight_decay": 0.02,
+        "clip_grad": 0.1,
+        "lr": 0.1,
+        "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
+        "seed": 4,
+    }
     tuner = rd.SelfTuner(block_task(), "unrolled", steps_per_report=5, **options)
     tuner.step()  # one minibatch into the second cycle, at a second learning rate
     state = copy.deepcopy(tuner.state_dict())
@@ -340,17 +355,28 @@ def test_networks_with_tied_weights_and_running_statistics(method):
     torch.manual_seed(0)
     x = torch.randn(64, 4)
     task = rd.Task(
-        space=rd.HyperSpace(decay=rd.Positive(1e-2)), model=Block(), loss=F.mse_loss, penalty=rd.L2("decay"),
-        train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
-    )  # fmt: skip
+        space=rd.HyperSpace(decay=rd.Positive(1e-2)),
+        model=Block(),
+        loss=F.mse_loss,
+        penalty=rd.L2("decay"),
+        train=(x[:40], x[:40, :1]),
+        valid=(x[40:], x[40:, 1:2]),
+    )
     tuner = rd.SelfTuner(task, method, epochs=3, batch_size=10, warmup=0, train_interval=2, device="cpu")
     plain = rd.SelfTuner(
         rd.Task(
-            space=rd.HyperSpace(decay=rd.Positive(1e-2)), model=copy.deepcopy(task.model), loss=F.mse_loss,
-            penalty=rd.L2("decay"), train=(x[:40], x[:40, :1]), valid=(x[40:], x[40:, 1:2]),
+            space=rd.HyperSpace(decay=rd.Positive(1e-2)),
+            model=copy.deepcopy(task.model),
+            loss=F.mse_loss,
+            penalty=rd.L2("decay"),
+            train=(x[:40], x[:40, :1]),
+            valid=(x[40:], x[40:, 1:2]),
         ),
-        "fixed", epochs=3, batch_size=10, device="cpu",
-    )  # fmt: skip
+        "fixed",
+        epochs=3,
+        batch_size=10,
+        device="cpu",
+    )
     tuner.algorithm.hyper_optimizer.param_groups[0]["lr"] = 0.0
     for _ in range(3):
         tuner.step()
@@ -365,9 +391,11 @@ def test_refuses_what_has_no_derivative(method):
     x = torch.randn(20, 4)
     task = rd.Task(
         space=rd.HyperSpace(rate=rd.Bounded(0.1, low=0.0, high=0.9)),
-        model=nn.Sequential(rd.Dropout("rate"), nn.Linear(4, 1)), loss=F.mse_loss, train=(x, x[:, :1]),
+        model=nn.Sequential(rd.Dropout("rate"), nn.Linear(4, 1)),
+        loss=F.mse_loss,
+        train=(x, x[:, :1]),
         valid=(x, x[:, :1]),
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match=rf"'{method}' .* must act through penalties, got 'rate', of Dropout"):
         rd.SelfTuner(task, method)
 
@@ -393,7 +421,19 @@ def test_unrolled_is_for_sgd():
 
 
 def test_command_compares_them(tmp_path, capsys):
-    toy.main(["--rows-per-dim", "4", "--seeds", "1", "--cycles", "3", "--methods", "ift,unrolled",
-              "--json", str(tmp_path / "rows.json")])  # fmt: skip
+    toy.main(
+        [
+            "--rows-per-dim",
+            "4",
+            "--seeds",
+            "1",
+            "--cycles",
+            "3",
+            "--methods",
+            "ift,unrolled",
+            "--json",
+            str(tmp_path / "rows.json"),
+        ]
+    )
     assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["ift", "unrolled"]
     assert "unrolled" in capsys.readouterr().out

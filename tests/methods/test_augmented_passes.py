@@ -43,8 +43,12 @@ def started(method, **settings):
     data = torch.zeros(4 * B, 5), torch.arange(4 * B) % 3
     task = rd.Task(
         space=rd.HyperSpace(shift=rd.Bounded(0.3, low=0.0, high=1.0)),
-        model=nn.Sequential(seen, nn.Linear(5, 3)), loss=F.cross_entropy, train=data, valid=data, augment=[shift],
-    )  # fmt: skip
+        model=nn.Sequential(seen, nn.Linear(5, 3)),
+        loss=F.cross_entropy,
+        train=data,
+        valid=data,
+        augment=[shift],
+    )
     tuner = rd.SelfTuner(task, method, batch_size=B, epochs=9, warmup=0, device="cpu", **settings)
     seen.inputs.clear()
     shift.strengths.clear()

@@ -57,14 +57,24 @@ def perceptron():
 def convolutions():
     """The same digits, with convolutions, batch normalisation, dropout of channels and Cutout."""
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), rd.ChannelDropout("maps"),
-        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), rd.Dropout("units"),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        rd.ChannelDropout("maps"),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        rd.Dropout("units"),
         nn.Linear(256, 10),
-    )  # fmt: skip
+    )
     space = rd.HyperSpace(
-        maps=rd.Bounded(0.1, low=0.0, high=0.9), units=rd.Bounded(0.1, low=0.0, high=0.9),
-        holes=rd.Integer(1, low=0, high=3), length=rd.Integer(2, low=0, high=6),
-    )  # fmt: skip
+        maps=rd.Bounded(0.1, low=0.0, high=0.9),
+        units=rd.Bounded(0.1, low=0.0, high=0.9),
+        holes=rd.Integer(1, low=0, high=3),
+        length=rd.Integer(2, low=0, high=6),
+    )
     train, valid, _ = digits()
     cutout = rd.Cutout("holes", "length")
     return rd.Task(space=space, model=model, loss=F.cross_entropy, train=train, valid=valid, augment=cutout)
@@ -76,9 +86,17 @@ def test_schedule_is_that_of_float32_within_its_own_noise(method, build):
     def schedule(precision, seed=0):
         torch.manual_seed(0)
         tuner = rd.SelfTuner(
-            build(), method, epochs=4, batch_size=64, lr=0.02, warmup=1, hyper_lr=0.05, seed=seed, precision=precision,
+            build(),
+            method,
+            epochs=4,
+            batch_size=64,
+            lr=0.02,
+            warmup=1,
+            hyper_lr=0.05,
+            seed=seed,
+            precision=precision,
             device="cpu",
-        )  # fmt: skip
+        )
         lams = []
         for _ in tuner.fit():
             lams.append(tuner.space.lam.detach().clone())

@@ -50,12 +50,23 @@ def made_up(seeds=2, epochs=3):
                 for epoch in range(1, epochs + 1):
                     loss = math.inf if (method, trial) == ("bo", 1) else 0.1 + level / epoch
                     row = {
-                        "method": method, "seed": seed, "trial_id": f"{method}{seed}{trial}", "wall_seconds": 5.0,
-                        "training_iteration": epoch, "epoch": epoch, "valid_loss": loss, "test_loss": loss + 0.01,
-                        "valid_accuracy": 0.9, "test_accuracy": 0.9, "timestamp": float(len(rows)),
-                        "time_this_iter_s": 0.5, "config/lr": lr, "config/epochs": epochs,
-                        "hyperparameters/dropout": 0.1 * epoch, "hyperparameters/weight_decay": 1e-4 * epoch,
-                    }  # fmt: skip
+                        "method": method,
+                        "seed": seed,
+                        "trial_id": f"{method}{seed}{trial}",
+                        "wall_seconds": 5.0,
+                        "training_iteration": epoch,
+                        "epoch": epoch,
+                        "valid_loss": loss,
+                        "test_loss": loss + 0.01,
+                        "valid_accuracy": 0.9,
+                        "test_accuracy": 0.9,
+                        "timestamp": float(len(rows)),
+                        "time_this_iter_s": 0.5,
+                        "config/lr": lr,
+                        "config/epochs": epochs,
+                        "hyperparameters/dropout": 0.1 * epoch,
+                        "hyperparameters/weight_decay": 1e-4 * epoch,
+                    }
                     rows.append(row)
     return pd.DataFrame(rows)
 
@@ -72,10 +83,13 @@ def comparison(tmp_path):
 def test_the_best_so_far_is_on_one_grid_for_all_seeds():
     results = pd.DataFrame(
         {
-            "method": "random", "seed": [0, 0, 0, 1, 1, 1], "timestamp": [1.0, 2.0, 3.0] * 2,
-            "valid_loss": [3.0, 2.0, 2.5, math.inf, 4.0, 1.0], "time_this_iter_s": 2.0,
+            "method": "random",
+            "seed": [0, 0, 0, 1, 1, 1],
+            "timestamp": [1.0, 2.0, 3.0] * 2,
+            "valid_loss": [3.0, 2.0, 2.5, math.inf, 4.0, 1.0],
+            "time_this_iter_s": 2.0,
         }
-    )  # fmt: skip
+    )
     grid, losses = pictures.curves(results, "random", "spent_epochs", points=5)
     assert grid.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
     assert losses[0].tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]

@@ -26,14 +26,19 @@ def small_task(**changes):
             later=rd.Bounded(0.05, low=0.0, high=0.9),
         ),
         "model": nn.Sequential(
-            Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), nn.Flatten(), rd.Dropout("drop"), nn.Linear(432, 4), nn.ReLU(),
-            rd.Dropout("later"), nn.Linear(4, 2),
+            Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+            nn.Flatten(),
+            rd.Dropout("drop"),
+            nn.Linear(432, 4),
+            nn.ReLU(),
+            rd.Dropout("later"),
+            nn.Linear(4, 2),
         ),
         "augment": [rd.ColorJitter(hue="hue"), rd.GaussianNoise("noise"), rd.Cutout("holes", "length")],
         "loss": F.cross_entropy,
         "train": data,
         "valid": data,
-    }  # fmt: skip
+    }
     return rd.Task(**{**parts, **changes})
 
 
@@ -104,9 +109,13 @@ def test_standardised_images_keep_their_contrast(tmp_path, monkeypatch):
     images = torch.linspace(-2.0, 3.0, 8 * 16).view(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
     space = rd.HyperSpace(noise=rd.Bounded(0.05, low=0.0, high=0.9))
     task = rd.Task(
-        space=space, model=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), augment=rd.GaussianNoise("noise"),
-        loss=F.cross_entropy, train=images, valid=images,
-    )  # fmt: skip
+        space=space,
+        model=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+        augment=rd.GaussianNoise("noise"),
+        loss=F.cross_entropy,
+        train=images,
+        valid=images,
+    )
     ((plain, _, _),) = strips_of(monkeypatch, task, tmp_path / "sheet.png")
     assert (plain.min(), plain.max()) == (0.0, 1.0)
     assert len(set(plain.flatten().tolist())) == 6 * 16

@@ -18,10 +18,17 @@ def folder(tmp_path):
 
 def notes(folder, damaged):
     rows = [
-        {"trial_id": trial, "training_iteration": iteration, "valid_loss": 0.5, "diverged": False,
-         "warning/short_run": 0.0, "warning/saturated": 0.0}
-        for trial in ("a", "b") for iteration in (1, 2)
-    ]  # fmt: skip
+        {
+            "trial_id": trial,
+            "training_iteration": iteration,
+            "valid_loss": 0.5,
+            "diverged": False,
+            "warning/short_run": 0.0,
+            "warning/saturated": 0.0,
+        }
+        for trial in ("a", "b")
+        for iteration in (1, 2)
+    ]
     table = pd.DataFrame(rows)
     if damaged is not None:
         table["warning/damaged_checkpoints"] = damaged

@@ -14,9 +14,15 @@ def make_tuner(method="delta-stn", **settings):
     y = x.mean((2, 3)).argmax(1)
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), rd.ChannelDropout("dropout"),
-        nn.Conv2d(8, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        rd.ChannelDropout("dropout"),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).double()
     space = rd.HyperSpace(
         dropout=rd.Bounded(0.2, low=0.0, high=0.9),
         holes=rd.Integer(1, low=0, high=3),

@@ -229,9 +229,12 @@ class Attending(nn.Module):
 def test_attention_rules_are_entered_only_where_attention_is_called(fused):
     torch.manual_seed(0)
     task = rd.Task(
-        space=rd.HyperSpace(rate=rd.Bounded(0.2, low=0.0, high=0.9)), model=Attending(fused), loss=F.cross_entropy,
-        train=(torch.randn(20, 5), torch.arange(20) % 3), valid=(torch.randn(10, 5), torch.arange(10) % 3),
-    )  # fmt: skip
+        space=rd.HyperSpace(rate=rd.Bounded(0.2, low=0.0, high=0.9)),
+        model=Attending(fused),
+        loss=F.cross_entropy,
+        train=(torch.randn(20, 5), torch.arange(20) % 3),
+        valid=(torch.randn(10, 5), torch.arange(10) % 3),
+    )
     tuner = rd.SelfTuner(task, epochs=2, batch_size=10, warmup=0, train_interval=1)
     assert tuner.response.attends is fused
     assert all(math.isfinite(report["valid_loss"]) for report in tuner.fit())

@@ -50,9 +50,14 @@ def seeded_loader(batch_size=5, workers=0, noise=False, **options):
     generator = torch.Generator().manual_seed(random.randrange(2**40))
     context = "fork" if workers else None
     return DataLoader(
-        Generic(noise=noise), batch_size, shuffle=True, generator=generator, num_workers=workers,
-        multiprocessing_context=context, **options,
-    )  # fmt: skip
+        Generic(noise=noise),
+        batch_size,
+        shuffle=True,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context=context,
+        **options,
+    )
 
 
 SOURCES = {

@@ -98,9 +98,13 @@ def tuned(name, method, epochs=3):
     model = NETWORKS[name](rd.Dropout).double()
     space = rd.HyperSpace(rate=rd.Bounded(0.2, low=0.0, high=0.9), decay=rd.Positive(1e-3))
     task = rd.Task(
-        space=space, model=model, loss=F.cross_entropy, train=data(name, 96, 1), valid=data(name, 40, 2),
+        space=space,
+        model=model,
+        loss=F.cross_entropy,
+        train=data(name, 96, 1),
+        valid=data(name, 40, 2),
         penalty=rd.L2("decay"),
-    )  # fmt: skip
+    )
     tuner = rd.SelfTuner(
         task, method=method, epochs=epochs, batch_size=16, lr=0.05, hyper_lr=0.02, warmup_steps=0, train_interval=2
     )
@@ -277,9 +281,12 @@ def test_released_model_can_be_tuned_again():
     tuner = tuned("Perceptron", "delta-stn", epochs=1)
     model = tuner.release()
     task = rd.Task(
-        space=rd.HyperSpace(rate=rd.Bounded(0.3)), model=model, loss=F.cross_entropy,
-        train=data("Perceptron", 96, 1), valid=data("Perceptron", 40, 2),
-    )  # fmt: skip
+        space=rd.HyperSpace(rate=rd.Bounded(0.3)),
+        model=model,
+        loss=F.cross_entropy,
+        train=data("Perceptron", 96, 1),
+        valid=data("Perceptron", 40, 2),
+    )
     again = rd.SelfTuner(task, epochs=2, batch_size=16, hyper_lr=1.0, train_interval=2, warmup_steps=0)
     reports = list(again.fit())
     assert reports[-1]["hyperparameters/rate"] != pytest.approx(0.3, abs=1e-3)

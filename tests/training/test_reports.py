@@ -56,8 +56,12 @@ def test_train_loss_is_the_mean_over_the_minibatches_since_the_last_report():
             seen.append(loss.item())
         return loss
 
-    task = make_task(loss=noted, valid_loss=F.cross_entropy, space=rd.HyperSpace(first=rd.Bounded(0.2),
-                     second=rd.Bounded(0.2)), penalty=())  # fmt: skip
+    task = make_task(
+        loss=noted,
+        valid_loss=F.cross_entropy,
+        space=rd.HyperSpace(first=rd.Bounded(0.2), second=rd.Bounded(0.2)),
+        penalty=(),
+    )
     tuner = make_tuner(task, "fixed", steps_per_report=5)
     for report in tuner.fit():
         assert report["train_loss"] == pytest.approx(sum(seen) / len(seen), rel=1e-5)
@@ -82,12 +86,30 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
     assert len(reports) > 1
     names = ("first", "second", "decay")
     assert set(reports[0]) == {
-        "epoch", "steps", "train_loss", "valid_loss", "valid_accuracy", "valid_top", "test_loss", "test_accuracy",
-        "test_top", "best_valid_loss", "lr", "diverged", "stop_reason",
-        *(f"hyperparameters/{name}" for name in names), *(f"scale/{name}" for name in names),
-        "seconds/train", "seconds/hyper", "seconds/evaluate", "seconds/total",
-        "warning/saturated", "warning/small_scale", "warning/large_steps", "warning/short_run",
-    }  # fmt: skip
+        "epoch",
+        "steps",
+        "train_loss",
+        "valid_loss",
+        "valid_accuracy",
+        "valid_top",
+        "test_loss",
+        "test_accuracy",
+        "test_top",
+        "best_valid_loss",
+        "lr",
+        "diverged",
+        "stop_reason",
+        *(f"hyperparameters/{name}" for name in names),
+        *(f"scale/{name}" for name in names),
+        "seconds/train",
+        "seconds/hyper",
+        "seconds/evaluate",
+        "seconds/total",
+        "warning/saturated",
+        "warning/small_scale",
+        "warning/large_steps",
+        "warning/short_run",
+    }
     for report in reports:
         assert list(report) == list(reports[0])
         assert {k: type(v) for k, v in report.items()} == {k: type(v) for k, v in reports[0].items()}

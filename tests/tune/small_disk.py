@@ -77,11 +77,16 @@ def run(folder):
     roomy = command("run", config, "--out", out, "--resume")
     rows = read_results(out / "results.csv").sort_values("training_iteration")
     found = {
-        "full": full, "roomy": roomy, "before": before, "left": left,
+        "full": full,
+        "roomy": roomy,
+        "before": before,
+        "left": left,
         "iterations": {name: trial["training_iteration"].tolist() for name, trial in rows.groupby("trial_id")},
-        "last": {name: trial[["config/lr", "valid_loss", "hyperparameters/dropout", "scale/decay"]].iloc[-1].to_dict()
-                 for name, trial in rows.groupby("trial_id")},
-    }  # fmt: skip
+        "last": {
+            name: trial[["config/lr", "valid_loss", "hyperparameters/dropout", "scale/decay"]].iloc[-1].to_dict()
+            for name, trial in rows.groupby("trial_id")
+        },
+    }
     print(json.dumps(found))
 
 

@@ -13,8 +13,13 @@ from tests.tune.test_trainable import finish
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 CONFIG = {
-    "task": "tests.tune.tiny:build", "epochs": 30, "batch_size": 4, "warmup": 1, "hyper_lr": 0.05, "seed": 3,
-}  # fmt: skip
+    "task": "tests.tune.tiny:build",
+    "epochs": 30,
+    "batch_size": 4,
+    "warmup": 1,
+    "hyper_lr": 0.05,
+    "seed": 3,
+}
 
 
 def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -44,8 +49,13 @@ def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
         pytest.skip("this user may not mount a disk in a namespace of their own")
     done = subprocess.run(
         [*NAMESPACE, sys.executable, "-m", "tests.tune.small_disk", str(tmp_path)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     status, said = found["full"]

@@ -13,8 +13,12 @@ from ray_deltastn.tune.progress import Progress
 
 def report(epoch, dropout, loss=0.5, done=False):
     return {
-        "epoch": epoch, "valid_loss": loss, "best_valid_loss": loss, "hyperparameters/dropout": dropout, "done": done,
-    }  # fmt: skip
+        "epoch": epoch,
+        "valid_loss": loss,
+        "best_valid_loss": loss,
+        "hyperparameters/dropout": dropout,
+        "done": done,
+    }
 
 
 def show(terminal, width=160):

@@ -30,8 +30,13 @@ again.train()
 def test_a_warning_is_heard_once_logging_is_configured_and_not_before(configure, heard, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", TRIAL.format(configure=configure), str(tmp_path)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert ("continuing from 'checkpoint_000000'" in done.stderr) is heard
@@ -43,7 +48,12 @@ def test_status_needs_no_cluster(tmp_path):
     code = "import ray, sys; from ray_deltastn.cli import main; main(sys.argv[1:]); print(ray.is_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", code, "status", str(tmp_path)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "0 of 3 trials ended" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"

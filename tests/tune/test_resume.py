@@ -46,10 +46,17 @@ def test_a_population_does_not_wait_for_who_has_ended(what, when, tmp_path, ray_
     odd = tune.sample_from(lambda spec: when if next(numbers) == 0 else others[what])
     numbers = iter(range(10))
     analysis = tune.run(
-        Counting, metric="loss", mode="min", config={**others, what: odd}, num_samples=3, storage_path=str(tmp_path),
-        scheduler=make_scheduler("pbt", {"lr": tune.uniform(0.1, 1.0)}, reports=16), verbose=0,
-        raise_on_failed_trial=False, reuse_actors=True,
-    )  # fmt: skip
+        Counting,
+        metric="loss",
+        mode="min",
+        config={**others, what: odd},
+        num_samples=3,
+        storage_path=str(tmp_path),
+        scheduler=make_scheduler("pbt", {"lr": tune.uniform(0.1, 1.0)}, reports=16),
+        verbose=0,
+        raise_on_failed_trial=False,
+        reuse_actors=True,
+    )
     assert sorted(trial.status for trial in analysis.trials) == sorted(
         ["TERMINATED", "TERMINATED", "ERROR" if what == "fails" else "TERMINATED"]
     )

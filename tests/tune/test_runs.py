@@ -22,9 +22,17 @@ def alone(config):
 def test_tune_run_finishes_a_hybrid_search(tmp_path):
     search = SkOptSearch(random_state=0)
     analysis = tune.run(
-        DeltaSTNTrainable, metric="valid_loss", mode="min", config=SPACE, search_alg=search, num_samples=5,
-        max_concurrent_trials=2, storage_path=str(tmp_path), reuse_actors=True, verbose=0,
-    )  # fmt: skip
+        DeltaSTNTrainable,
+        metric="valid_loss",
+        mode="min",
+        config=SPACE,
+        search_alg=search,
+        num_samples=5,
+        max_concurrent_trials=2,
+        storage_path=str(tmp_path),
+        reuse_actors=True,
+        verbose=0,
+    )
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 5
     assert len(search.finished) == 5
     assert not search.running
@@ -42,11 +50,15 @@ def test_tuner_finishes_a_hybrid_search(tmp_path):
         DeltaSTNTrainable,
         param_space=SPACE,
         tune_config=tune.TuneConfig(
-            metric="valid_loss", mode="min", num_samples=3, search_alg=SkOptSearch(random_state=1),
-            max_concurrent_trials=2, reuse_actors=True,
+            metric="valid_loss",
+            mode="min",
+            num_samples=3,
+            search_alg=SkOptSearch(random_state=1),
+            max_concurrent_trials=2,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="tuner", verbose=0),
-    )  # fmt: skip
+    )
     grid = tuner.fit()
     assert grid.num_terminated == 3
     assert grid.num_errors == 0
@@ -67,8 +79,11 @@ def test_faults_of_single_trials_stay_theirs(tmp_path):
     )
     trials = {trial.config["fault"]: trial for trial in analysis.trials}
     assert {fault: trial.status for fault, trial in trials.items()} == {
-        None: "TERMINATED", "raise": "ERROR", "nan": "TERMINATED", "kill": "TERMINATED",
-    }  # fmt: skip
+        None: "TERMINATED",
+        "raise": "ERROR",
+        "nan": "TERMINATED",
+        "kill": "TERMINATED",
+    }
     sound = alone(CONFIG)
     assert without_times(trials[None].last_result) == sound
     # The killed trial went on from its last checkpoint, in another process, to the very same end.
@@ -106,15 +121,24 @@ def test_searcher_learns_that_failed_and_diverged_trials_were_bad(tmp_path):
 
 def test_population_based_training_takes_effect_on_the_optimiser(tmp_path):
     scheduler = tune.schedulers.PopulationBasedTraining(
-        time_attr="training_iteration", perturbation_interval=2, quantile_fraction=0.5, resample_probability=0.0,
-        hyperparam_mutations={"lr": [0.001, 0.01, 0.1]}, synch=True,
-    )  # fmt: skip
+        time_attr="training_iteration",
+        perturbation_interval=2,
+        quantile_fraction=0.5,
+        resample_probability=0.0,
+        hyperparam_mutations={"lr": [0.001, 0.01, 0.1]},
+        synch=True,
+    )
     analysis = tune.run(
-        DeltaSTNTrainable, metric="valid_loss", mode="min", scheduler=scheduler, reuse_actors=True,
+        DeltaSTNTrainable,
+        metric="valid_loss",
+        mode="min",
+        scheduler=scheduler,
+        reuse_actors=True,
         config={**CONFIG, "epochs": 6, "lr": tune.grid_search([0.0001, 0.1])},
-        storage_path=str(tmp_path), verbose=0,
+        storage_path=str(tmp_path),
+        verbose=0,
         checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
-    )  # fmt: skip
+    )
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 2
     assert scheduler._num_perturbations >= 1
     for trial in analysis.trials:

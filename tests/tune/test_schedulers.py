@@ -80,11 +80,17 @@ def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, larger_ray_
         return tune.PlacementGroupFactory([{"CPU": 2 if result["training_iteration"] >= 2 else 1}])
 
     analysis = tune.run(
-        DeltaSTNTrainable, metric="valid_loss", mode="min", config=CONFIG, storage_path=str(tmp_path), verbose=0,
+        DeltaSTNTrainable,
+        metric="valid_loss",
+        mode="min",
+        config=CONFIG,
+        storage_path=str(tmp_path),
+        verbose=0,
         time_budget_s=300,
         scheduler=tune.schedulers.ResourceChangingScheduler(resources_allocation_function=more),
-        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1), reuse_actors=False,
-    )  # fmt: skip
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+        reuse_actors=False,
+    )
     trial = analysis.trials[0]
     assert trial.placement_group_factory.required_resources["CPU"] == 2
     last = without_times(trial.last_result)
@@ -160,8 +166,9 @@ def test_only_what_a_running_trial_may_change_is_changed():
         "hyperparameters": {"dropout": tune.uniform(0, 0.9), "decay": 0.1},
     }
     assert {key: list(v) if isinstance(v, dict) else 0 for key, v in mutations(space).items()} == {
-        "lr": 0, "hyperparameters": ["dropout"],
-    }  # fmt: skip
+        "lr": 0,
+        "hyperparameters": ["dropout"],
+    }
     with pytest.raises(ValueError, match=r"`scheduler: pbt` needs one of lr, momentum, .* in `search`, got none"):
         mutations({"width": tune.randint(1, 9)})
 

@@ -58,8 +58,11 @@ def test_each_trial_has_its_state_and_its_hyperparameters_way(out):
     assert (state, title) == ("stopped", "2 of 5 trials ended")
     by_rate = {row["lr"]: row for row in rows.values()}
     assert {lr: row["state"] for lr, row in by_rate.items()} == {
-        "0.1": "done", "0.2": "diverged", "0.3": "waiting", "0.4": "waiting",
-    }  # fmt: skip
+        "0.1": "done",
+        "0.2": "diverged",
+        "0.3": "waiting",
+        "0.4": "waiting",
+    }
     assert by_rate["0.1"]["dropout"] == "0.05→0.25"
     assert (by_rate["0.4"]["epoch"], by_rate["0.4"]["best"]) == ("2", "0.7500")
 

@@ -21,8 +21,9 @@ def build(config):
     width = config.get("width", 8)
     model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), rd.Dropout("dropout"), nn.Linear(width, 3))
     data = {"train": (x[:64], y[:64]), "valid": (x[64:80], y[64:80]), "test": (x[80:], y[80:])}
-    return rd.Task(space=space, model=model, loss=_faulty(config), valid_loss=F.cross_entropy,
-                   penalty=rd.L2("decay"), **data)  # fmt: skip
+    return rd.Task(
+        space=space, model=model, loss=_faulty(config), valid_loss=F.cross_entropy, penalty=rd.L2("decay"), **data
+    )
 
 
 def _faulty(config):

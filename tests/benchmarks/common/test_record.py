@@ -15,8 +15,10 @@ from benchmarks.common.arguments import number, several, whole
 def test_rounding_keeps_six_digits_and_no_nan_however_deep():
     assert record.rounded([1.23456789, math.nan, 3]) == [1.23457, None, 3]
     assert record.rounded({"a": {"b": [math.inf, 0.1 + 0.2]}, "c": "d", "e": True}) == {
-        "a": {"b": [None, 0.3]}, "c": "d", "e": True,
-    }  # fmt: skip
+        "a": {"b": [None, 0.3]},
+        "c": "d",
+        "e": True,
+    }
     assert record.rounded((1234567.8, -math.inf), 4) == [1235000.0, None]
 
 
@@ -48,10 +50,15 @@ def test_errors_leave_out_an_optimum_at_the_edge():
 
 def kind(**changes):
     options = {
-        "module": "benchmarks.some", "keys": ("name", "path"), "curves": ("path",), "points": 3, "versions": ("torch",),
-        "summary": lambda rows: [{"n": len(rows)}], "lines": lambda rows: [f"{len(rows)} rows"],
+        "module": "benchmarks.some",
+        "keys": ("name", "path"),
+        "curves": ("path",),
+        "points": 3,
+        "versions": ("torch",),
+        "summary": lambda rows: [{"n": len(rows)}],
+        "lines": lambda rows: [f"{len(rows)} rows"],
         "plot": lambda rows, path: path.write_text("drawn"),
-    }  # fmt: skip
+    }
     return record.Kind(**{**options, **changes})
 
 
