@@ -28,15 +28,15 @@ from benchmarks.common.arguments import number, prepare, several, whole
 from benchmarks.common.hypergradients import tuner_of
 from benchmarks.common.machine import hardware, versions
 from benchmarks.images import PAPER, change, configuration
-from ray_deltastn.methods import Steps
+from ray_deltastn.methods import StepOptions, Steps
 
 
 def noise(tuner: rd.SelfTuner, fraction: float, antithetic: bool, draws: int, seed: int = 0) -> float:
     """Trace of the covariance of Θ's gradient, at a run's present state; the run stays as it is."""
     objective, weights = tuner.objective, tuner.optimizers.weights
-    steps = Steps(objective, weights, response_fraction=fraction, antithetic=antithetic)
+    steps = Steps(objective, weights, options=StepOptions(response_fraction=fraction, antithetic=antithetic))
     x, y = (torch.cat(parts) for parts in zip(*tuner.train.in_order(), strict=True))
-    generator, own = torch.Generator().manual_seed(seed), objective.setting.generator
+    generator, own = torch.Generator().manual_seed(seed), objective.generator
     assert own is not None  # a run has one
     before = own.get_state()
     was_training = tuner.model.training

@@ -24,7 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,11 @@ import ray_deltastn as rd
 from benchmarks.common import record
 from benchmarks.common.arguments import number, prepare, whole
 from benchmarks.common.machine import hardware, quiet, versions
-from ray_deltastn.methods import get_method
+from ray_deltastn.methods import MethodName, get_method
 from ray_deltastn.tasks import networks
 from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
-from ray_deltastn.training.settings import GRAPHS, PRECISIONS, Settings
+from ray_deltastn.training.options import GraphName, PrecisionName
+from ray_deltastn.training.settings import Settings
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
 
@@ -87,14 +88,14 @@ class Cycle:
     def __init__(
         self,
         net: str,
-        method: str,
+        method: MethodName,
         response_fraction: float,
         batch: int,
         seed: int = 0,
         device: str = "cpu",
-        precision: str = "fp32",
+        precision: PrecisionName = "fp32",
         tuned: str = "dropout",
-        graph: str = "off",
+        graph: GraphName = "off",
         channels_last: bool = False,
     ) -> None:
         torch.manual_seed(seed)
@@ -192,14 +193,14 @@ class Cycle:
 
 def measure(
     net: str,
-    method: str,
+    method: MethodName,
     response_fraction: float,
     pairs: int | None = None,
     *,
     batch: int | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
-    graph: str = "off",
+    precision: PrecisionName = "fp32",
+    graph: GraphName = "off",
     channels_last: bool = False,
 ) -> dict[str, Any]:
     """One row: a method against plain training on one network.
@@ -229,7 +230,7 @@ def measure(
         "channels_last": channels_last,
     }
 
-    def ready(method: str, fraction: float) -> tuple[Cycle, int]:
+    def ready(method: MethodName, fraction: float) -> tuple[Cycle, int]:
         held = torch.cuda.memory_allocated() if device == "cuda" else 0
         cycle = Cycle(net, method, fraction, **options)
         return cycle, cycle.peak() - held
@@ -242,9 +243,8 @@ def measure(
     flops = tuned.flops() / plain.flops()
     memory = tuned.saved_bytes() / plain.saved_bytes()
     if graph != "off":
-        plain, tuned = (
-            Cycle(net, m, f, graph=graph, **options) for m, f in (("fixed", 1.0), (method, response_fraction))
-        )
+        plain = Cycle(net, "fixed", 1.0, graph=graph, **options)
+        tuned = Cycle(net, method, response_fraction, graph=graph, **options)
         for cycle in (plain, tuned):
             for _ in range(EAGER + 1):  # until the hyper step is captured too
                 cycle()
@@ -302,9 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=whole(), default=1)
     parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128, with large networks 32)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--precision", default="fp32", choices=get_args(PrecisionName))
     parser.add_argument("--channels-last", action="store_true", help="order of memory, for both sides")
-    parser.add_argument("--graph", default="off", choices=GRAPHS, help="steps captured and replayed, for both sides")
+    parser.add_argument(
+        "--graph", default="off", choices=get_args(GraphName), help="steps captured and replayed, for both sides"
+    )
     parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2; on a GPU 50)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)

@@ -37,7 +37,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -49,7 +49,7 @@ from benchmarks.common.machine import versions
 from benchmarks.common.record import evenly, rounded
 from benchmarks.common.toy_problems import Problem, load, split
 from ray_deltastn.methods import get_method
-from ray_deltastn.training.settings import GRAPHS
+from ray_deltastn.training.options import GraphName
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100
@@ -87,7 +87,7 @@ def tuner_of(
     hyper_lr: float = 0.03,
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
-    graph: str = "on",
+    graph: GraphName = "on",
     **settings: Any,
 ) -> rd.SelfTuner:
     """One run of `SelfTuner`, not yet begun; its first report is its last.
@@ -109,7 +109,7 @@ def tuner_of(
     task = problem.task(seed, linearized=of.responds and of.linearized)
     return rd.SelfTuner(
         task,
-        method,
+        of,
         lr=lr,
         hyper_lr=hyper_lr,
         momentum=momentum,
@@ -325,7 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none"
     )
     parser.add_argument(
-        "--graph", choices=GRAPHS, default="on", help="steps captured and replayed, for methods that learn a response"
+        "--graph",
+        choices=get_args(GraphName),
+        default="on",
+        help="steps captured and replayed, for methods that learn a response",
     )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")

@@ -140,8 +140,8 @@ def trajectory(
         angles.append(angle(problem, lam[0].double(), linear_map(tuner).detach().double()))
 
     note()
-    assert tuner.algorithm.hyper_optimizer is not None
-    tuner.algorithm.hyper_optimizer.register_step_post_hook(note)
+    assert tuner.optimizers.hyper is not None
+    tuner.optimizers.hyper.register_step_post_hook(note)
     tuner.step()
     return lams, angles
 

@@ -59,9 +59,10 @@ from benchmarks.common.machine import versions
 from benchmarks.common.record import rounded
 from benchmarks.common.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
 from benchmarks.common.toy_problems import load, split
+from ray_deltastn.methods import MethodName
 
 #: Line → method.
-LINES = {
+LINES: dict[str, MethodName] = {
     "stn": "stn",
     "centered-stn": "centered-stn",
     "delta-stn": "delta-stn",
@@ -125,8 +126,8 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
         for key, value in zip(CURVES, values, strict=True):
             curves.setdefault(key, []).append(value.item())
 
-    assert tuner.algorithm.response_optimizer is not None
-    tuner.algorithm.response_optimizer.register_step_post_hook(note)
+    assert tuner.optimizers.response is not None
+    tuner.optimizers.response.register_step_post_hook(note)
     started = time.process_time()
     tuner.step()
     row: dict[str, Any] = {

@@ -70,7 +70,7 @@ class LocalModel:
         """Terms of ∇_w L_T, (p,) each, on a draw of images and masks; their sum is the gradient."""
         order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))[: self.images]
         pieces = order.to(self.x.device).chunk(math.ceil(self.images / AT_ONCE))
-        generator = self.plain.setting.generator
+        generator = self.plain.generator
         assert generator is not None
         generator.manual_seed(seed)
         self.plain.model.train()

@@ -3,23 +3,24 @@
 from ray_deltastn.methods.alternatives import ImplicitSteps, UnrolledSteps
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
 from ray_deltastn.methods.frozen import RunningStatistics
-from ray_deltastn.methods.method import METHODS, Method, get_method
+from ray_deltastn.methods.method import METHODS, Method, MethodName, get_method
 from ray_deltastn.methods.objective import Loss, Objective
-from ray_deltastn.methods.steps import Steps, laid_out_as
+from ray_deltastn.methods.steps import StepOptions, Steps
 
 __all__ = [
     "METHODS",
     "ImplicitSteps",
     "Loss",
     "Method",
+    "MethodName",
     "Objective",
     "RunningStatistics",
+    "StepOptions",
     "Steps",
     "UnrolledSteps",
     "conjugate_gradient",
     "get_method",
     "implicit_hypergradient",
-    "laid_out_as",
     "neumann",
     "unroll",
 ]

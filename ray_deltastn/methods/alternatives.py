@@ -13,23 +13,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
 from ray_deltastn.methods.frozen import frozen
-from ray_deltastn.methods.steps import Steps
+from ray_deltastn.methods.objective import Objective
+from ray_deltastn.methods.steps import StepOptions, Steps
 
 
 class WindowSteps(Steps):
     """Plain train steps that are remembered until the next cycle.
 
     Args:
-        arguments: those of `Steps`.
+        objective: L_T and L_V of the task under the method.
+        weights_optimizer: moves w₀.
+        hyper_optimizer: moves λ.
+        options: see `StepOptions`.
         window: train steps in a cycle, T_train.
-        options: further arguments of `Steps`.
     """
 
-    def __init__(self, *arguments: Any, window: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        objective: Objective,
+        weights_optimizer: Optimizer,
+        hyper_optimizer: Optimizer,
+        options: StepOptions | None = None,
+        *,
+        window: int,
+    ) -> None:
+        super().__init__(objective, weights_optimizer, None, hyper_optimizer, options)
         self.length = window
         #: Inputs, targets and learning rate of each train step of this cycle.
         self.window: list[tuple[Tensor, Tensor, float]] = []
@@ -96,15 +108,29 @@ class ImplicitSteps(WindowSteps):
     They are taken as one batch, also by batch normalisation.
 
     Args:
-        arguments: those of `WindowSteps`.
+        objective: L_T and L_V of the task under the method.
+        weights_optimizer: moves w₀.
+        hyper_optimizer: moves λ.
+        options: see `StepOptions`.
+        window: train steps in a cycle, T_train.
         solver: `cg` or `neumann`.
         iterations: products with the Hessian.
         damping: ρ, added to its diagonal.
-        options: further arguments of `WindowSteps`.
     """
 
-    def __init__(self, *arguments: Any, solver: str, iterations: int, damping: float, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        objective: Objective,
+        weights_optimizer: Optimizer,
+        hyper_optimizer: Optimizer,
+        options: StepOptions | None = None,
+        *,
+        window: int,
+        solver: str,
+        iterations: int,
+        damping: float,
+    ) -> None:
+        super().__init__(objective, weights_optimizer, hyper_optimizer, options, window=window)
         self.solver = solver
         self.iterations = iterations
         self.damping = damping
@@ -133,8 +159,16 @@ class UnrolledSteps(WindowSteps):
     are.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        objective: Objective,
+        weights_optimizer: Optimizer,
+        hyper_optimizer: Optimizer,
+        options: StepOptions | None = None,
+        *,
+        window: int,
+    ) -> None:
+        super().__init__(objective, weights_optimizer, hyper_optimizer, options, window=window)
         #: Weights and momenta at the start of the window, by name.
         self.start: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
@@ -162,7 +196,7 @@ class UnrolledSteps(WindowSteps):
                 [lr for _, _, lr in self.window],
                 momentum=group["momentum"],
                 weight_decay=group["weight_decay"],
-                clip_grad=self.clip_grad,
+                clip_grad=self.options.clip_grad,
             )
         valid_loss = objective.valid_objective(x, y, lam, weights)
         (gradient,) = torch.autograd.grad(valid_loss, lam)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+MethodName = Literal["fixed", "unrolled", "ift", "stn", "centered-stn", "delta-stn"]
 #: Where the gradient of λ may come from.
-HYPERGRADIENTS = ("none", "response", "implicit", "unrolled")
+Hypergradient = Literal["none", "response", "implicit", "unrolled"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,16 @@ class Method:
     """
 
     name: str
-    hypergradient: str = "response"
+    hypergradient: Hypergradient = "response"
     centered: bool = True
     split: bool = True
     linearized: bool = True
 
     def __post_init__(self) -> None:
-        if self.hypergradient not in HYPERGRADIENTS:
+        known = get_args(Hypergradient)
+        if self.hypergradient not in known:
             raise ValueError(
-                f"`hypergradient` must be one of {', '.join(HYPERGRADIENTS)}, got {self.hypergradient!r} for "
-                f"'{self.name}'"
+                f"`hypergradient` must be one of {', '.join(known)}, got {self.hypergradient!r} for '{self.name}'"
             )
         if not self.responds:
             return
@@ -60,6 +62,11 @@ class Method:
     def responds(self) -> bool:
         """Whether it learns a response Θ."""
         return self.hypergradient == "response"
+
+    @property
+    def trains_apart(self) -> bool:
+        """Whether it trains a response Θ apart from w₀."""
+        return self.responds and self.split
 
     @property
     def tunes(self) -> bool:

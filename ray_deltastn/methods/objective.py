@@ -4,7 +4,7 @@
 |--------|---------|--------|--------------------------------------------------------------------|
 | λ, ε   | `lam`, `eps` | (h,), (B, h) | hyperparameters and their perturbation                    |
 | δ      | `delta` | (B, h) | what the response is fed: ε + λ − λ₀ if centred, λ + ε if not      |
-| ξ      | `setting.generator` | | randomness of dropout and augmentation                        |
+| ξ      | `pass_values.generator` | | randomness of dropout and augmentation                        |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ray_deltastn.methods.method import Method
-from ray_deltastn.regularizers import Augmentation, Penalty, Setting
+from ray_deltastn.regularizers import Augmentation, PassValues, Penalty
 from ray_deltastn.response import Response, Weights, linearised_forward, named_parameters
 from ray_deltastn.space import HyperSpace
 
@@ -33,7 +33,7 @@ class Objective:
         loss: `loss(output, target)`, a mean () or one value per example (B,).
         valid_loss: the same for validation.
         space: the hyperparameters.
-        setting: what the model's regularisers read.
+        pass_values: what the model's regularisers read.
         method: how the network predicts under a perturbation.
         response: Θ, or None for a method without response.
         augment: changes of the training inputs, in this order.
@@ -48,7 +48,7 @@ class Objective:
         model: nn.Module,
         loss: Loss,
         space: HyperSpace,
-        setting: Setting,
+        pass_values: PassValues,
         method: Method,
         response: Response | None,
         *,
@@ -65,7 +65,7 @@ class Objective:
         self.loss = loss
         self.valid_loss = valid_loss or loss
         self.space = space
-        self.setting = setting
+        self.pass_values = pass_values
         self.method = method
         self.response = response
         self._parameters = named_parameters(model)
@@ -74,6 +74,15 @@ class Objective:
         self.valid_penalty = tuple(valid_penalty)
         #: Values of `fixed`, in the hyperparameters' own domain, (h,) in float64.
         self.constant: Tensor | None = None
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The run's random generator on the training device; None for PyTorch's default one."""
+        return self.pass_values.generator
+
+    def sample(self, rows: int, antithetic: bool = False) -> Tensor:
+        """Perturbations ε (rows, h), differentiable in σ, see `HyperSpace.sample`."""
+        return self.space.sample(rows, self.generator, antithetic)
 
     def current_values(self) -> Tensor:
         """Values of the hyperparameters now, (h,) in float64."""
@@ -148,13 +157,13 @@ class Objective:
             values = self.constant if self.constant is not None else self.space.values(at if eps is None else at + eps)
             named = self.space.named(values)
         delta = self.delta(at, eps)
-        self.setting.values = named
+        self.pass_values.values = named
         try:
             for augmentation in self.augment:
-                x = augmentation(x, self.setting)
+                x = augmentation(x, self.pass_values)
             output = self.predict(x, delta, weights)
         finally:
-            self.setting.values = {}
+            self.pass_values.values = {}
         loss = _mean(self.loss(output, y), x.shape[0])
         return self._penalised(loss, self.penalty, named, delta, weights)
 

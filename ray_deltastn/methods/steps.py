@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,27 @@ from ray_deltastn.methods.frozen import RunningStatistics, frozen
 from ray_deltastn.methods.objective import Objective
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of the train step and the hyper step.
+
+    Args:
+        entropy_weight: τ.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
+        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each example.
+            A share of fewer than four rows is taken as it is, and so is every share if all hyperparameters are
+            `per="batch"`.
+        tune_scale: move σ.
+        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+    """
+
+    entropy_weight: float = 1e-3
+    response_fraction: float = 1.0
+    antithetic: bool = False
+    tune_scale: bool = True
+    clip_grad: float | None = None
+
+
 class Steps:
     """The updates of w₀, Θ, λ and σ.
 
@@ -21,12 +43,7 @@ class Steps:
         weights_optimizer: moves w₀.
         response_optimizer: moves Θ; None for a method without response.
         hyper_optimizer: moves λ, and σ if it is tuned; None for a method that tunes nothing.
-        entropy_weight: τ.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
-        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each. Shares
-            of fewer than four rows are taken as they are, and all where every hyperparameter is `per="batch"`.
-        tune_scale: move σ.
-        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+        options: see `StepOptions`.
     """
 
     def __init__(
@@ -35,22 +52,13 @@ class Steps:
         weights_optimizer: Optimizer,
         response_optimizer: Optimizer | None = None,
         hyper_optimizer: Optimizer | None = None,
-        *,
-        entropy_weight: float = 1e-3,
-        response_fraction: float = 1.0,
-        antithetic: bool = False,
-        tune_scale: bool = True,
-        clip_grad: float | None = None,
+        options: StepOptions | None = None,
     ) -> None:
         self.objective = objective
         self.weights_optimizer = weights_optimizer
         self.response_optimizer = response_optimizer
         self.hyper_optimizer = hyper_optimizer
-        self.entropy_weight = entropy_weight
-        self.response_fraction = response_fraction
-        self.antithetic = antithetic
-        self.tune_scale = tune_scale
-        self.clip_grad = clip_grad
+        self.options = options or StepOptions()
         self.weights = [p for p in objective.model.parameters() if p.requires_grad]
         self.response = list(objective.response.parameters()) if objective.response is not None else []
         self._statistics = RunningStatistics(objective.model)
@@ -88,9 +96,9 @@ class Steps:
         Returns:
             One for each of `response`, shaped as it is; None where the loss does not depend on it.
         """
-        rows = max(1, round(self.response_fraction * x.shape[0]))
+        rows = max(1, round(self.options.response_fraction * x.shape[0]))
         # Batch normalisation would take one example, twice, against itself.
-        paired = self.antithetic and rows >= 4 and self.objective.space.differs_in_a_batch
+        paired = self.options.antithetic and rows >= 4 and self.objective.space.differs_in_a_batch
         if paired:
             # ∇L_T(λ, w₀)⊗ε, whose mean is zero, is in both with opposite signs.
             rows = rows // 2 * 2
@@ -115,10 +123,10 @@ class Steps:
         """
         assert self.hyper_optimizer is not None
         space = self.objective.space
-        moved = [space.lam, space.raw_scale] if self.tune_scale else [space.lam]
+        moved = [space.lam, space.raw_scale] if self.options.tune_scale else [space.lam]
         with frozen(self.weights), frozen(self.response):
-            eps = space.sample(x.shape[0], self.objective.setting.generator)
-            loss = self.objective.hyper_loss(x, y, eps, self.entropy_weight)
+            eps = self.objective.sample(x.shape[0])
+            loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight)
             gradients = torch.autograd.grad(loss, moved)
         self._move(self.hyper_optimizer, moved, gradients, clip=False)
         return loss.detach()
@@ -132,19 +140,19 @@ class Steps:
 
     def _perturbation(self, rows: int, antithetic: bool = False) -> Tensor:
         with torch.no_grad():
-            return self.objective.space.sample(rows, self.objective.setting.generator, antithetic)
+            return self.objective.sample(rows, antithetic)
 
     def _move(
         self,
         optimizer: Optimizer,
-        parameters: list[torch.nn.Parameter],
-        gradients: tuple[Tensor | None, ...],
+        parameters: Sequence[torch.nn.Parameter],
+        gradients: Sequence[Tensor | None],
         clip: bool = True,
     ) -> None:
-        moved = [(p, laid_out_as(p, g)) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         found = [gradient for _, gradient in moved]
-        if clip and self.clip_grad is not None:
-            found = _clipped(found, self.clip_grad)
+        if clip and self.options.clip_grad is not None:
+            found = _clipped(found, self.options.clip_grad)
         for (parameter, _), gradient in zip(moved, found, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -152,19 +160,8 @@ class Steps:
             parameter.grad = None
 
 
-def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor of a parameter's shape, in the parameter's order of memory, which fused optimisers take for granted.
-
-    `backward()` gives gradients so, `torch.autograd.grad` gives them as they come.
-    """
-    if tensor.layout != torch.strided or tensor.stride() == parameter.stride():
-        return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-
-
 def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
-    # PyTorch's clip_grad_norm_ without its bookkeeping, which costs as much as a whole step of a tiny network; and not
-    # in place: two parameters that are summed may share one gradient tensor.
+    # Not PyTorch's clip_grad_norm_, which works in place: two parameters that are summed share one gradient tensor.
     if not gradients:
         return []
     norms = torch._foreach_norm(gradients)

@@ -1,7 +1,7 @@
 """What hyperparameters act on: dropout, augmentation and penalties."""
 
 from ray_deltastn.regularizers.affine import RandomAffine
-from ray_deltastn.regularizers.base import Augmentation, Penalty, Regularizer, Setting
+from ray_deltastn.regularizers.base import Augmentation, PassValues, Penalty, Regularizer
 from ray_deltastn.regularizers.color import ColorJitter
 from ray_deltastn.regularizers.cutout import Cutout
 from ray_deltastn.regularizers.dropout import ChannelDropout, Dropout
@@ -17,10 +17,10 @@ __all__ = [
     "Cutout",
     "Dropout",
     "GaussianNoise",
+    "PassValues",
     "Penalty",
     "RandomAffine",
     "RandomHorizontalFlip",
     "Regularizer",
     "ScalingNoise",
-    "Setting",
 ]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.regularizers.strength import (
     Strength,
     as_images,
@@ -66,20 +66,20 @@ class RandomAffine:
         for what, strength in self.strengths.items():
             check_domain("RandomAffine", what, strength, space, self._MOST[what])
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Resampled images of the same shape.
 
         Args:
             x: images (B, C, H, W), or bytes.
-            setting: strengths and randomness of the pass.
+            pass_values: strengths and randomness of the pass.
 
         Raises:
             ValueError: if `x` is no batch of images.
         """
         x = as_images(x, "RandomAffine")
         row = x.new_empty(len(x))
-        draws = 2 * setting.rand(5, len(x), like=x) - 1  # (5, B) in [−1, 1)
-        found = {what: strength_value(given, setting, like=row) for what, given in self.strengths.items()}
+        draws = 2 * pass_values.rand(5, len(x), like=x) - 1  # (5, B) in [−1, 1)
+        found = {what: strength_value(given, pass_values, like=row) for what, given in self.strengths.items()}
         none = torch.zeros_like(row)
         angle = found.get("degrees", none) * draws[0]
         shift = found.get("translate", none)

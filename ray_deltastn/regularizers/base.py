@@ -1,6 +1,6 @@
 """How a regulariser gets the values of its hyperparameters.
 
-One `Setting` is shared by all regularisers of a run. Before a pass, the method puts the values of that pass into it:
+All regularisers of a run share one `PassValues`. Before a pass, the method puts the values of that pass into it:
 (B,) tensors where each example has its own, () tensors where all share λ.
 """
 
@@ -16,7 +16,7 @@ from ray_deltastn.response import Weights
 from ray_deltastn.space import HyperSpace
 
 
-class Setting:
+class PassValues:
     """The hyperparameters' values in the pass under way, and the run's source of randomness.
 
     Args:
@@ -62,7 +62,7 @@ class Augmentation(Protocol):
 
     names: tuple[str, ...]
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Augmented inputs of the same shape."""
         ...
 
@@ -91,29 +91,29 @@ class Regularizer(nn.Module):
             if not isinstance(name, str):
                 raise TypeError(f"`name` must be the name of a hyperparameter, got {name!r}")
         self.names: tuple[str, ...] = names
-        self._setting: Setting | None = None
+        self._pass_values: PassValues | None = None
 
-    def bind(self, setting: Setting | None) -> None:
-        """Read values from this setting from now on."""
-        self._setting = setting
+    def bind(self, pass_values: PassValues | None) -> None:
+        """Read values from these pass values from now on; None for none."""
+        self._pass_values = pass_values
 
     @property
-    def setting(self) -> Setting:
-        """The setting of the run.
+    def pass_values(self) -> PassValues:
+        """The pass values of the run.
 
         Raises:
             RuntimeError: if the model is used in training mode outside a run.
         """
-        if self._setting is None:
+        if self._pass_values is None:
             raise RuntimeError(
                 f"`{type(self).__name__}({', '.join(self.names)})` has values only inside a `SelfTuner` or a trial; "
                 "use `model.eval()` outside"
             )
-        return self._setting
+        return self._pass_values
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or saved model is an ordinary one: it does not drag the run along.
-        return {**self.__dict__, "_setting": None}
+        return {**self.__dict__, "_pass_values": None}
 
     def extra_repr(self) -> str:
         """Names of the hyperparameters."""

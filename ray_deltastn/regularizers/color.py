@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.regularizers.strength import (
     Strength,
     as_images,
@@ -72,12 +72,12 @@ class ColorJitter:
         for what, strength in self.strengths.items():
             check_domain("ColorJitter", what, strength, space, self._MOST[what])
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Changed images of the same shape.
 
         Args:
             x: images (B, C, H, W) in [0, 1], or bytes; C is 3 for saturation and hue.
-            setting: strengths and randomness of the pass.
+            pass_values: strengths and randomness of the pass.
 
         Raises:
             ValueError: if `x` is no batch of images, or saturation or hue gets images without colour.
@@ -86,9 +86,9 @@ class ColorJitter:
         coloured = [what for what in ("saturation", "hue") if what in self.strengths]
         if coloured and x.shape[1] != 3:
             raise ValueError(f"`x.shape[1] == 3` must hold for {coloured[0]}, got images of shape {tuple(x.shape[1:])}")
-        draws = setting.rand(len(self.strengths), len(x), 1, 1, 1, like=x)
+        draws = pass_values.rand(len(self.strengths), len(x), 1, 1, 1, like=x)
         for (what, given), u in zip(self.strengths.items(), draws, strict=True):
-            s = strength_value(given, setting, like=x)  # (B or 1, 1, 1, 1)
+            s = strength_value(given, pass_values, like=x)  # (B or 1, 1, 1, 1)
             if what == "hue":
                 turns = s * (2 * u - 1)  # (B, 1, 1, 1)
                 # There and back through the hue is off by a rounding: keep what does not turn.

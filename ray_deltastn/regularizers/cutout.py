@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.regularizers.strength import as_float
 from ray_deltastn.space import HyperSpace
 
@@ -34,7 +34,7 @@ class Cutout:
         if math.isinf(space.hyperparameters[self.names[0]].bounds[1]):
             raise ValueError(f"`Cutout` needs an upper bound on the number of holes, got none for '{self.names[0]}'")
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Images (B, …, H, W) with their holes, of the same shape; bytes become floating point in [0, 1].
 
         Raises:
@@ -45,12 +45,12 @@ class Cutout:
             raise ValueError(f"`Cutout` needs images (B, …, H, W), got a batch of shape {tuple(x.shape)}")
         x = as_float(x)
         batch, height, width = x.shape[0], x.shape[-2], x.shape[-1]
-        self.check(setting.space)
-        count = int(setting.space.hyperparameters[self.names[0]].bounds[1])
+        self.check(pass_values.space)
+        count = int(pass_values.space.hyperparameters[self.names[0]].bounds[1])
         ndim_like = x.new_empty(batch, 1)
-        holes = setting.value(self.names[0], like=ndim_like)  # (B or 1, 1)
-        length = setting.value(self.names[1], like=ndim_like)
-        centres = setting.rand(2, batch, count, like=x)
+        holes = pass_values.value(self.names[0], like=ndim_like)  # (B or 1, 1)
+        length = pass_values.value(self.names[1], like=ndim_like)
+        centres = pass_values.rand(2, batch, count, like=x)
         rows = self._inside(centres[0], length, height)  # (B, count, H)
         columns = self._inside(centres[1], length, width)  # (B, count, W)
         used = torch.arange(count, device=x.device) < holes  # (B or 1, count)

@@ -40,8 +40,8 @@ class Dropout(Regularizer):
         """Dropped-out `x` of the same shape."""
         if not self.training:
             return x
-        p = self.setting.value(self.names[0], like=x)
-        keep = self.setting.rand(*self.mask_shape(x), like=x) >= p
+        p = self.pass_values.value(self.names[0], like=x)
+        keep = self.pass_values.rand(*self.mask_shape(x), like=x) >= p
         # At p = 1 nothing is kept, and nothing divided by zero.
         return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps)).to(x.dtype)
 

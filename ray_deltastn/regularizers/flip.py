@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.regularizers.strength import (
     Strength,
     as_images,
@@ -37,12 +37,12 @@ class RandomHorizontalFlip:
         """Raise ValueError unless every value of the hyperparameter is a probability."""
         check_domain("RandomHorizontalFlip", "p", self.p, space, 1.0)
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Images (B, C, H, W), some of them mirrored, of the same shape.
 
         Raises:
             ValueError: if `x` is no batch of images.
         """
         x = as_images(x, "RandomHorizontalFlip")
-        mirrored = setting.rand(len(x), 1, 1, 1, like=x) < strength_value(self.p, setting, like=x)
+        mirrored = pass_values.rand(len(x), 1, 1, 1, like=x) < strength_value(self.p, pass_values, like=x)
         return torch.where(mirrored, x.flip(-1), x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.regularizers.strength import (
     Strength,
     as_float,
@@ -37,18 +37,18 @@ class GaussianNoise:
         """Raise ValueError unless the standard deviation is at least zero in its whole domain."""
         check_domain(type(self).__name__, "sigma", self.sigma, space)
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Noisy inputs (B, …), of any shape, of the same shape.
 
         Raises:
             ValueError: if they are whole numbers other than bytes.
         """
         x = as_float(x)
-        return x + self._noise(x, setting)
+        return x + self._noise(x, pass_values)
 
-    def _noise(self, x: Tensor, setting: Setting) -> Tensor:
-        z = torch.randn(x.shape, generator=setting.generator, device=x.device, dtype=x.dtype)
-        return strength_value(self.sigma, setting, like=x) * z
+    def _noise(self, x: Tensor, pass_values: PassValues) -> Tensor:
+        z = torch.randn(x.shape, generator=pass_values.generator, device=x.device, dtype=x.dtype)
+        return strength_value(self.sigma, pass_values, like=x) * z
 
 
 class ScalingNoise(GaussianNoise):
@@ -62,11 +62,11 @@ class ScalingNoise(GaussianNoise):
         ValueError: if it is negative.
     """
 
-    def __call__(self, x: Tensor, setting: Setting) -> Tensor:
+    def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
         """Noisy inputs (B, …), of any shape, of the same shape.
 
         Raises:
             ValueError: if they are whole numbers other than bytes.
         """
         x = as_float(x)
-        return x * (1 + self._noise(x, setting))
+        return x * (1 + self._noise(x, pass_values))

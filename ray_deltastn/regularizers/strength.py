@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ray_deltastn.regularizers.base import Setting
+from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.space import HyperSpace
 
 #: The name of a hyperparameter that holds the strength, or a constant one.
@@ -43,10 +43,10 @@ def names_of(*strengths: Strength | None) -> tuple[str, ...]:
     return tuple(s for s in strengths if isinstance(s, str))
 
 
-def strength_value(strength: Strength, setting: Setting, like: Tensor) -> Tensor:
+def strength_value(strength: Strength, pass_values: PassValues, like: Tensor) -> Tensor:
     """Value of a strength in the pass under way, (B or 1, 1, …) to act on `like` (B, …)."""
     if isinstance(strength, str):
-        return setting.value(strength, like=like)
+        return pass_values.value(strength, like=like)
     return like.new_full((1,) * like.dim(), strength)
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ray_deltastn.regularizers import Regularizer, Setting
+from ray_deltastn.regularizers import PassValues, Regularizer
 from ray_deltastn.regularizers.strength import as_float
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
@@ -20,8 +20,8 @@ from ray_deltastn.training.data import stream
 
 LEVELS = ("low", "mid", "high")
 
-#: Changes images (B, C, H, W) in the way of a setting.
-Act = Callable[[Tensor, Setting], Tensor]
+#: Changes images (B, C, H, W) in the way of a pass_values.
+Act = Callable[[Tensor, PassValues], Tensor]
 
 
 class NoImagesError(ValueError):
@@ -61,11 +61,11 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
     axes = figure.subplots(len(acts), len(LEVELS), squeeze=False)
     for row, (name, act) in zip(axes, acts, strict=True):
         for axis, level, value in zip(row, LEVELS, levels(space, name), strict=True):
-            setting = Setting(space, torch.Generator().manual_seed(seed))
-            setting.values = {n: torch.tensor(p.initial) for n, p in space.hyperparameters.items()}
-            setting.values[name] = torch.tensor(value)
+            pass_values = PassValues(space, torch.Generator().manual_seed(seed))
+            pass_values.values = {n: torch.tensor(p.initial) for n, p in space.hyperparameters.items()}
+            pass_values.values[name] = torch.tensor(value)
             with torch.no_grad():
-                images = ((act(x, setting) - low) / max(high - low, 1e-12)).clamp(0, 1)
+                images = ((act(x, pass_values) - low) / max(high - low, 1e-12)).clamp(0, 1)
             strip = torch.cat(list(images.permute(0, 2, 3, 1)), 1).numpy()  # (H, B·W, C)
             axis.imshow(
                 strip if strip.shape[-1] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
@@ -92,7 +92,7 @@ def actors(task: Task) -> list[tuple[tuple[str, ...], Act]]:
     """What acts on the images of a task: its augmentations, and its model's dropout before the first weights.
 
     Returns:
-        Pairs of hyperparameters' names and a function of images (B, C, H, W) and a setting.
+        Pairs of hyperparameters' names and a function of images (B, C, H, W) and a pass_values.
     """
     found: list[tuple[tuple[str, ...], Act]] = [(a.names, a) for a in task.augmentations]
     before: list[nn.Module] = []
@@ -111,8 +111,8 @@ def _on_images(layer: Regularizer, before: tuple[nn.Module, ...]) -> Act:
     # Copies: the task's own layers may be bound to a run, and on another device.
     layer, before = copy.deepcopy(layer).train(), tuple(copy.deepcopy(module).cpu() for module in before)
 
-    def act(x: Tensor, setting: Setting) -> Tensor:
-        layer.bind(setting)
+    def act(x: Tensor, pass_values: PassValues) -> Tensor:
+        layer.bind(pass_values)
         out = as_float(x)
         for module in before:
             out = module(out)

@@ -121,7 +121,7 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     if not layers or not smallest or max(1, round(response_fraction * smallest)) > 1:
         return
     x, y = next(iter(train.in_order()))
-    generator = objective.setting.generator
+    generator = objective.generator
     state = None if generator is None else generator.get_state()
     was_training = objective.model.training
     objective.model.train()

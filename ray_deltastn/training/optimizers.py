@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ray_deltastn.methods import laid_out_as
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
-from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.schedule import make_schedule
+from ray_deltastn.training.settings import OptimizerName, Settings
 
 #: What in a schedule's state says where it is; the rest are its options, which are the run's own.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
@@ -57,15 +58,21 @@ class Optimizers:
             raise ValueError(
                 f"`optimizer` must be sgd for layers with `sparse=True`, got {settings.optimizer!r} for '{sparse[0]}'"
             )
-        fused = weights[0].device.type in ("cpu", "cuda")
-        self.weights = settings.make_optimizer(weights, fused and not sparse)
+        capturable = weights[0].device.type == "cuda" and settings.captures(weights[0].device)
+        options: dict[str, Any] = {"momentum": settings.momentum, "capturable": capturable}
+        self.weights = _first_order(
+            settings.optimizer, weights, settings.lr, weight_decay=settings.weight_decay, **options
+        )
         self.response: Optimizer | None = None
         self.hyper: Optimizer | None = None
         if response is not None:
-            self.response = settings.make_response_optimizer(response.parameters(), fused)
+            # Θ is never decayed: that would bias the response.
+            kind = settings.response_optimizer or settings.optimizer
+            lr = settings.response_lr or settings.lr
+            self.response = _first_order(kind, list(response.parameters()), lr, weight_decay=0.0, **options)
         if space is not None:
-            self.hyper = settings.make_hyper_optimizer(space.lam, space.raw_scale, hyper_lr)
-        self.schedule = settings.make_schedule(self.weights)
+            self.hyper = _hyper(settings, space, hyper_lr, capturable)
+        self.schedule = make_schedule(settings.schedule, settings.epochs, self.weights)
         self._follow()
 
     @property
@@ -113,10 +120,6 @@ class Optimizers:
             # Options first: they say on which device a state's count of steps belongs.
             groups = [{**group, **mine} for group, mine in zip(state[name]["param_groups"], own, strict=True)]
             optimizer.load_state_dict({**state[name], "param_groups": groups})
-            for parameter, values in optimizer.state.items():
-                for key, value in values.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        values[key] = laid_out_as(parameter, value)
             if name == "weights" and self.schedule is not None:
                 # Equal base rates give the saved rate itself, to the bit.
                 factor = 1.0 if self.base_lr == state["base_lr"] else self.base_lr / state["base_lr"]
@@ -126,3 +129,28 @@ class Optimizers:
             self.schedule.__dict__.update(state["schedule"])
             self.schedule._last_lr = [group["lr"] for group in self.weights.param_groups]
         self._follow()
+
+
+def _first_order(
+    kind: OptimizerName,
+    parameters: list[nn.Parameter],
+    lr: float,
+    *,
+    momentum: float,
+    weight_decay: float,
+    capturable: bool,
+) -> Optimizer:
+    """Optimiser of w₀ or Θ."""
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
+    adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+    return adam(parameters, lr, (momentum, 0.999), weight_decay=weight_decay, capturable=capturable)
+
+
+def _hyper(settings: Settings, space: HyperSpace, rate: float, capturable: bool) -> Optimizer:
+    """Optimiser of λ, at this learning rate, and of σ if it is tuned."""
+    groups: list[dict[str, Any]] = [{"params": [space.lam], "lr": rate}]
+    if settings.tune_scale:
+        groups.append({"params": [space.raw_scale], "lr": settings.scale_lr or rate})
+    kind = torch.optim.RMSprop if settings.hyper_optimizer == "rmsprop" else torch.optim.Adam
+    return kind(groups, lr=rate, capturable=capturable)

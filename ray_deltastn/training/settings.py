@@ -1,44 +1,53 @@
-"""How a run trains: every option of `SelfTuner` and of a trial, with the paper's defaults."""
+"""How a run trains: every option of `SelfTuner` and of a trial, with the paper's defaults, checked once."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_origin
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, field_validator, model_validator
 
-from ray_deltastn.methods import Method, get_method
-from ray_deltastn.training.fused_sgd import FusedSGD
-from ray_deltastn.training.rules import require_number, require_whole
+from ray_deltastn.methods import Method, MethodName, get_method
+from ray_deltastn.training.options import (
+    Constants,
+    GraphName,
+    HyperOptimizerName,
+    OptimizerName,
+    PrecisionName,
+    PresetName,
+    SolverName,
+)
+from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
-SCHEDULES: dict[str, Any] = {
-    "step": StepLR,
-    "multistep": MultiStepLR,
-    "cosine": CosineAnnealingLR,
-    "plateau": ReduceLROnPlateau,
-}
-OPTIMIZERS = ("sgd", "adam", "adamw")
-HYPER_OPTIMIZERS = ("rmsprop", "adam")
-SOLVERS = ("cg", "neumann")
-PRECISIONS = ("fp32", "tf32", "bf16")
-GRAPHS = ("auto", "on", "off")
-#: preset → what the options that are not given become.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"response_fraction": 1.0, "antithetic": False, "hyper_lr": 0.01, "warmup": 5},
+
+class Preset(TypedDict):
+    """What the options that are not given become."""
+
+    response_fraction: float
+    antithetic: bool
+    hyper_lr: float | Literal["auto"]
+    warmup: float | Literal["auto"]
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "paper": {"response_fraction": 1.0, "antithetic": False, "hyper_lr": 0.01, "warmup": 5.0},
     "fast": {"response_fraction": 0.25, "antithetic": True, "hyper_lr": "auto", "warmup": "auto"},
 }
+#: Options of a preset for methods that do not train Θ apart from w₀.
+_WHOLE = {"response_fraction": 1.0, "antithetic": False}
 #: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
 AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
 #: Train steps before the first hyper step where `auto` decides: five epochs of the paper's FashionMNIST.
 AUTO_WARMUP = 2000
 
+_Count = Annotated[int, Field(ge=1)]
+_Above = Annotated[float, Field(gt=0.0)]
+_Least = Annotated[float, Field(ge=0.0)]
 
-@dataclass(frozen=True)
-class Settings:
+
+class Settings(BaseModel):
     """Options of a run.
 
     Args:
@@ -87,7 +96,7 @@ class Settings:
             faster (`benchmarks.speed --channels-last` tells); the network must not `view` its feature maps, `flatten`
             or `reshape` do.
         graph: `off`; `on`, each step captured once and replayed, on a GPU as a CUDA graph, on a CPU as the list of its
-            operations, which takes about half the time for a tiny network; or `auto`, which is `on` for a GPU where
+            operations, which takes about half the time for a tiny network (with SGD and RMSProp only); or `auto`, which is `on` for a GPU where
             the step allows it, and `off` for a CPU. On a CPU the first replay is compared with the step itself and
             refused unless the numbers are the same to the bit (layer normalisation under `delta-stn`, say, is not).
             What a step does besides (counters, prints, hooks of optimisers, changing a loss weight) happens at the
@@ -103,123 +112,114 @@ class Settings:
         ValueError: if an option breaks its rule; the message names the rule and the value got.
     """
 
-    method: str | Method = "delta-stn"
-    preset: str = "paper"
-    epochs: int = 100
-    batch_size: int = 128
-    valid_batch_size: int | None = None
-    lr: float = 0.01
-    momentum: float = 0.9
-    optimizer: str = "sgd"
-    response_lr: float | None = None
-    response_optimizer: str | None = None
-    weight_decay: float = 0.0
-    schedule: str | Mapping[str, Any] | None = None
-    hyper_lr: float | str | None = None
-    scale_lr: float | None = None
-    hyper_optimizer: str = "rmsprop"
-    entropy_weight: float = 1e-3
-    train_interval: int = 5
-    valid_interval: int = 1
-    warmup: float | str | None = None
-    warmup_steps: int | None = None
-    response_fraction: float | None = None
-    antithetic: bool | None = None
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+
+    method: MethodName | Method = "delta-stn"
+    preset: PresetName = "paper"
+    epochs: _Count = 100
+    batch_size: _Count = 128
+    valid_batch_size: _Count | None = None
+    lr: _Above = 0.01
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    optimizer: OptimizerName = "sgd"
+    response_lr: _Above | None = None
+    response_optimizer: OptimizerName | None = None
+    weight_decay: _Least = 0.0
+    schedule: SkipValidation[ScheduleName | Mapping[str, Any] | None] = None
+    hyper_lr: _Above | Literal["auto"] = 0.01
+    scale_lr: _Above | None = None
+    hyper_optimizer: HyperOptimizerName = "rmsprop"
+    entropy_weight: _Least = 1e-3
+    train_interval: _Count = 5
+    valid_interval: _Count = 1
+    warmup: _Least | Literal["auto"] = 5.0
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    response_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    antithetic: bool = False
     tune_scale: bool = True
-    clip_grad: float | None = None
-    implicit_solver: str = "cg"
-    implicit_steps: int = 20
-    implicit_damping: float = 0.0
-    precision: str = "fp32"
+    clip_grad: _Above | None = None
+    implicit_solver: SolverName = "cg"
+    implicit_steps: _Count = 20
+    implicit_damping: _Least = 0.0
+    precision: PrecisionName = "fp32"
     channels_last: bool = False
-    graph: str = "off"
-    patience: int | None = None
-    steps_per_report: int | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    graph: GraphName = "off"
+    patience: _Count | None = None
+    steps_per_report: _Count | None = None
+    hyperparameters: SkipValidation[Constants] = Field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
 
-    def __post_init__(self) -> None:
+    if not TYPE_CHECKING:  # type checkers read the fields
+
+        def __init__(self, **given: Any) -> None:
+            self.require_known(given)
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                raise ValueError(_first_rule(error, given)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Options that are not given, or None, become the preset's."""
+        preset = given.get("preset", "paper")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        method = get_method(given.get("method", "delta-stn"))
+        chosen = {**PRESETS[preset], **({} if method.trains_apart else _WHOLE)}
+        return {**given, **{name: value for name, value in chosen.items() if given.get(name) is None}}
+
+    @field_validator("method", mode="plain")
+    @classmethod
+    def _known_method(cls, method: Any) -> Any:
+        get_method(method)
+        return method
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, graph: Any) -> Any:
+        return {True: "on", False: "off"}[graph] if isinstance(graph, bool) else graph
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        """Rules for several options."""
         method = get_method(self.method)
-        if self.preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        apart = method.responds and method.split
-        for name, whole in (("response_fraction", 1.0), ("antithetic", False)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, PRESETS[self.preset][name] if apart else whole)
-        for name in ("hyper_lr", "warmup"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, PRESETS[self.preset][name])
-        for name in ("epochs", "batch_size", "train_interval", "valid_interval", "implicit_steps"):
-            require_whole(name, getattr(self, name), 1)
-        for name in ("valid_batch_size", "patience", "steps_per_report"):
-            if getattr(self, name) is not None:
-                require_whole(name, getattr(self, name), 1)
-        if self.warmup_steps is not None:
-            require_whole("warmup_steps", self.warmup_steps, 0)
-        require_whole("seed", self.seed, 0)
-        for name in ("tune_scale", "channels_last", "antithetic"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}")
-        require_number("lr", self.lr, above=0.0)
-        for name, rule in (("hyper_lr", {"above": 0.0}), ("warmup", {"least": 0.0})):
-            value = getattr(self, name)
-            if isinstance(value, str) and value != "auto":
-                raise ValueError(f"`{name}` must be a number or 'auto', got {value!r}")
-            if value != "auto":
-                require_number(name, value, **rule)
-        for name in ("response_lr", "scale_lr", "clip_grad"):
-            if getattr(self, name) is not None:
-                require_number(name, getattr(self, name), above=0.0)
-        for name in ("entropy_weight", "weight_decay", "implicit_damping"):
-            require_number(name, getattr(self, name), least=0.0)
-        require_number("momentum", self.momentum, least=0.0, below=1.0)
-        require_number("response_fraction", self.response_fraction, above=0.0, most=1.0)
-        if isinstance(self.graph, bool):  # YAML's own reading of `on` and `off`
-            object.__setattr__(self, "graph", "on" if self.graph else "off")
-        choices = (
-            ("optimizer", OPTIMIZERS),
-            ("response_optimizer", OPTIMIZERS),
-            ("hyper_optimizer", HYPER_OPTIMIZERS),
-            ("implicit_solver", SOLVERS),
-            ("precision", PRECISIONS),
-            ("graph", GRAPHS),
-        )
-        for name, known in choices:
-            if getattr(self, name) not in known and (name, getattr(self, name)) != ("response_optimizer", None):
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, whole in (("response_fraction", 1.0), ("antithetic", False)):
-            if getattr(self, name) != whole and method.responds and not apart:
+        for name, whole in _WHOLE.items():
+            if getattr(self, name) != whole and method.responds and not method.trains_apart:
                 got = f"{getattr(self, name)} with '{method.name}'"
                 raise ValueError(f"`{name}` needs a method that trains Θ apart from w₀, got {got}")
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":
             raise ValueError(f"`optimizer` must be sgd for '{method.name}', got {self.optimizer!r}")
         if method.hypergradient == "implicit" and self.optimizer == "adamw" and self.weight_decay:
             raise ValueError(
-                f"`weight_decay` of adamw is no part of the loss that '{method.name}' differentiates, got "
+                f"`weight_decay` of adamw is not part of the loss that '{method.name}' differentiates, got "
                 f"{self.weight_decay}; use sgd or adam, or the penalty `L2`"
             )
+        if not isinstance(self.hyperparameters, Mapping):
+            raise ValueError(f"`hyperparameters` must be a mapping from names, got {self.hyperparameters!r}")
         if self.hyperparameters and method.tunes:
             raise ValueError(
                 f"`hyperparameters` are constants for method 'fixed', got them with '{method.name}'; set initial "
                 "values in the HyperSpace"
             )
-        if not isinstance(self.hyperparameters, Mapping):
-            raise ValueError(f"`hyperparameters` must be a mapping from names, got {self.hyperparameters!r}")
         try:
             self.torch_device()
         except (RuntimeError, TypeError):
             raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:0', …, got {self.device!r}") from None
-        self._schedule_arguments()
+        check_schedule(self.schedule, self.epochs, self.lr)
+        return self
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Names of all options."""
-        return tuple(f.name for f in fields(cls))
+        return tuple(cls.model_fields)
 
     @classmethod
     def require_known(cls, given: Iterable[str]) -> None:
-        """Raise ValueError, with the option that was probably meant, for the first name that is none."""
+        """Raise ValueError, with the option that was probably meant, for the first name that is not an option."""
         unknown = [name for name in given if name not in cls.names()]
         if unknown:
             near = cls.nearest(unknown[0])
@@ -232,58 +232,11 @@ class Settings:
         near = difflib.get_close_matches(name, cls.names(), n=1, cutoff=0.8)
         return near[0] if near else None
 
-    def _schedule_arguments(self) -> tuple[str, dict[str, Any]] | None:
-        if self.schedule is None:
-            return None
-        if not isinstance(self.schedule, str | Mapping):
-            raise ValueError(f"`schedule` must be a name or a mapping with `name`, got {self.schedule!r}")
-        given: dict[str, Any] = {"name": self.schedule} if isinstance(self.schedule, str) else dict(self.schedule)
-        name = given.pop("name", None)
-        if name not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {name!r}")
-        if name == "cosine":
-            given.setdefault("T_max", self.epochs)
-        dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], self.lr)
-        try:
-            schedule = SCHEDULES[name](dummy, **given)
-            dummy.step()
-            schedule.step(*([1.0] if name == "plateau" else []))
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise ValueError(
-                f"`schedule` must hold the arguments of {SCHEDULES[name].__name__}, got {given}: {error}"
-            ) from None
-        return name, given
-
     def torch_device(self) -> torch.device:
-        """The training device; `auto` is CUDA where there is one."""
+        """The training device; `auto` is CUDA if there is a CUDA device, else the CPU."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
-
-    def make_optimizer(self, weights: list[torch.nn.Parameter], fused: bool = False) -> Optimizer:
-        """Optimiser of w₀.
-
-        Args:
-            weights: the trainable weights.
-            fused: move a parameter in one kernel, which takes dense gradients on a CPU or CUDA device only.
-        """
-        return self._optimizer(self.optimizer, weights, self.lr, self.weight_decay, fused)
-
-    def make_response_optimizer(self, response: Iterable[torch.nn.Parameter], fused: bool = False) -> Optimizer:
-        """Optimiser of Θ, which is never decayed: that would bias the response."""
-        kind = self.response_optimizer or self.optimizer
-        return self._optimizer(kind, list(response), self.response_lr or self.lr, 0.0, fused)
-
-    def _optimizer(self, kind: str, parameters: Any, lr: float, weight_decay: float, fused: bool) -> Optimizer:
-        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        if kind == "sgd":
-            return (FusedSGD if fused else torch.optim.SGD)(parameters, momentum=self.momentum, **options)
-        adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-        capturable = self._capturable(parameters[0])
-        return adam(parameters, betas=(self.momentum, 0.999), fused=fused or None, capturable=capturable, **options)
-
-    def _capturable(self, parameter: torch.Tensor) -> bool:
-        return parameter.device.type == "cuda" and self.captures(parameter.device)
 
     def captures(self, device: torch.device) -> bool:
         """Whether the steps of a run on this device are to be captured.
@@ -298,6 +251,13 @@ class Settings:
             raise ValueError(f"`graph` must be auto or off but on cpu and cuda, got 'on' for device {device.type}")
         if self.graph == "on" and looks_back:
             raise ValueError(f"`graph` must be auto or off for '{method.name}', whose steps look back, got 'on'")
+        used = (self.optimizer, self.response_optimizer, self.hyper_optimizer)
+        adams = [name for name in used if name in ("adam", "adamw")]
+        if self.graph == "on" and device.type == "cpu" and adams:
+            raise ValueError(
+                f"`graph` must be auto or off with {adams[0]} on a CPU, where PyTorch's step reads a number from a "
+                "tensor, got 'on'"
+            )
         return able and not looks_back and (self.graph == "on" or (self.graph == "auto" and device.type == "cuda"))
 
     def warmup_train_steps(self, steps_per_epoch: int) -> int:
@@ -305,28 +265,46 @@ class Settings:
         if self.warmup_steps is not None:
             return self.warmup_steps
         if self.warmup != "auto":
-            assert self.warmup is not None
-            return round(float(self.warmup) * steps_per_epoch)
+            return round(self.warmup * steps_per_epoch)
         return min(max(5 * steps_per_epoch, AUTO_WARMUP), self.epochs * steps_per_epoch // 2)
 
     def hyper_rate(self, hyper_steps: int) -> float:
         """Learning rate of λ in a run of so many hyper steps: `hyper_lr`, or what `auto` makes of it."""
-        assert self.hyper_lr is not None
         if self.hyper_lr != "auto":
-            return float(self.hyper_lr)
+            return self.hyper_lr
         return min(max(AUTO_WAY / max(1, hyper_steps), AUTO_LEAST), AUTO_MOST)
 
-    def make_hyper_optimizer(self, lam: torch.nn.Parameter, raw_scale: torch.nn.Parameter, rate: float) -> Optimizer:
-        """Optimiser for λ, at this learning rate, and, if tuned, σ."""
-        groups: list[dict[str, Any]] = [{"params": [lam], "lr": rate}]
-        if self.tune_scale:
-            groups.append({"params": [raw_scale], "lr": self.scale_lr or rate})
-        options: dict[str, Any] = {"lr": rate, "capturable": self._capturable(lam)}
-        if self.hyper_optimizer == "rmsprop":
-            return torch.optim.RMSprop(groups, **options)
-        return torch.optim.Adam(groups, fused=lam.device.type in ("cpu", "cuda") or None, **options)
 
-    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
-        """Learning-rate schedule, PyTorch's own, or None."""
-        chosen = self._schedule_arguments()
-        return None if chosen is None else SCHEDULES[chosen[0]](optimizer, **chosen[1])
+def _first_rule(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """One line about the first rule that is broken."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0])
+    value = given[name]
+    parts = list(_parts(Settings.model_fields[name].annotation, Settings.model_fields[name].metadata))
+    choices = [choice for kind, _ in parts if get_origin(kind) is Literal for choice in get_args(kind)]
+    numbers = [(kind, rules) for kind, rules in parts if kind in (int, float)]
+    if not numbers:
+        rule = f"one of {', '.join(choices)}" if choices else {bool: "true or false"}.get(parts[0][0], "text")
+        return f"`{name}` must be {rule}, got {value!r}"
+    if choices and isinstance(value, str):
+        return f"`{name}` must be a number or {', '.join(map(repr, choices))}, got {value!r}"
+    kind, rules = numbers[0]
+    words = " and ".join(f"{name} {sign} {bound:g}" for sign, bound in rules)
+    return f"`{words}` must hold{' for a whole number' if kind is int else ''}, got {name}={value!r}"
+
+
+def _parts(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[Any, list[tuple[str, float]]]]:
+    """Types in an annotation with the bounds of each, without None."""
+    signs = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+    if get_origin(annotation) is Annotated:
+        inner, *own = get_args(annotation)
+        yield from _parts(inner, [m for one in own for m in getattr(one, "metadata", [one])])
+    elif get_origin(annotation) is Literal or not get_args(annotation):
+        bounds = [(sign, getattr(one, name)) for name, sign in signs for one in metadata if hasattr(one, name)]
+        if annotation is not type(None):
+            yield annotation, bounds
+    else:
+        for inner in get_args(annotation):
+            yield from _parts(inner, metadata)

@@ -7,20 +7,25 @@ from typing import Any
 
 from torch import nn
 
+from ray_deltastn.training.settings import Settings
+
 #: Version of the layout of `SelfTuner.state_dict`.
 VERSION = 2
 
 
 def identity(
-    method: str, space: Mapping[str, str], settings: Mapping[str, Any], model: nn.Module, steps_per_epoch: int
+    method: str, space: Mapping[str, str], settings: Settings, model: nn.Module, steps_per_epoch: int
 ) -> dict[str, Any]:
     """What a state and the run it is loaded into must have in common."""
-    schedule = settings["schedule"]
+    schedule = settings.schedule
     return {
         "version": VERSION,
         "method": method,
         "space": dict(space),
-        **{name: settings[name] for name in ("optimizer", "response_optimizer", "hyper_optimizer", "tune_scale")},
+        **{
+            name: getattr(settings, name)
+            for name in ("optimizer", "response_optimizer", "hyper_optimizer", "tune_scale")
+        },
         "schedule": schedule.get("name") if isinstance(schedule, Mapping) else schedule,
         # Positions in the data and epochs are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,

@@ -11,21 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from ray_deltastn.methods import Method, Objective, get_method
-from ray_deltastn.regularizers import Setting
+from ray_deltastn.methods import Method, MethodName, Objective, get_method
+from ray_deltastn.regularizers import PassValues
 from ray_deltastn.response import Coverage, Response
 from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
-from ray_deltastn.training.algorithm import float32_products, make_steps, placed
+from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.checks import check_differentiable, check_precision, check_small_batches, try_out
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.health import Health, divergence
 from ray_deltastn.training.optimizers import Optimizers
+from ray_deltastn.training.options import Options
+from ray_deltastn.training.precision import float32_products
+from ray_deltastn.training.scores import Scores
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.state import identity, require_parts, require_same
-from ray_deltastn.training.tally import Tally
 
 #: Reason of a run that ended as planned.
 ALL_DONE = "all epochs done"
@@ -37,7 +40,7 @@ class SelfTuner:
     Args:
         task: model, hyperparameters, data and objective.
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed`.
-        settings: options, see `Settings`.
+        options: options of the run, see `Settings`.
 
     Attributes:
         model: the task's model, trained in place.
@@ -57,8 +60,8 @@ class SelfTuner:
         ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])
     """
 
-    def __init__(self, task: Task, method: str | Method = "delta-stn", **settings: Any) -> None:
-        Settings.require_known(settings)
+    def __init__(self, task: Task, method: MethodName | Method = "delta-stn", **options: Unpack[Options]) -> None:
+        Settings.require_known(options)
         if not isinstance(task, Task):
             raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
         if task.in_use:
@@ -67,7 +70,8 @@ class SelfTuner:
                 "the other one to go on from its weights and hyperparameters"
             )
         self.task = task
-        self.settings = Settings(method=method, **settings)
+        given: dict[str, Any] = {"method": method, **options}
+        self.settings = Settings(**given)
         self.method = get_method(method)
         check_differentiable(task, self.method)
         s = self.settings
@@ -81,9 +85,9 @@ class SelfTuner:
         self._make_streams()
         self.hyper_lr = s.hyper_rate(self.hyper_steps)
         self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
-        self.setting = Setting(self.space, self.generator)
+        self.pass_values = PassValues(self.space, self.generator)
         for regularizer in task.regularizers:
-            regularizer.bind(self.setting)
+            regularizer.bind(self.pass_values)
         self.response: Response | None = None
         if self.method.responds:
             initial = torch.Generator().manual_seed(random_state.seed_of(s.seed, 4))
@@ -92,7 +96,7 @@ class SelfTuner:
             self.model,
             task.loss,
             self.space,
-            self.setting,
+            self.pass_values,
             self.method,
             self.response,
             valid_loss=task.valid_loss,
@@ -109,13 +113,13 @@ class SelfTuner:
         self.health = Health(self.space, self.hyper_lr, self.hyper_steps, self.method.tunes)
         self.steps = 0
         self.stop_reason = ""
-        self.tally = Tally(self.objective, self.valid, self.test, task.metrics, self.device)
+        self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device)
         self.last_report: dict[str, Any] = {}
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
                 try_out(self.objective, self.valid)
-                check_small_batches(self.objective, self.train, self.algorithm.response_fraction)
+                check_small_batches(self.objective, self.train, s.response_fraction)
             except BaseException:
                 self.release()
                 raise
@@ -154,7 +158,7 @@ class SelfTuner:
     @property
     def best_valid_loss(self) -> float:
         """The smallest validation loss reported so far."""
-        return self.tally.best_valid_loss
+        return self.scores.best_valid_loss
 
     @property
     def epoch(self) -> int:
@@ -188,7 +192,7 @@ class SelfTuner:
                 while self.steps < target:
                     self._train_step()
                     if self.steps % len(self.train) == 0:
-                        self.optimizers.end_epoch(lambda: self.tally.valid_scores(self.steps)["loss"])
+                        self.optimizers.end_epoch(lambda: self.scores.valid_scores(self.steps)["loss"])
                 return self._report()
         finally:
             self._global_random = random_state.capture(self.device)
@@ -202,13 +206,13 @@ class SelfTuner:
         started = time.perf_counter()
         self._set_constant(self.steps)
         x, y = self.train.next()
-        self.tally.add(self.algorithm.train_step(x, y))
+        self.scores.add(self.algorithm.train_step(x, y))
         self.steps += 1
         ended = time.perf_counter()
-        self.tally.seconds["train"] += ended - started
+        self.scores.seconds["train"] += ended - started
         if self.method.tunes and self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
             self._hyper_steps()
-            self.tally.seconds["hyper"] += time.perf_counter() - ended
+            self.scores.seconds["hyper"] += time.perf_counter() - ended
 
     def _set_constant(self, step: int) -> None:
         """Values of `fixed` in a step: the row of its epoch, or the last one."""
@@ -225,7 +229,7 @@ class SelfTuner:
         self.model.train()
 
     def _report(self) -> dict[str, Any]:
-        train_loss, scores = self.tally.take(self.steps)
+        train_loss, scores = self.scores.take(self.steps)
         return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
 
     def give_up(self, reason: str) -> dict[str, Any]:
@@ -245,9 +249,9 @@ class SelfTuner:
             # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
             scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
             train_loss = math.inf
-        self.tally.note(scores["valid_loss"])
+        self.scores.note(scores["valid_loss"])
         patience = self.settings.patience
-        if not self.done and patience and self.tally.reports_since_best >= patience:
+        if not self.done and patience and self.scores.reports_since_best >= patience:
             self.stop_reason = f"no better validation loss in {patience} reports"
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
@@ -258,11 +262,11 @@ class SelfTuner:
             "steps": self.steps,
             "train_loss": train_loss,
             **scores,
-            "best_valid_loss": self.tally.best_valid_loss,
+            "best_valid_loss": self.scores.best_valid_loss,
             **VALUES.named(dict(zip(self.space.names, values.tolist(), strict=True))),
             **SCALES.named(dict(zip(self.space.names, scale.tolist(), strict=True))),
             "lr": self.optimizers.lr,
-            **SECONDS.named({**self.tally.seconds, "total": sum(self.tally.seconds.values())}),
+            **SECONDS.named({**self.scores.seconds, "total": sum(self.scores.seconds.values())}),
             **self.health.report(),
             "diverged": bool(reason),
             "stop_reason": self.stop_reason,
@@ -315,11 +319,11 @@ class SelfTuner:
             "steps": self.steps,
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
-            **self.tally.state_dict(),
+            **self.scores.state_dict(),
         }
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.method.name, self.space.fingerprint(), vars(self.settings), self.model, len(self.train))
+        return identity(self.method.name, self.space.fingerprint(), self.settings, self.model, len(self.train))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.
@@ -346,7 +350,7 @@ class SelfTuner:
         self._global_random = state["global_random"]
         self.steps = state["steps"]
         self._set_constant(max(0, self.steps - 1))
-        self.tally.load_state_dict(state)
+        self.scores.load_state_dict(state)
         # A run that had done all its epochs goes on if this one has more of them.
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]

@@ -208,7 +208,7 @@ class ExperimentConfig(_Section):
         """The methods that trials of this experiment may have."""
         if "method" in self.search:
             return list(parse_domain("method", self.search["method"]).categories)
-        return [self.train.get("method", Settings.method)]
+        return [self.train.get("method", Settings.model_fields["method"].default)]
 
     def param_space(self) -> dict[str, Any]:
         """Config of a trial, with Tune domains where it is searched."""

@@ -162,5 +162,5 @@ def test_refused_task_leaves_the_model_as_it_was(network, changes):
     with pytest.raises((TypeError, ValueError)):
         tuner(changes={"model": refused, **changes})
     assert hooks_of(refused) == []
-    assert all(m._setting is None for m in refused.modules() if isinstance(m, rd.Dropout))
+    assert all(m._pass_values is None for m in refused.modules() if isinstance(m, rd.Dropout))
     assert refused.training == was_training

@@ -140,7 +140,7 @@ def test_unrolled_steps_end_at_the_weights_that_training_reached(optimizer):
             [lr for *_, lr in algorithm.window],
             momentum=group["momentum"],
             weight_decay=group["weight_decay"],
-            clip_grad=algorithm.clip_grad,
+            clip_grad=algorithm.options.clip_grad,
         )
         for name, weight in reached.items():
             torch.testing.assert_close(weight, tuner.model.get_parameter(name))

@@ -18,8 +18,8 @@ class Shift:
     def __init__(self):
         self.strengths = []
 
-    def __call__(self, x, setting):
-        strength = setting.values["shift"].detach().to(x.dtype, copy=True)
+    def __call__(self, x, pass_values):
+        strength = pass_values.values["shift"].detach().to(x.dtype, copy=True)
         self.strengths.append(strength)
         return x + strength.reshape(-1, 1)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ray_deltastn.domains import Unbounded
 from ray_deltastn.methods import Objective, Steps, get_method
-from ray_deltastn.regularizers import Setting
+from ray_deltastn.regularizers import PassValues
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
 
@@ -54,8 +54,8 @@ def run(name, method, batch, steps=6):
     space = HyperSpace(a=Unbounded(0.0), b=Unbounded(0.0))
     method = get_method(method)
     response = Response(model, 2, torch.Generator().manual_seed(1)) if method.responds else None
-    setting = Setting(space, torch.Generator().manual_seed(2))
-    objective = Objective(model, F.cross_entropy, space, setting, method, response)
+    pass_values = PassValues(space, torch.Generator().manual_seed(2))
+    objective = Objective(model, F.cross_entropy, space, pass_values, method, response)
     stepper = Steps(
         objective,
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
@@ -103,7 +103,7 @@ def test_flags_are_restored_after_a_failed_pass(name):
     build, shape = NETWORKS[name]
     model, space = build(), HyperSpace(a=Unbounded(0.0))
     response = Response(model, 1)
-    objective = Objective(model, F.cross_entropy, space, Setting(space), get_method("delta-stn"), response)
+    objective = Objective(model, F.cross_entropy, space, PassValues(space), get_method("delta-stn"), response)
     stepper = Steps(
         objective, torch.optim.SGD(model.parameters(), lr=0.0), torch.optim.SGD(response.parameters(), lr=0.0)
     )

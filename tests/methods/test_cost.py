@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ray_deltastn.domains import Bounded, Positive
-from ray_deltastn.methods import Objective, Steps, get_method
-from ray_deltastn.regularizers import L2, Dropout, Regularizer, Setting
+from ray_deltastn.methods import Objective, StepOptions, Steps, get_method
+from ray_deltastn.regularizers import L2, Dropout, PassValues, Regularizer
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
 
@@ -62,19 +62,19 @@ def make(name, method, fraction=1.0):
     torch.manual_seed(0)
     model = build()
     space = HyperSpace(rate=Bounded(0.05, low=0.0, high=0.95), decay=Positive(1e-4))
-    setting = Setting(space)
+    pass_values = PassValues(space)
     for module in model.modules():
         if isinstance(module, Regularizer):
-            module.bind(setting)
+            module.bind(pass_values)
     method = get_method(method)
     response = Response(model, len(space)) if method.responds else None
-    objective = Objective(model, F.cross_entropy, space, setting, method, response, penalty=[L2("decay")])
+    objective = Objective(model, F.cross_entropy, space, pass_values, method, response, penalty=[L2("decay")])
     stepper = Steps(
         objective,
         torch.optim.SGD(model.parameters(), lr=0.01),
         torch.optim.SGD(response.parameters(), lr=0.01) if response else None,
         torch.optim.RMSprop(space.parameters(), lr=0.01) if response else None,
-        response_fraction=fraction,
+        StepOptions(response_fraction=fraction),
     )
     return stepper, torch.randn(shape), torch.randint(0, 10, shape[:1])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_deltastn.domains import Unbounded
 from ray_deltastn.methods import Method, Objective, Steps, get_method
-from ray_deltastn.regularizers import L2, Setting
+from ray_deltastn.regularizers import L2, PassValues
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
 
@@ -43,8 +43,8 @@ def train(method, space, X, target, penalty, weights, weights_lr, steps=300, lr=
         model.weight.copy_(weights)
     space = space.double()
     response = Response(model, len(space), torch.Generator().manual_seed(2))
-    setting = Setting(space, torch.Generator().manual_seed(3))
-    objective = Objective(model, squared_error, space, setting, get_method(method), response, penalty=[penalty])
+    pass_values = PassValues(space, torch.Generator().manual_seed(3))
+    objective = Objective(model, squared_error, space, pass_values, get_method(method), response, penalty=[penalty])
     optimizers = [
         torch.optim.SGD(model.parameters(), lr=weights_lr, momentum=0.9),
         torch.optim.SGD(response.parameters(), lr=lr, momentum=0.9),

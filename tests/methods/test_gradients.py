@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ray_deltastn.domains import Bounded, Positive, Unbounded
-from ray_deltastn.methods import Objective, Steps, get_method
-from ray_deltastn.regularizers import L2, Dropout, Setting
+from ray_deltastn.methods import Objective, StepOptions, Steps, get_method
+from ray_deltastn.regularizers import L2, Dropout, PassValues
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
 from tests.networks import BY_NAME
@@ -91,12 +91,12 @@ class Problem:
             randomise(self.response)
         self.space = make_space()
         self.generator = torch.Generator().manual_seed(5)
-        setting = Setting(self.space, self.generator)
+        pass_values = PassValues(self.space, self.generator)
         self.method = get_method(method)
         self.loss, integer = LOSSES[loss]
         output = self.model(self.x)
         self.y = torch.randint(0, output.shape[1], output.shape[:1]) if integer else torch.randn_like(output)
-        self.objective = Objective(self.model, self.loss, self.space, setting, self.method, self.response, **parts)
+        self.objective = Objective(self.model, self.loss, self.space, pass_values, self.method, self.response, **parts)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.theta = list(self.response.parameters())
 
@@ -176,10 +176,10 @@ def test_dropout_has_each_examples_own_rate(method):
     space = HyperSpace(rate=Bounded(0.4, low=0.0, high=0.95), idle=Unbounded(0.0)).double()
     inner = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     model = nn.Sequential(Dropout("rate"), inner).double().train()
-    setting = Setting(space, torch.Generator().manual_seed(9))
-    model[0].bind(setting)
+    pass_values = PassValues(space, torch.Generator().manual_seed(9))
+    model[0].bind(pass_values)
     response = randomise(Response(model, 2))
-    objective = Objective(model, F.cross_entropy, space, setting, get_method(method), response)
+    objective = Objective(model, F.cross_entropy, space, pass_values, get_method(method), response)
     x, y = torch.randn(4, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     eps = torch.randn(4, 2, dtype=torch.float64)
     value = objective.train_loss(x, y, eps)
@@ -274,7 +274,7 @@ def sgd(parameters, **options):
 
 def fixed_steps(model, penalty=()):
     space = HyperSpace(decay=Positive(DECAY)).double()
-    objective = Objective(model, F.cross_entropy, space, Setting(space), get_method("fixed"), None, penalty=penalty)
+    objective = Objective(model, F.cross_entropy, space, PassValues(space), get_method("fixed"), None, penalty=penalty)
     return Steps(objective, sgd(model.parameters()))
 
 
@@ -322,8 +322,7 @@ def all_steps(p, **options):
         sgd(p.weights),
         sgd(p.theta),
         torch.optim.SGD([p.space.lam, p.space.raw_scale], lr=0.05),
-        entropy_weight=TAU,
-        **options,
+        StepOptions(entropy_weight=TAU, **options),
     )
 
 

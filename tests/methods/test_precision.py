@@ -10,7 +10,7 @@ from torch import nn
 
 import ray_deltastn as rd
 from ray_deltastn.methods import METHODS, Objective, get_method
-from ray_deltastn.regularizers import Setting
+from ray_deltastn.regularizers import PassValues
 from ray_deltastn.response import Response
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.digits import digits
@@ -27,7 +27,7 @@ def response_gradient(network, method, half, training):
     response = randomise(Response(model, 2)).float()
     space = rd.HyperSpace(a=rd.Unbounded(0.1), b=rd.Unbounded(0.2))
     objective = Objective(
-        model, lambda out, y: out.square().mean(), space, Setting(space), get_method(method), response, half=half
+        model, lambda out, y: out.square().mean(), space, PassValues(space), get_method(method), response, half=half
     )
     torch.manual_seed(3)
     eps = torch.randn(8, 2)
@@ -112,7 +112,7 @@ def test_evaluation_runs_in_the_precision_of_the_run():
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
         tuner = rd.SelfTuner(build_task({"task": "digits-mlp", "width": 64}), "fixed", epochs=1, precision=precision)
-        losses[precision] = tuner.tally.valid_scores(tuner.steps)["loss"]
+        losses[precision] = tuner.scores.valid_scores(tuner.steps)["loss"]
     assert losses["fp32"] != losses["bf16"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
 
@@ -128,10 +128,10 @@ def test_parameters_and_states_stay_in_float32():
 @pytest.mark.parametrize("rate", [0.002, 0.05])
 def test_dropout_keeps_its_rate(rate):
     space = rd.HyperSpace(rate=rd.Bounded(rate, low=0.0, high=0.9))
-    setting = Setting(space, torch.Generator().manual_seed(0))
-    setting.values = space.named(space.values())
+    pass_values = PassValues(space, torch.Generator().manual_seed(0))
+    pass_values.values = space.named(space.values())
     layer = rd.Dropout("rate")
-    layer.bind(setting)
+    layer.bind(pass_values)
     many = 1_000_000
     out = layer.train()(torch.ones(1, many, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16
@@ -158,7 +158,7 @@ def test_tf32_is_for_the_run_only():
 
 PROGRAM = """
 import torch
-from ray_deltastn.training.algorithm import float32_products
+from ray_deltastn.training.precision import float32_products
 
 backends = torch.backends
 {setting}

@@ -14,10 +14,10 @@ from ray_deltastn.regularizers import (
     ColorJitter,
     Cutout,
     GaussianNoise,
+    PassValues,
     RandomAffine,
     RandomHorizontalFlip,
     ScalingNoise,
-    Setting,
 )
 from ray_deltastn.regularizers import color as ops
 from ray_deltastn.regularizers.affine import transform
@@ -53,11 +53,11 @@ def photos(batch=6, channels=3, height=16, width=20, seed=0):
     return x
 
 
-def setting_of(value, seed=0, space=None):
-    """A setting in which the hyperparameter `s` has this value, or one per image."""
-    setting = Setting(space or HyperSpace(s=Unbounded(0.0)), torch.Generator().manual_seed(seed))
-    setting.values = {"s": torch.as_tensor(value, dtype=torch.float64)}
-    return setting
+def pass_values_of(value, seed=0, space=None):
+    """Pass values in which the hyperparameter `s` has this value, or one per image."""
+    pass_values = PassValues(space or HyperSpace(s=Unbounded(0.0)), torch.Generator().manual_seed(seed))
+    pass_values.values = {"s": torch.as_tensor(value, dtype=torch.float64)}
+    return pass_values
 
 
 # --- each operation against torchvision ------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_affine_for_each_image_its_own_and_fill_outside():
 @EVERY
 def test_strength_zero_leaves_the_images(what):
     x = photos()
-    out = WHATS[what]("s")(x, setting_of(0.0))
+    out = WHATS[what]("s")(x, pass_values_of(0.0))
     if what in RESAMPLED:
         torch.testing.assert_close(out, x, rtol=0, atol=2e-6)
     else:
@@ -159,9 +159,9 @@ def test_each_image_has_its_own_strength(what):
     """What a strength does to an image depends on its own strength only, not on the other images' or on sharing."""
     x = photos()
     strengths = [0.0, 0.5, 0.1, 0.0, 0.3, 0.4]
-    each = WHATS[what]("s")(x, setting_of(strengths))
+    each = WHATS[what]("s")(x, pass_values_of(strengths))
     for index, strength in enumerate(strengths):
-        alone = WHATS[what]("s")(x, setting_of(strength))[index]  # the w₀ pass: one value for all
+        alone = WHATS[what]("s")(x, pass_values_of(strength))[index]  # the w₀ pass: one value for all
         torch.testing.assert_close(each[index], alone, rtol=0, atol=1e-6)
     for index in (0, 3):
         torch.testing.assert_close(each[index], x[index], rtol=0, atol=2e-6)
@@ -175,20 +175,20 @@ def test_a_constant_strength_is_the_same_as_a_hyperparameter_with_that_value(wha
     x = photos()
     constant = WHATS[what](0.3)
     assert constant.names == ()
-    assert torch.equal(constant(x, setting_of(0.9)), WHATS[what]("s")(x, setting_of(0.3)))
+    assert torch.equal(constant(x, pass_values_of(0.9)), WHATS[what]("s")(x, pass_values_of(0.3)))
 
 
 @EVERY
 def test_all_randomness_is_the_generators(what):
     x = photos()
     torch.manual_seed(1)
-    first = WHATS[what]("s")(x, setting_of(0.4, seed=5))
+    first = WHATS[what]("s")(x, pass_values_of(0.4, seed=5))
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    setting = setting_of(0.4, seed=5)
-    assert torch.equal(WHATS[what]("s")(x, setting), first)
+    pass_values = pass_values_of(0.4, seed=5)
+    assert torch.equal(WHATS[what]("s")(x, pass_values), first)
     assert torch.equal(torch.get_rng_state(), before)
-    again = [WHATS[what]("s")(x, setting) for _ in range(4)]
+    again = [WHATS[what]("s")(x, pass_values) for _ in range(4)]
     assert not all(torch.equal(first, out) for out in again)
 
 
@@ -197,7 +197,7 @@ def test_images_keep_shape_type_and_are_not_changed_in_place(what):
     for dtype in (torch.float32, torch.float64):
         x = photos().to(dtype)
         before = x.clone()
-        out = WHATS[what]("s")(x, setting_of([0.4] * len(x)))
+        out = WHATS[what]("s")(x, pass_values_of([0.4] * len(x)))
         assert out.shape == x.shape
         assert out.dtype == dtype
         assert torch.equal(x, before)
@@ -206,10 +206,10 @@ def test_images_keep_shape_type_and_are_not_changed_in_place(what):
 @EVERY
 def test_bytes_are_taken_as_images_in_zero_to_one(what):
     raw = (photos() * 255).round().to(torch.uint8)
-    out = WHATS[what]("s")(raw, setting_of(0.3))
-    assert torch.equal(out, WHATS[what]("s")(raw.float() / 255, setting_of(0.3)))
+    out = WHATS[what]("s")(raw, pass_values_of(0.3))
+    assert torch.equal(out, WHATS[what]("s")(raw.float() / 255, pass_values_of(0.3)))
     with pytest.raises(ValueError, match=r"floating point or uint8, got torch.int64"):
-        WHATS[what]("s")(raw.long(), setting_of(0.3))
+        WHATS[what]("s")(raw.long(), pass_values_of(0.3))
 
 
 @EVERY
@@ -217,14 +217,14 @@ def test_grey_images(what):
     x = photos(channels=1)
     if what in COLOUR_ONLY:
         with pytest.raises(ValueError, match=rf"`x.shape\[1\] == 3` must hold for {what}, got .*\(1, 16, 20\)"):
-            WHATS[what]("s")(x, setting_of(0.4))
+            WHATS[what]("s")(x, pass_values_of(0.4))
     else:
-        assert WHATS[what]("s")(x, setting_of(0.4)).shape == x.shape
+        assert WHATS[what]("s")(x, pass_values_of(0.4)).shape == x.shape
 
 
 def factors(augmentation, strength, ones, count=20_000):
     """Pixel values that an augmentation makes of a flat image, one image per draw."""
-    return augmentation(ones.expand(count, -1, -1, -1), setting_of(strength))[:, 0, 0, 0]
+    return augmentation(ones.expand(count, -1, -1, -1), pass_values_of(strength))[:, 0, 0, 0]
 
 
 @pytest.mark.parametrize("strength", [0.2, 1.0, 1.5])
@@ -241,7 +241,7 @@ def test_hue_and_angle_are_uniform_and_symmetric():
     """Seen in what they do: a red pixel's turn, and where the right edge's pixel goes."""
     red = torch.zeros(1, 3, 1, 1)
     red[0, 0] = 1.0
-    out = ColorJitter(hue="s")(red.expand(20_000, -1, -1, -1), setting_of(0.1))[:, :, 0, 0]
+    out = ColorJitter(hue="s")(red.expand(20_000, -1, -1, -1), pass_values_of(0.1))[:, :, 0, 0]
     turn = (out[:, 1] - out[:, 2]) / 6  # towards yellow, or towards magenta
     assert turn.abs().max() <= 0.1 + 1e-6
     assert abs(turn.mean().item()) <= 4 * 0.2 / math.sqrt(12 * len(turn))
@@ -253,7 +253,7 @@ def test_translation_is_a_share_of_width_and_of_height():
     across = torch.arange(30.0).view(1, 1, 1, 30).expand(2000, 1, 10, 30)
     down = torch.arange(10.0).view(1, 1, 10, 1).expand(2000, 1, 10, 30)
     for slope, side in ((across, 30), (down, 10)):
-        out = RandomAffine(translate="s")(slope, setting_of(0.2))[:, 0, 5, 15]
+        out = RandomAffine(translate="s")(slope, pass_values_of(0.2))[:, 0, 5, 15]
         moved = (slope[0, 0, 5, 15] - out) / side
         assert 0.19 < moved.abs().max() <= 0.2 + 1e-5
         assert abs(moved.mean().item()) <= 4 * 0.4 / math.sqrt(12 * 2000)
@@ -262,7 +262,7 @@ def test_translation_is_a_share_of_width_and_of_height():
 def test_flip_mirrors_whole_images_with_its_probability():
     x = photos(batch=1).expand(4000, -1, -1, -1)
     p = torch.tensor([0.0, 0.25, 0.5, 1.0]).repeat_interleave(1000)
-    out = RandomHorizontalFlip("s")(x, setting_of(p))
+    out = RandomHorizontalFlip("s")(x, pass_values_of(p))
     mirrored = (out == x.flip(-1)).all(-1).all(-1).all(-1)
     assert torch.equal(out[~mirrored], x[~mirrored])
     share = mirrored.view(4, 1000).double().mean(1)
@@ -275,7 +275,7 @@ def test_noise_has_its_standard_deviation_and_no_mean():
     x = torch.full((3, 40_000), 2.0)
     sigma = torch.tensor([0.0, 0.5, 2.0])
     for noise, expected in ((GaussianNoise, sigma), (ScalingNoise, 2 * sigma)):
-        out = noise("s")(x, setting_of(sigma))
+        out = noise("s")(x, pass_values_of(sigma))
         assert ((out - x).mean(1).abs() <= 4 * expected / 200 + 1e-7).all()
         torch.testing.assert_close((out - x).std(1), expected, rtol=0.02, atol=1e-7)
 
@@ -286,9 +286,9 @@ HOLES = HyperSpace(s=Integer(1, low=0, high=4), length=Integer(4, low=0, high=24
 
 
 def cut(x, fill):
-    setting = setting_of(2.0, space=HOLES)
-    setting.values["length"] = torch.tensor(5.0, dtype=torch.float64)
-    return Cutout("s", "length", fill=fill)(x, setting)
+    pass_values = pass_values_of(2.0, space=HOLES)
+    pass_values.values["length"] = torch.tensor(5.0, dtype=torch.float64)
+    return Cutout("s", "length", fill=fill)(x, pass_values)
 
 
 def test_holes_have_the_filling_of_their_channel():
@@ -351,7 +351,7 @@ def test_an_augmentation_of_nothing_is_refused(kind):
 @pytest.mark.parametrize("shape", [(4, 9), (3, 9, 9), (4, 2, 3, 9, 9)])
 def test_other_batches_than_images_are_refused(augmentation, shape):
     with pytest.raises(ValueError, match=r"needs images \(B, C, H, W\), got a batch of shape"):
-        augmentation(torch.ones(shape), setting_of(0.1))
+        augmentation(torch.ones(shape), pass_values_of(0.1))
 
 
 def test_they_are_public():

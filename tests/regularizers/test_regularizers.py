@@ -9,25 +9,34 @@ import torch
 from torch import nn
 
 from ray_deltastn.domains import Integer, LowerBounded, Positive, Unbounded
-from ray_deltastn.regularizers import L2, Augmentation, ChannelDropout, Cutout, Dropout, Penalty, Regularizer, Setting
+from ray_deltastn.regularizers import (
+    L2,
+    Augmentation,
+    ChannelDropout,
+    Cutout,
+    Dropout,
+    PassValues,
+    Penalty,
+    Regularizer,
+)
 from ray_deltastn.response import Response, Weights
 from ray_deltastn.space import HyperSpace
 from tests.networks import BY_NAME, NETWORKS
 from tests.oracles import assert_all_close, assert_close, dense_squared_norm, grad, randomise
 
 
-def setting_of(seed=0, **values):
-    """A setting with these values; its space plays no part, except for the bound on the number of holes."""
+def pass_values_of(seed=0, **values):
+    """Pass values with these values; their space plays no part, except for the bound on the number of holes."""
     space = HyperSpace(
         rate=Unbounded(0.0), holes=Integer(1, low=0, high=5), length=Integer(4, low=0, high=40), decay=Positive(0.1)
     )
-    setting = Setting(space, torch.Generator().manual_seed(seed))
-    setting.values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
-    return setting
+    pass_values = PassValues(space, torch.Generator().manual_seed(seed))
+    pass_values.values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
+    return pass_values
 
 
-def bound(layer, setting):
-    layer.bind(setting)
+def bound(layer, pass_values):
+    layer.bind(pass_values)
     return layer.train()
 
 
@@ -38,7 +47,7 @@ MANY = 40_000
 
 
 def test_dropout_drops_each_example_at_its_own_rate_and_keeps_the_mean():
-    out = bound(Dropout("rate"), setting_of(rate=RATES))(torch.ones(len(RATES), MANY))
+    out = bound(Dropout("rate"), pass_values_of(rate=RATES))(torch.ones(len(RATES), MANY))
     for p, row in zip(RATES, out, strict=True):
         dropped = row == 0
         error = 4 * (p * (1 - p) / MANY) ** 0.5
@@ -48,7 +57,7 @@ def test_dropout_drops_each_example_at_its_own_rate_and_keeps_the_mean():
 
 
 def test_dropout_with_one_rate_for_all():
-    out = bound(Dropout("rate"), setting_of(rate=0.3))(torch.ones(4, MANY))
+    out = bound(Dropout("rate"), pass_values_of(rate=0.3))(torch.ones(4, MANY))
     assert ((out == 0).double().mean(1) - 0.3).abs().max() <= 4 * (0.21 / MANY) ** 0.5
     assert len({tuple(row) for row in (out == 0).tolist()}) == 4  # one mask per example all the same
 
@@ -56,7 +65,7 @@ def test_dropout_with_one_rate_for_all():
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
 def test_rate_zero_leaves_the_input(kind):
     x = torch.randn(3, 4, 5, 5)
-    out = bound(kind("rate"), setting_of(rate=[0.0, 0.5, 0.0]))(x)
+    out = bound(kind("rate"), pass_values_of(rate=[0.0, 0.5, 0.0]))(x)
     assert torch.equal(out[[0, 2]], x[[0, 2]])
     assert not torch.equal(out[1], x[1])
 
@@ -64,21 +73,21 @@ def test_rate_zero_leaves_the_input(kind):
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
 def test_dropout_is_the_identity_in_evaluation_mode(kind):
     layer, x = kind("rate").eval(), torch.randn(3, 4)
-    assert layer(x) is x  # and needs no setting
+    assert layer(x) is x  # and needs no pass values
 
 
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
 @pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3), (6, 7, 3, 4), (6, 7, 2, 3, 4)])
 def test_dropout_keeps_shape_and_dtype(kind, shape):
     x = torch.randn(shape, dtype=torch.bfloat16)
-    out = bound(kind("rate"), setting_of(rate=torch.rand(6)))(x)
+    out = bound(kind("rate"), pass_values_of(rate=torch.rand(6)))(x)
     assert out.shape == x.shape
     assert out.dtype == x.dtype
 
 
 def test_channel_dropout_drops_whole_channels_at_each_examples_rate():
     x = torch.ones(3, 5000, 2, 3)
-    out = bound(ChannelDropout("rate"), setting_of(rate=[0.0, 0.2, 0.6]))(x)
+    out = bound(ChannelDropout("rate"), pass_values_of(rate=[0.0, 0.2, 0.6]))(x)
     assert torch.equal(out, out[..., :1, :1].expand_as(out))
     dropped = (out[..., 0, 0] == 0).double().mean(1)
     assert (dropped - torch.tensor([0.0, 0.2, 0.6])).abs().max() <= 4 * (0.25 / 5000) ** 0.5
@@ -88,7 +97,7 @@ def test_channel_dropout_drops_whole_channels_at_each_examples_rate():
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
 def test_dropout_repeats_with_the_generator_and_differs_between_calls(kind):
     x = torch.ones(4, 50, 2)
-    layers = [bound(kind("rate"), setting_of(seed=s, rate=0.5)) for s in (1, 1, 2)]
+    layers = [bound(kind("rate"), pass_values_of(seed=s, rate=0.5)) for s in (1, 1, 2)]
     first, same, other = (layer(x) for layer in layers)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -96,8 +105,8 @@ def test_dropout_repeats_with_the_generator_and_differs_between_calls(kind):
 
 
 def test_default_generator_is_pytorchs():
-    layer = bound(Dropout("rate"), Setting(HyperSpace(rate=Unbounded(0.0))))
-    layer.setting.values = {"rate": torch.tensor(0.5)}
+    layer = bound(Dropout("rate"), PassValues(HyperSpace(rate=Unbounded(0.0))))
+    layer.pass_values.values = {"rate": torch.tensor(0.5)}
     torch.manual_seed(3)
     first = layer(torch.ones(4, 50))
     torch.manual_seed(3)
@@ -105,11 +114,11 @@ def test_default_generator_is_pytorchs():
 
 
 def test_dropout_passes_gradients_and_tangents_through_its_mask():
-    layer = bound(Dropout("rate"), setting_of(rate=[0.2, 0.6]))
+    layer = bound(Dropout("rate"), pass_values_of(rate=[0.2, 0.6]))
     x, v = torch.randn(2, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 6, dtype=torch.float64)
 
     def again(x):
-        layer.setting.generator.manual_seed(0)
+        layer.pass_values.generator.manual_seed(0)
         return layer(x)
 
     out, tangent = torch.func.jvp(again, (x,), (v,))
@@ -123,7 +132,7 @@ def test_dropout_passes_gradients_and_tangents_through_its_mask():
 
 def cut(size=64, batch=4, channels=2, seed=0, **values):
     """Where images are cut out, (B, C, H, W)."""
-    out = Cutout("holes", "length")(torch.ones(batch, channels, size, size), setting_of(seed, **values))
+    out = Cutout("holes", "length")(torch.ones(batch, channels, size, size), pass_values_of(seed, **values))
     assert torch.equal(out, out.round())
     return out == 0
 
@@ -164,7 +173,7 @@ def test_each_example_has_its_own_holes_and_length():
 @pytest.mark.parametrize(("holes", "length"), [(0.0, 8.0), (3.0, 0.0), (0.0, 0.0)])
 def test_no_holes_or_no_length_leaves_the_images(holes, length):
     x = torch.randn(3, 1, 8, 8)
-    assert torch.equal(Cutout("holes", "length")(x, setting_of(holes=holes, length=length)), x)
+    assert torch.equal(Cutout("holes", "length")(x, pass_values_of(holes=holes, length=length)), x)
 
 
 def test_a_hole_twice_the_size_of_the_image_leaves_nothing():
@@ -187,15 +196,15 @@ def test_centres_are_uniform_over_the_image():
 def test_holes_are_at_other_places_in_the_next_call_and_repeat_with_the_generator():
     assert torch.equal(cut(seed=1, holes=3.0, length=5.0), cut(seed=1, holes=3.0, length=5.0))
     assert not torch.equal(cut(seed=1, holes=3.0, length=5.0), cut(seed=2, holes=3.0, length=5.0))
-    setting, x = setting_of(holes=3.0, length=5.0), torch.ones(2, 1, 32, 32)
-    assert not torch.equal(Cutout("holes", "length")(x, setting), Cutout("holes", "length")(x, setting))
+    pass_values, x = pass_values_of(holes=3.0, length=5.0), torch.ones(2, 1, 32, 32)
+    assert not torch.equal(Cutout("holes", "length")(x, pass_values), Cutout("holes", "length")(x, pass_values))
 
 
 @pytest.mark.parametrize("shape", [(4, 9, 11), (4, 3, 9, 11), (4, 2, 3, 9, 11)])
 def test_cutout_takes_any_images_and_touches_nothing_else(shape):
     x = torch.rand(shape) + 1.0
     before = x.clone()
-    out = Cutout("holes", "length")(x, setting_of(holes=torch.tensor([1.0, 2.0, 0.0, 5.0]), length=4.0))
+    out = Cutout("holes", "length")(x, pass_values_of(holes=torch.tensor([1.0, 2.0, 0.0, 5.0]), length=4.0))
     assert torch.equal(x, before)
     assert out.shape == x.shape
     assert torch.equal(out[out != 0], x[out != 0])
@@ -205,10 +214,10 @@ def test_cutout_takes_any_images_and_touches_nothing_else(shape):
 
 def test_cutout_refuses_what_it_cannot_cut():
     with pytest.raises(ValueError, match="images"):
-        Cutout("holes", "length")(torch.ones(3, 4), setting_of(holes=1.0, length=2.0))
+        Cutout("holes", "length")(torch.ones(3, 4), pass_values_of(holes=1.0, length=2.0))
     space = HyperSpace(holes=LowerBounded(1.0), length=Integer(1, low=0, high=4))
     with pytest.raises(ValueError, match=r"upper bound.*'holes'"):
-        Cutout("holes", "length")(torch.ones(3, 1, 4, 4), Setting(space))
+        Cutout("holes", "length")(torch.ones(3, 1, 4, 4), PassValues(space))
 
 
 # --- L2 ------------------------------------------------------------------------------------------------------------
@@ -272,24 +281,24 @@ def test_outside_a_run_the_error_names_the_layer_and_the_way_out():
 
 def test_outside_a_pass_the_error_names_the_hyperparameter():
     with pytest.raises(RuntimeError, match="`rate`"):
-        bound(Dropout("rate"), setting_of())(torch.ones(2, 3))
+        bound(Dropout("rate"), pass_values_of())(torch.ones(2, 3))
 
 
 def test_values_of_another_batch_are_refused():
     with pytest.raises(ValueError, match=r"'rate' per example, got 2 for a batch of 5"):
-        bound(Dropout("rate"), setting_of(rate=[0.1] * 5))(torch.ones(2, 3))
+        bound(Dropout("rate"), pass_values_of(rate=[0.1] * 5))(torch.ones(2, 3))
 
 
 def test_values_are_shaped_and_typed_to_act_on_the_batch():
-    setting = setting_of(rate=[0.1, 0.2])
+    pass_values = pass_values_of(rate=[0.1, 0.2])
     for given, expected in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
         like = torch.ones(2, 3, 4, 5, dtype=given)
-        value = setting.value("rate", like=like)
+        value = pass_values.value("rate", like=like)
         assert value.shape == (2, 1, 1, 1)
         # A rate of 0.001 is not for 8 bits.
         assert value.dtype == expected
-        assert setting.rand(2, like=like).dtype == expected
-    assert setting_of(rate=0.3).value("rate", like=like).shape == (1, 1, 1, 1)
+        assert pass_values.rand(2, like=like).dtype == expected
+    assert pass_values_of(rate=0.3).value("rate", like=like).shape == (1, 1, 1, 1)
 
 
 def test_names_must_be_text():
@@ -310,13 +319,13 @@ def saved(model):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled, saved])
 def test_a_copied_model_does_not_carry_the_run_along(copied):
-    layer = bound(Dropout("rate"), setting_of(rate=0.5))
+    layer = bound(Dropout("rate"), pass_values_of(rate=0.5))
     twin = copied(layer)
     with pytest.raises(RuntimeError, match="SelfTuner"):
         twin(torch.ones(2, 3))
     layer(torch.ones(2, 3))  # the original still has it
     whole = copy.deepcopy(nn.Sequential(nn.Linear(3, 3), layer))
-    assert whole[1]._setting is None
+    assert whole[1]._pass_values is None
     assert not layer.state_dict()
 
 

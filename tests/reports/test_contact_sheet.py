@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.regularizers import Setting
+from ray_deltastn.regularizers import PassValues
 from ray_deltastn.reports.contact_sheet import actors, contact_sheet, levels
 from ray_deltastn.tasks.networks import Normalize
 
@@ -59,9 +59,9 @@ def test_dropout_on_normalised_images_is_drawn_as_images():
     x = task.train[0]
 
     def at(p):
-        setting = Setting(task.space, torch.Generator().manual_seed(0))
-        setting.values = {"drop": torch.tensor(p)}
-        return drop(x, setting)
+        pass_values = PassValues(task.space, torch.Generator().manual_seed(0))
+        pass_values.values = {"drop": torch.tensor(p)}
+        return drop(x, pass_values)
 
     torch.testing.assert_close(at(0.0), x, rtol=0, atol=1e-6)
     mean = torch.tensor((0.4, 0.5, 0.6)).view(3, 1, 1).expand_as(x)
@@ -127,7 +127,7 @@ def test_a_task_in_use_stays_in_use(tmp_path):
     before = tuner.generator.get_state()
     contact_sheet(task, tmp_path / "sheet.png", examples=2)
     assert torch.equal(tuner.generator.get_state(), before)
-    assert all(r._setting is tuner.setting for r in task.regularizers)
+    assert all(r._pass_values is tuner.pass_values for r in task.regularizers)
     tuner.step()
 
 

@@ -252,13 +252,13 @@ def test_initial_values_and_scale_may_be_others(name):
 @pytest.mark.parametrize("per_example", [True, False])
 def test_augmentation_never_waits_for_the_device(name, per_example):
     made = task(name, flip=0.5, scaling_noise=True)
-    setting = rd.regularizers.Setting(made.space, torch.Generator().manual_seed(0))
+    pass_values = rd.regularizers.PassValues(made.space, torch.Generator().manual_seed(0))
     lam = made.space.lam.detach().expand(4, -1) if per_example else made.space.lam.detach()
-    setting.values = made.space.named(made.space.values(lam))
+    pass_values.values = made.space.named(made.space.values(lam))
     x, _ = made_up(name)
     with NoSync():
         for augmentation in made.augmentations:
-            x = augmentation(x, setting)
+            x = augmentation(x, pass_values)
     assert x.shape == (4, 3, 32, 32)
     with pytest.raises(AssertionError), NoSync():  # the check itself
         x.mean().item()

@@ -42,7 +42,7 @@ def test_run_ends_when_patience_does(patience):
 def test_patience_counts_from_the_best_report():
     losses = iter([5.0, 4.0, 4.5, 3.0, 3.0, 3.5, 9.9])
     tuner = make_tuner(patience=2, epochs=50)
-    tuner.tally.valid_scores = lambda steps: {"loss": next(losses)}
+    tuner.scores.valid_scores = lambda steps: {"loss": next(losses)}
     reports = list(tuner.fit())
     assert [r["best_valid_loss"] for r in reports] == [5.0, 4.0, 4.0, 3.0, 3.0, 3.0]
     assert tuner.done

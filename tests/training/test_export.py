@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import ray_deltastn as rd
 from ray_deltastn.methods import METHODS as ALL_METHODS
-from ray_deltastn.training.evaluation import evaluate
+from ray_deltastn.training.scores import evaluate
 
 #: Methods for any hyperparameter; `ift` and `unrolled` are for penalties only, and have no response to export.
 METHODS = {name: method for name, method in ALL_METHODS.items() if method.responds or not method.tunes}
@@ -226,7 +226,7 @@ def test_release_leaves_no_hooks(name, method):
     assert bool(hooks_of(tuner.model)) == (method != "fixed")
     assert tuner.release() is tuner.task.model
     assert hooks_of(tuner.model) == []
-    assert all(regularizer._setting is None for regularizer in tuner.task.regularizers)
+    assert all(regularizer._pass_values is None for regularizer in tuner.task.regularizers)
 
 
 def test_release_keeps_hooks_of_the_user():
@@ -273,8 +273,8 @@ def test_released_model_can_be_copied(method, duplicate):
 
 def test_copied_regularizer_does_not_drag_the_run_along():
     tuner = tuned("Perceptron", "delta-stn", epochs=1)
-    assert copy.deepcopy(tuner.model.dropout)._setting is None
-    assert tuner.model.dropout._setting is tuner.setting
+    assert copy.deepcopy(tuner.model.dropout)._pass_values is None
+    assert tuner.model.dropout._pass_values is tuner.pass_values
 
 
 def test_released_model_can_be_tuned_again():

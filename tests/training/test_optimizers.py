@@ -1,15 +1,11 @@
 """Θ's own optimiser, and layers with sparse gradients."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.methods import laid_out_as
-from ray_deltastn.training.fused_sgd import FusedSGD
 
 WORDS = 20
 
@@ -102,7 +98,6 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(method):
     for sparse in (False, True):
         tuner = make_tuner(sparse, method, epochs=6, momentum=0.9)
         last.append((list(tuner.fit())[-1], tuner.model[0].weight.detach()))
-        assert bool(tuner.optimizers.weights.defaults["fused"]) is not sparse
     assert last[1][0]["valid_loss"] == pytest.approx(last[0][0]["valid_loss"], rel=1e-9)
     torch.testing.assert_close(last[1][1], last[0][1], rtol=1e-9, atol=1e-12)
 
@@ -114,67 +109,6 @@ def test_an_optimiser_that_takes_no_sparse_gradients_is_refused_by_name(optimize
     task = make_task(sparse=True)
     task.model[0].weight.requires_grad_(False)  # frozen, it gives none
     assert rd.SelfTuner(task, epochs=1, optimizer=optimizer).optimizers.weights is not None
-
-
-# --- the fused step --------------------------------------------------------------------------------------------------
-
-OPTIONS = pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"weight_decay": 0.1}],
-    ids=["plain", "momentum", "nesterov", "decay"],
-)
-
-
-def walk(kind, late=False, dtypes=(torch.float32, torch.float32), **options):
-    """Parameters after six steps, and the optimiser; the first one has its gradients from the third step on if late."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(40, 3, generator=generator).to(dtype)) for dtype in dtypes]
-    optimizer = kind(parameters, lr=0.05, **options)
-    for step in range(6):
-        for place, parameter in enumerate(parameters):
-            gradient = torch.randn(40, 3, generator=generator).to(parameter.dtype)
-            parameter.grad = None if late and place == 0 and step < 2 else gradient
-        optimizer.step()
-    return parameters, optimizer
-
-
-@OPTIONS
-@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.float64)], ids=["one", "two-types"])
-def test_the_fused_step_is_pytorchs_to_the_bit_and_so_is_its_state(options, dtypes):
-    (own, mine), (usual, theirs) = (
-        walk(kind, dtypes=dtypes, fused=True, **options) for kind in (FusedSGD, torch.optim.SGD)
-    )
-    for one, other in zip(own, usual, strict=True):
-        assert torch.equal(one, other)
-    state, expected = mine.state_dict(), theirs.state_dict()
-    assert state["param_groups"] == expected["param_groups"]
-    assert state["state"].keys() == expected["state"].keys()
-    for place, values in expected["state"].items():
-        assert torch.equal(state["state"][place]["momentum_buffer"], values["momentum_buffer"])
-
-
-@OPTIONS
-def test_the_fused_step_takes_gradients_that_come_later(options):
-    (own, _), (usual, _) = walk(FusedSGD, late=True, **options), walk(torch.optim.SGD, late=True, **options)
-    for one, other in zip(own, usual, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
-
-
-def test_the_fused_step_calls_hooks_and_a_closure():
-    parameter, called = nn.Parameter(torch.ones(2)), []
-    optimizer = FusedSGD([parameter], lr=0.5)
-    optimizer.register_step_post_hook(lambda *_: called.append("hook"))
-
-    def closure():
-        optimizer.zero_grad()
-        loss = parameter.square().sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 2.0
-    optimizer.step()
-    assert called == ["hook", "hook"]
-    assert torch.equal(parameter.detach(), torch.tensor([-1.0, -1.0]))
 
 
 # --- order of memory -------------------------------------------------------------------------------------------------
@@ -238,34 +172,3 @@ def test_a_gradient_that_two_weights_share_is_clipped_once():
     list(tuner.fit())
     moved = torch.stack([tuner.model.one, tuner.model.other]).norm().item()
     assert moved == pytest.approx(1e-3, rel=1e-9)
-
-
-def test_a_gradient_of_one_number_everywhere_moves_every_weight():
-    weights = nn.Parameter(torch.zeros(5, 3))
-    gradient = torch.ones(()).expand(5, 3)  # one number in memory
-    optimizer = FusedSGD([weights], lr=0.5)
-    weights.grad = laid_out_as(weights, gradient)
-    optimizer.step()
-    assert torch.equal(weights.detach(), torch.full((5, 3), -0.5))
-
-
-def test_dampening_is_refused():
-    with pytest.raises(ValueError, match=r"`dampening` must be 0, got \[0.1\]"):
-        FusedSGD([nn.Parameter(torch.ones(2))], lr=0.5, momentum=0.9, dampening=0.1)
-
-
-def test_the_fused_step_survives_copies_and_changes_of_momentum():
-    ways = []
-    for kind in (FusedSGD, torch.optim.SGD):
-        parameter = nn.Parameter(torch.ones(4))
-        optimizer = kind([parameter], lr=0.1, momentum=0.0, fused=True)
-        for step, momentum in enumerate((0.0, 0.9, 0.9, 0.0, 0.9)):
-            optimizer.param_groups[0]["momentum"] = momentum
-            parameter.grad = torch.arange(4.0) * (step + 1)
-            if step == 2:
-                state = copy.deepcopy(optimizer.state_dict())
-                optimizer = kind([parameter], lr=0.1, momentum=momentum, fused=True)
-                optimizer.load_state_dict(state)
-            optimizer.step()
-        ways.append(parameter.detach())
-    assert torch.equal(*ways)

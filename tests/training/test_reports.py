@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 import ray_deltastn as rd
-from ray_deltastn.training import tally
-from ray_deltastn.training.evaluation import evaluate
+from ray_deltastn.training import scores
+from ray_deltastn.training.scores import evaluate
 from tests.training.runs import (
     METHODS,
     STEPS,
@@ -167,13 +167,13 @@ def test_seconds_add_up_and_grow():
 
 def test_an_evaluation_counts_whoever_asks_for_it(monkeypatch):
     clock = [0]
-    monkeypatch.setattr(tally, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(scores, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def slow(*arguments):
         clock[0] += 1
         return evaluate(*arguments)
 
-    monkeypatch.setattr(tally, "evaluate", slow)
+    monkeypatch.setattr(scores, "evaluate", slow)
     for schedule in (None, {"name": "plateau"}):
         evaluations = [report["seconds/evaluate"] for report in make_tuner(epochs=2, schedule=schedule).fit()]
         assert evaluations == [2, 4], schedule  # validation and test data, each once an epoch

@@ -82,7 +82,7 @@ def test_config_of_the_trial_wins_over_the_checkpoint(tmp_path):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.03 * 0.25, rel=1e-12)
         assert optimizer.param_groups[0]["momentum"] == 0.5
     assert [group["lr"] for group in algorithm.hyper_optimizer.param_groups] == [0.2, 0.4]
-    assert algorithm.entropy_weight == 0.1
+    assert algorithm.options.entropy_weight == 0.1
     trial.train()
     assert algorithm.weights_optimizer.param_groups[0]["lr"] == pytest.approx(0.03 * 0.125, rel=1e-12)
 

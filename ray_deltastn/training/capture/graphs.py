@@ -158,24 +158,29 @@ class _Captured:
         return self.recording.replay().clone()
 
 
-class GraphedSteps(Steps):
-    """The same updates of w₀, Θ, λ and σ, each step captured once per shape of its minibatch and replayed.
+class GraphedSteps:
+    """The updates of `Steps`, each step captured once per shape of its minibatch and replayed.
 
     A graph holds the numbers of the moment it was captured: learning rates, other options of the optimisers, and the
     row of constant hyperparameters. Where one of them changes, the steps are captured anew. No step is taken twice.
 
     Args:
-        arguments: those of `Steps`.
+        steps: the steps to capture.
         recorder: captures.
         must: raise if a step cannot be captured; else warn and go on without graphs.
-        options: further arguments of `Steps`.
 
     Raises:
         RuntimeError: from a step that cannot be captured, if it must be.
     """
 
-    def __init__(self, *arguments: Any, recorder: Recorder, must: bool, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, steps: Steps, recorder: Recorder, must: bool) -> None:
+        self.steps = steps
+        self.objective = steps.objective
+        self._optimizers = [
+            optimizer
+            for optimizer in (steps.weights_optimizer, steps.response_optimizer, steps.hyper_optimizer)
+            if optimizer is not None
+        ]
         self.recorder = recorder
         self.must = must
         self._refused: set[str] = set()
@@ -187,15 +192,19 @@ class GraphedSteps(Steps):
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode."""
-        return self._run("train", super().train_step, x, y)
+        return self._run("train", self.steps.train_step, x, y)
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move λ, and σ if tuned, on one validation minibatch; the model must be in evaluation mode."""
-        return self._run("hyper", super().hyper_step, x, y)
+        return self._run("hyper", self.steps.hyper_step, x, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps need to continue; captures are made again."""
+        return self.steps.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; optimisers that load one have other buffers than the captured ones."""
-        super().load_state_dict(state)
+        self.steps.load_state_dict(state)
         self._captured.clear()
         self._seen.clear()
 
@@ -229,7 +238,7 @@ class GraphedSteps(Steps):
         self, captured: _Captured, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
         """Replay a step for the first time, take it back, take the step itself, and compare."""
-        state, generator = self._state(), self.objective.setting.generator
+        state, generator = self._state(), self.objective.generator
         before = [tensor.clone() for tensor in state]
         draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
         error = ""
@@ -251,9 +260,8 @@ class GraphedSteps(Steps):
     def _state(self) -> list[Tensor]:
         """All that a step may change."""
         objective = self.objective
-        optimizers = (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer)
-        kept = [t for o in optimizers if o is not None for s in o.state.values() for t in s.values()]
-        found = [*objective.model.parameters(), *objective.model.buffers(), *self.response]
+        kept = [t for o in self._optimizers for s in o.state.values() for t in s.values()]
+        found = [*objective.model.parameters(), *objective.model.buffers(), *self.steps.response]
         return [*found, objective.space.lam, objective.space.raw_scale, *(t for t in kept if isinstance(t, Tensor))]
 
     def _capture(
@@ -285,28 +293,27 @@ class GraphedSteps(Steps):
     def _now(self) -> tuple[Hashable, ...]:
         """What a graph takes as constant; learning rates, which change most, first."""
         rates: list[Hashable] = []
-        rest: list[Hashable] = [
-            self.clip_grad,
-            self.entropy_weight,
-            self.response_fraction,
-            self.tune_scale,
-            self.antithetic,
-        ]
-        for optimizer in (self.weights_optimizer, self.response_optimizer, self.hyper_optimizer):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    rates.append(group["lr"])
-                    rest += [value for name, value in group.items() if name not in ("params", "lr")]
+        rest: list[Hashable] = [self.steps.options]
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                rates.append(group["lr"])
+                rest += [value for name, value in group.items() if name not in ("params", "lr")]
         row, space = self.objective.constant, self.objective.space
         rates.append(None if row is None else row.data_ptr())
         buffers = (held[name] for held, name in self._buffers)
-        moved = (*self.weights, *self.response, *(b for b in buffers if b is not None), space.lam, space.raw_scale)
+        moved = (
+            *self.steps.weights,
+            *self.steps.response,
+            *(b for b in buffers if b is not None),
+            space.lam,
+            space.raw_scale,
+        )
         return (tuple(rates), *rest, *(tensor.data_ptr() for tensor in moved))
 
     def _give_up(self, name: str, reason: str) -> None:
         self._refused.add(name)
         space = self.objective.space
-        for parameter in (*self.weights, *self.response, space.lam, space.raw_scale):
+        for parameter in (*self.steps.weights, *self.steps.response, space.lam, space.raw_scale):
             parameter.grad = None
         warnings.warn(f"`graph` is off: {name} steps cannot be captured: {reason}", RunWarning, stacklevel=2)
 

@@ -34,6 +34,7 @@ def told(reports):
 SCHEDULES = {
     "constant": {},
     "step": {"schedule": {"name": "step", "step_size": 2, "gamma": 0.5}},
+    "clip": {"clip_grad": 0.5},
     "adam": {"optimizer": "adam", "hyper_optimizer": "adam", "clip_grad": 0.5},
 }
 

@@ -61,14 +61,9 @@ FORBIDDEN = RuntimeError("operation not permitted when stream is capturing\nand 
 
 def pretend(tuner, must=True):
     """Let the steps of a run be captured by a pretender, and return it."""
-    plain, recorder = tuner.algorithm, Pretender()
-    options = {
-        name: getattr(plain, name)
-        for name in ("entropy_weight", "response_fraction", "antithetic", "tune_scale", "clip_grad")
-    }
-    optimizers = (plain.weights_optimizer, plain.response_optimizer, plain.hyper_optimizer)
-    tuner.algorithm = GraphedSteps(plain.objective, *optimizers, recorder=recorder, must=must, **options)
-    recorder.steps = tuner.algorithm
+    recorder = Pretender()
+    tuner.algorithm = GraphedSteps(tuner.algorithm, recorder, must)
+    recorder.steps = tuner.algorithm.steps
     return recorder
 
 

@@ -1,6 +1,7 @@
 """A tape gives the numbers of the steps it was recorded from, to the bit, or is refused."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,8 +45,19 @@ def test_a_step_that_hangs_on_more_than_tensors_is_refused(layer, reason):
         list(tuner.fit())
 
 
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adam"}, {"response_optimizer": "adamw"}, {"hyper_optimizer": "adam"}]
+)
+def test_adam_is_refused_by_name(options):
+    with pytest.raises(ValueError, match=f"`graph` must be auto or off with {next(iter(options.values()))} on a CPU"):
+        make_tuner("delta-stn", graph="on", **options)
+
+
+TAPED = {name: settings for name, settings in SCHEDULES.items() if name != "adam"} | {"bf16": {"precision": "bf16"}}
+
+
 @LEARNED
-@pytest.mark.parametrize("settings", [*SCHEDULES.values(), {"precision": "bf16"}], ids=[*SCHEDULES, "bf16"])
+@pytest.mark.parametrize("settings", TAPED.values(), ids=TAPED)
 def test_a_tape_gives_the_numbers_of_the_steps_to_the_bit(method, settings):
     if method == "fixed":
         settings = {**settings, "hyperparameters": {"dropout": [0.1, 0.2, 0.3]}}
@@ -190,7 +202,8 @@ def use_momentum(tuner):
 
 
 def clip(tuner):
-    tuner.algorithm.clip_grad = 0.01
+    steps = getattr(tuner.algorithm, "steps", tuner.algorithm)
+    steps.options = replace(steps.options, clip_grad=0.01)
 
 
 def exchange_a_weight(tuner):

@@ -1,21 +1,61 @@
-"""What a run counts towards its reports: training losses, scores of each split, seconds, and the best so far."""
+"""Scores of a run: mean training loss, loss and metrics of each split, seconds spent, and the best loss so far."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_deltastn.methods import Objective
+from ray_deltastn.methods import Loss, Objective
 from ray_deltastn.training.data import Stream
-from ray_deltastn.training.evaluation import Metric, evaluate
+
+Metric = Callable[[Tensor, Tensor], Tensor]
 
 
-class Tally:
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of correct classes: output (B, C, …), target (B, …) of whole numbers."""
+    return (output.argmax(1) == target).double().mean()
+
+
+def is_classification(output: Tensor, target: Tensor) -> bool:
+    """Whether accuracy is defined: targets are whole numbers and have one axis fewer than the output."""
+    return not target.is_floating_point() and output.dim() == target.dim() + 1
+
+
+def evaluate(objective: Objective, stream: Stream, loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Means over one pass, in evaluation mode and without perturbation.
+
+    The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
+    count. A `DataLoader` decides which examples it gives (`drop_last`, samplers).
+
+    Returns:
+        `loss`, `accuracy` for classification, and each metric by name.
+    """
+    model = objective.model
+    was_training = model.training
+    model.eval()
+    totals: dict[str, Tensor] = {}
+    count = 0
+    with torch.no_grad():
+        delta = objective.delta(objective.space.lam.detach(), None)
+        for x, y in stream.in_order():
+            output = objective.predict(x, delta)
+            found = {"loss": loss(output, y).double().mean()}
+            if is_classification(output, y):
+                found["accuracy"] = accuracy(output, y)
+            found.update({name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()})
+            for name, value in found.items():
+                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=x.device)) + value * len(x)
+            count += len(x)
+    model.train(was_training)
+    return {name: total.item() / count for name, total in totals.items()}
+
+
+class Scores:
     """The numbers of one run.
 
     Args:

@@ -1,0 +1,65 @@
+"""Names and types of all options, for editors and type checkers; `Settings` says what they mean and checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from typing_extensions import Never, TypedDict
+
+from ray_deltastn.training.schedule import ScheduleName
+
+PresetName = Literal["paper", "fast"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+HyperOptimizerName = Literal["rmsprop", "adam"]
+SolverName = Literal["cg", "neumann"]
+PrecisionName = Literal["fp32", "tf32", "bf16"]
+GraphName = Literal["auto", "on", "off"]
+#: A constant, or one value per epoch.
+Constants = Mapping[str, float | Sequence[float]]
+
+#: What may stand for the value of an option, besides the value itself.
+Other = TypeVar("Other")
+
+
+class OptionsOf(TypedDict, Generic[Other], total=False):
+    """Options of a run, each with its own type or `Other`, such as one of Tune's domains."""
+
+    preset: PresetName | Other
+    epochs: int | Other
+    batch_size: int | Other
+    valid_batch_size: int | Other | None
+    lr: float | Other
+    momentum: float | Other
+    optimizer: OptimizerName | Other
+    response_lr: float | Other | None
+    response_optimizer: OptimizerName | Other | None
+    weight_decay: float | Other
+    schedule: ScheduleName | Mapping[str, Any] | Other | None
+    hyper_lr: float | Literal["auto"] | Other | None
+    scale_lr: float | Other | None
+    hyper_optimizer: HyperOptimizerName | Other
+    entropy_weight: float | Other
+    train_interval: int | Other
+    valid_interval: int | Other
+    warmup: float | Literal["auto"] | Other | None
+    warmup_steps: int | Other | None
+    response_fraction: float | Other | None
+    antithetic: bool | Other | None
+    tune_scale: bool | Other
+    clip_grad: float | Other | None
+    implicit_solver: SolverName | Other
+    implicit_steps: int | Other
+    implicit_damping: float | Other
+    precision: PrecisionName | Other
+    channels_last: bool | Other
+    graph: GraphName | bool | Other
+    patience: int | Other | None
+    steps_per_report: int | Other | None
+    hyperparameters: Constants | Other
+    seed: int | Other
+    device: str | Other
+
+
+#: Options of `SelfTuner`, besides its method.
+Options = OptionsOf[Never]
