@@ -53,7 +53,9 @@ def _ends(entry: Mapping[str, Any], name: str) -> list[float | None]:
 
 
 def _lost(ends: Sequence[float | None]) -> str:
-    return f"{sum(end is not None and end < LOST for end in ends)} of {len(ends)}"
+    """How many runs lost the rate, of those that did not diverge."""
+    known = [end for end in ends if end is not None]
+    return f"{sum(end < LOST for end in known)} of {len(known)}" if known else MISSING
 
 
 def one_rate(option: str) -> Any:
