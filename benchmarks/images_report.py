@@ -36,6 +36,8 @@ from ray_deltastn.training.columns import SECONDS, VALUES
 POINTS = 60
 #: What an entry keeps of its first record, if that has it.
 KEPT = ("schedule_of", "schedule_form", "schedule_sha256", "first_epochs", "captured")
+#: Columns of which differences between settings are taken.
+DIFFERENCES = ("best_valid_loss", "final_valid_loss", "test_loss_there")
 COLUMNS = {
     "best_valid_loss": "best validation loss",
     "test_loss_there": "test loss there",
@@ -110,17 +112,32 @@ def paired(entries: Sequence[Mapping[str, Any]], against: str) -> list[str]:
     if against not in by_label:
         raise ValueError(f"`--against` must be one of {', '.join(by_label)}, got {against!r}")
     lines = []
-    for label, runs in by_label.items():
-        seeds = sorted(runs.keys() & by_label[against].keys())
-        if label == against or len(seeds) < 2:
+    for label in by_label:
+        found = {key: difference(by_label[label], by_label[against], key) for key in DIFFERENCES}
+        seeds = found["best_valid_loss"][2]
+        if label == against or seeds < 2:
             continue
-        texts = []
-        for key in ("best_valid_loss", "final_valid_loss", "test_loss_there"):
-            found = spread([runs[seed][key] - by_label[against][seed][key] for seed in seeds])
-            error = (found["std"] or 0.0) / math.sqrt(len(seeds))
-            texts.append(f"{COLUMNS[key]} {found['mean']:+.4f} ± {error:.4f}")
-        lines.append(f"{label} − {against}, {len(seeds)} seeds: " + ", ".join(texts))
+        texts = [f"{COLUMNS[key]} {mean:+.4f} ± {error:.4f}" for key, (mean, error, _) in found.items()]
+        lines.append(f"{label} − {against}, {seeds} seeds: " + ", ".join(texts))
     return lines
+
+
+def difference(
+    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], column: str
+) -> tuple[float, float, int]:
+    """Mean difference of a column over the seeds that both settings have, its standard error, and how many these are.
+
+    Args:
+        runs: by seed.
+        others: by seed; they are subtracted.
+        column: key of a run.
+    """
+    seeds = sorted(runs.keys() & others.keys())
+    if not seeds:
+        return math.nan, math.nan, 0
+    found = spread([runs[seed][column] - others[seed][column] for seed in seeds])
+    mean = math.nan if found["mean"] is None else found["mean"]
+    return mean, (found["std"] or 0.0) / math.sqrt(len(seeds)), len(seeds)
 
 
 def outcome(record: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ paper does not say which momentum its toy runs use; `--momentum` is 0.9 by defau
 Gradients of w₀ and of Θ are clipped at a norm of 1 (`--clip-grad`), for all methods: with σ = 1 the penalty e^(λ+ε) of
 an example has a heavy tail, and at this momentum runs diverge without clipping. The paper mentions none. The pair
 was chosen for Δ-STN's regret on ridge with four rows per dimension, pooled over bostonHousing, concrete and
-wine-quality-red; `benchmarks/README.md` has the figures without momentum and clipping, and those of other sets.
+wine-quality-red; `docs/results/toy.md` has the figures without momentum and clipping, and those of other sets.
 
 One row for each data set, method and seed. λ is unconstrained; the split, the initial weights and so the optimum
 belong to the seed.

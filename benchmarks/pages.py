@@ -1,0 +1,50 @@
+"""Write the tables of the pages anew from the committed records.
+
+    python -m benchmarks.pages
+    python -m benchmarks.pages --check
+
+Looks at `README.md` and at all pages below `docs`. `--check` writes nothing: it names every table that would change,
+and ends with status 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common.pages import DOCS, ROOT, generate
+from benchmarks.common.tables import TABLES
+
+
+def pages() -> list[Path]:
+    """The pages that may have tables."""
+    return [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if DOCS / "records" not in path.parents)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write or check all pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table would change")
+    options = parser.parse_args(arguments)
+    found = 0
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        try:
+            new, changed = generate(page, text, TABLES)
+        except ValueError as error:
+            parser.error(f"{page.relative_to(ROOT)}: {error}")
+        found += len(changed)
+        for name in changed:
+            print(
+                f"{page.relative_to(ROOT)}: table `{name}` {'differs from its records' if options.check else 'written'}"
+            )
+        if changed and not options.check:
+            page.write_text(new, encoding="utf-8")
+    if options.check and found:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
