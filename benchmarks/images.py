@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +40,7 @@ from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
 from ray_deltastn.training.capture.graphs import GraphedSteps
 from ray_deltastn.training.columns import GROUPS, SECONDS, VALUES
+from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.settings import Settings
 
 _COMMON = {"batch_size": 128, "momentum": 0.9, "entropy_weight": 1e-3}
@@ -257,12 +257,10 @@ class Run:
 
     def save(self) -> None:
         """Write state and record, each all at once; a finished run keeps its record only."""
-        draft = self.state_file.with_suffix(".draft")
         if not self.record["done"]:
-            torch.save(self.tuner.state_dict(), draft)
-            os.replace(draft, self.state_file)
-        draft.write_text(json.dumps(self.record) + "\n")
-        os.replace(draft, self.record_file)
+            with written_whole(self.state_file) as draft:
+                torch.save(self.tuner.state_dict(), draft)
+        write_whole(self.record_file, json.dumps(self.record) + "\n")
         if self.record["done"]:
             self.state_file.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
 import statistics
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.arguments import prepare, whole
+from ray_deltastn.training.files import write_whole
 
 #: Options that say where to read from and write to, not what is run.
 FILES = ("--rows", "--json", "--plot")
@@ -115,10 +115,8 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 def write(path: Path, record: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write a record, or a bare list of rows, all at once, with one row per line."""
-    draft = path.with_name(path.name + ".draft")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(_text(record) + "\n")
-    os.replace(draft, path)
+    write_whole(path, _text(record) + "\n")
 
 
 def _text(value: Any, deep: bool = True) -> str:

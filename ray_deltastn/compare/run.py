@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
 from ray_deltastn.training.columns import SECONDS
+from ray_deltastn.training.files import write_whole
 from ray_deltastn.tune.experiment import check_task, run_experiment
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
@@ -58,9 +58,7 @@ class Asked:
     def write(self, out: Path) -> None:
         """Into the folder of a comparison, all at once."""
         noted = {"methods": self.methods, "seeds": self.seeds, "config": self.config.model_dump(exclude_unset=True)}
-        draft = out / f"{COMPARISON_FILE}.draft"
-        draft.write_text(json.dumps(noted, indent=2) + "\n")
-        os.replace(draft, out / COMPARISON_FILE)
+        write_whole(out / COMPARISON_FILE, json.dumps(noted, indent=2) + "\n")
 
     def planned(self, out: Path) -> list[Planned]:
         """The experiments, those that have begun as they are."""

@@ -51,9 +51,9 @@ class Settings(BaseModel):
     """Options of a run.
 
     Args:
-        method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
-        preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a warm-up and a learning
-            rate of λ that fit the length of the run; it decides options that are not given.
+        method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or your own `Method`).
+        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `fast` costs 40 % less
+            FLOPs, and its warm-up and learning rate of λ fit the length of the run.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -62,50 +62,51 @@ class Settings(BaseModel):
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
         response_lr: learning rate of Θ; by default `lr`, as in the paper. It follows the schedule in proportion.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
-        weight_decay: the optimiser's own constant weight decay of w₀; zero for AdamW too, unless given. To tune it, use
-            the penalty `L2` instead.
+        weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
+            decay, use the penalty `L2` instead.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
-        hyper_lr: learning rate α₂ of λ; by default the preset's, 0.01 for `paper` and `auto` for `fast`. `auto` goes
-            beyond the paper: 8 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
+        hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `fast`. `auto` is not in
+            the paper: it is 8 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
             can move λ as far as a long one.
         scale_lr: learning rate α₃ of σ; by default `hyper_lr`.
         hyper_optimizer: `rmsprop` or `adam`, for λ and σ.
         entropy_weight: τ, weight of the perturbation's entropy.
         train_interval: T_train, train steps in a cycle.
         valid_interval: T_valid, hyper steps in a cycle.
-        warmup: epochs without hyper steps at the start; by default the preset's, 5 for `paper` and `auto` for `fast`.
-            `auto` goes beyond the paper: 5 epochs or 2,000 train steps, whichever is more, but at most half the run. A
-            network that still underfits asks for less regularisation, down to where λ has no gradient any more.
+        warmup: epochs without hyper steps at the start; by default the preset's: 5 for `paper`, `auto` for `fast`.
+            `auto` is not in the paper: it is 5 epochs or 2,000 train steps, whichever is more, but at most half the
+            run. While a network underfits, the hypergradient asks for less regularisation, until λ is so low that its
+            gradient vanishes.
         warmup_steps: the same in train steps; overrides `warmup`.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's, 1 for `paper` and
-            ¼ for `fast`. Methods that train Θ along with w₀ take the whole. The share is the minibatch's first
-            examples, so a loader of your own should shuffle.
-        antithetic: of that share, train Θ on half of the examples, each under ε and under −ε: on some tasks less noise
-            for the same arithmetic. By default the preset's, no for `paper` and yes for `fast`; methods that train Θ
-            along with w₀ do not, nor shares of fewer than four examples.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's: 1 for `paper`, ¼
+            for `fast`. Methods that train Θ along with w₀ use the whole minibatch. The share is the first examples of
+            the minibatch, so a `DataLoader` should shuffle.
+        antithetic: train Θ on half of the examples of that share, each under ε and under −ε. On some tasks this gives
+            less noise for the same cost. By default the preset's: no for `paper`, yes for `fast`. It has no effect on
+            shares of fewer than four examples, and methods that train Θ along with w₀ do not support it.
         tune_scale: tune σ; otherwise it stays at its initial value.
-        clip_grad: largest gradient norm of w₀, and of Θ; None for no clipping.
+        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
         implicit_steps: for `ift`: products with the Hessian in a hyper step.
-        implicit_damping: for `ift`: added to the Hessian's diagonal.
-        precision: `fp32`; `tf32`, with factors of float32 products and convolutions rounded to 10 bits where the device
-            can; or `bf16`, with the network's passes under autocast, and random numbers, losses, penalties and
-            parameters in float32.
-        channels_last: keep images and the weights of 2-d convolutions in channels-last order of memory, which may be
-            faster (`benchmarks.speed --channels-last` tells); the network must not `view` its feature maps, `flatten`
-            or `reshape` do.
-        graph: `off`; `on`, each step captured once and replayed, on a GPU as a CUDA graph, on a CPU as the list of its
-            operations, which takes about half the time for a tiny network (with SGD and RMSProp only); or `auto`, which is `on` for a GPU where
-            the step allows it, and `off` for a CPU. On a CPU the first replay is compared with the step itself and
-            refused unless the numbers are the same to the bit (layer normalisation under `delta-stn`, say, is not).
-            What a step does besides (counters, prints, hooks of optimisers, changing a loss weight) happens at the
-            capture only; a step that reads a number from a tensor or draws from Python's or NumPy's random numbers
-            is not captured.
-        patience: stop after so many reports without a better validation loss; None for never.
+        implicit_damping: for `ift`: added to the diagonal of the Hessian.
+        precision: `fp32`; `tf32`, where float32 products and convolutions round their factors to 10 bits if the device
+            can; or `bf16`, where the passes of the network run under autocast, and random numbers, losses, penalties
+            and parameters stay in float32.
+        channels_last: keep images and the weights of 2-d convolutions in channels-last memory order. This may be
+            faster; `benchmarks.speed --channels-last` measures it. The network must not call `view` on its feature
+            maps; `flatten` and `reshape` work.
+        graph: `off`, `on` or `auto`. With `on`, each step is captured once and replayed: on a GPU as a CUDA graph, on a
+            CPU as the list of its operations, which takes about half the time for a tiny network. `auto` is `on` for a
+            GPU if the step can be captured, and `off` for a CPU. On a CPU the first replay is compared with the step
+            itself, and refused unless all numbers are the same to the bit (layer normalisation under `delta-stn` is
+            refused, for example, and Adam is not supported). Side effects of a step (counters, prints, hooks of
+            optimisers, a changed loss weight) happen at the capture only. A step that reads a number from a tensor, or
+            draws from Python's or NumPy's random numbers, is not captured.
+        patience: stop after this many reports without a better validation loss; None for never.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
-        seed: seed of order, perturbations, dropout and initial response.
+        seed: seed of the data order, perturbations, dropout and the initial response.
         device: `auto`, `cpu`, `cuda`, …
 
     Raises:

@@ -26,6 +26,7 @@ from ray_deltastn.tasks.options import Watched
 from ray_deltastn.training import random_state
 from ray_deltastn.training.checks import check_differentiable
 from ray_deltastn.training.data import stream
+from ray_deltastn.training.files import write_whole
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.budget import EpochBudget
 from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
@@ -156,8 +157,8 @@ def _run(
         shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
         for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
             (out / name).unlink(missing_ok=True)
-        (out / SPACE_FILE).write_text(json.dumps(space, indent=2) + "\n")
-        (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+        write_whole(out / SPACE_FILE, json.dumps(space, indent=2) + "\n")
+        write_whole(out / CONFIG_FILE, json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out, known))
@@ -240,9 +241,8 @@ def _note_driver(path: Path, searcher: float, wall: float) -> None:
     """Add seconds of this run's searcher, and of the run itself, to those of earlier ones of the same experiment."""
     before = json.loads(path.read_text()) if path.exists() else {}
     spent = {"searcher_seconds": searcher, "wall_seconds": wall}
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}) + "\n")
-    os.replace(draft, path)
+    total = {key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}
+    write_whole(path, json.dumps(total) + "\n")
 
 
 def _reports(config: ExperimentConfig, task: Task) -> int:

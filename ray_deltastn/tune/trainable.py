@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
 import shutil
 import time
 import warnings
@@ -19,6 +18,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.columns import SECONDS, WARNINGS
+from ray_deltastn.training.files import written_whole
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
@@ -134,17 +134,15 @@ class DeltaSTNTrainable(Trainable):
         """
         started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
-        draft = path.with_suffix(".draft")
         own: dict[str, Any] = {"iteration": self.iteration, "trial_id": self.trial_id}
         own |= {"saving": self._saving, "between": self._between, "damaged": self._damaged}
         state = {**self.tuner.state_dict(), **own}
         try:
-            torch.save(state, draft)
+            with written_whole(path) as draft:
+                torch.save(state, draft)
         except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
-            draft.unlink(missing_ok=True)
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
             raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {_first_line(error)}") from error
-        os.replace(draft, path)
         self._saving += time.perf_counter() - started
 
     def load_checkpoint(self, checkpoint: Any) -> None:

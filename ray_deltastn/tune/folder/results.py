@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
+from ray_deltastn.training.files import written_whole
 from ray_deltastn.tune.folder.layout import LOG_FILE, PARQUET_FILE, RESULTS_FILE, ResumeError
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.states import known_trials
@@ -49,11 +49,10 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
     # Columns of values that are neither all numbers nor all text become text.
     for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
         plain[name] = [v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in plain[name]]
-    draft = out / "results.draft"
-    plain.to_parquet(draft, index=False)
-    os.replace(draft, out / PARQUET_FILE)
-    results.to_csv(draft, index=False)
-    os.replace(draft, out / RESULTS_FILE)
+    with written_whole(out / PARQUET_FILE) as draft:
+        plain.to_parquet(draft, index=False)
+    with written_whole(out / RESULTS_FILE) as draft:
+        results.to_csv(draft, index=False)
 
 
 def read_results(path: Path) -> pd.DataFrame:

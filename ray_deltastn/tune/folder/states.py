@@ -11,11 +11,13 @@ import os
 import pickletools
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
+from ray_deltastn.training.files import written_whole
 from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
 
 _STATE = "experiment_state-"
@@ -57,16 +59,9 @@ def is_written(folder: Path) -> bool:
 
 def _write(contents: Mapping[str, bytes], folder: Path) -> None:
     """Write all files, each in place of its namesake, or none."""
-    drafts = {name: folder / f"{name}.draft" for name in contents}
-    try:
+    with ExitStack() as drafts:
         for name, data in contents.items():
-            drafts[name].write_bytes(data)
-    except OSError:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-        raise
-    for name, draft in drafts.items():
-        os.replace(draft, folder / name)
+            drafts.enter_context(written_whole(folder / name)).write_bytes(data)
 
 
 class KeepStates(Callback):
