@@ -84,7 +84,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "most": max(ratios),
             }
         )
-    return record.rounded(found)
+    summed: list[dict[str, Any]] = record.rounded(found)
+    return summed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ trial to trial (as in `run_experiment`: actors are reused; the same loggers; ran
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import tempfile
@@ -73,7 +74,7 @@ def begin(cpus: int) -> None:
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=100 * 2**20,
     )
 

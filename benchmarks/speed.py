@@ -151,7 +151,8 @@ class Cycle:
         """Matmul and convolution FLOPs of a cycle."""
         with FlopCounterMode(display=False) as counter:
             self()
-        return counter.get_total_flops()
+        flops: int = counter.get_total_flops()
+        return flops
 
     def saved_bytes(self) -> int:
         """Bytes kept for backward in the hungriest pass of a cycle, parameters left out."""

@@ -102,7 +102,8 @@ class HyperSpace(nn.Module):
         else:
             parts = zip(self._kinds, inputs.split(self._sizes, -1), self._bounds.split(self._sizes, -1), strict=True)
             out = torch.cat([getattr(kind, which)(part, low, high) for kind, part, (low, high) in parts], -1)
-        return out if self._identity_order else out[..., self._inverse_order]
+        mapped: Tensor = out if self._identity_order else out[..., self._inverse_order]
+        return mapped
 
     def values(self, lam: Tensor | None = None) -> Tensor:
         """s(λ), the hyperparameters in their own domains (Eqn. F.1); rounded where they are whole numbers.

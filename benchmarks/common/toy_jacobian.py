@@ -55,13 +55,17 @@ class Exact:
 
     def best_response(self, lam: Tensor) -> Tensor:
         """v*(λ), (d,)."""
-        return torch.linalg.solve(self.problem.covariance + self.strengths(lam).diag(), self.problem.correlation)
+        found: Tensor = torch.linalg.solve(
+            self.problem.covariance + self.strengths(lam).diag(), self.problem.correlation
+        )
+        return found
 
     def response_jacobian(self, lam: Tensor) -> Tensor:
         """dv*/dλ, (d, h)."""
         g = self.strengths(lam)
         moved = (g * self.best_response(lam))[:, None] * self.groups
-        return -torch.linalg.solve(self.problem.covariance + g.diag(), moved)
+        found: Tensor = -torch.linalg.solve(self.problem.covariance + g.diag(), moved)
+        return found
 
     def hypergradient(self, lam: Tensor) -> Tensor:
         """d/dλ L_V(v*(λ)), (h,)."""

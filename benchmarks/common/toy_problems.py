@@ -266,12 +266,14 @@ class Problem:
 
     def best_response(self, lam: Tensor) -> Tensor:
         """v*(λ), (…, d) for λ (…,) in float64."""
-        return torch.linalg.solve(self._system(lam), self.correlation.expand(*lam.shape, -1))
+        found: Tensor = torch.linalg.solve(self._system(lam), self.correlation.expand(*lam.shape, -1))
+        return found
 
     def response_jacobian(self, lam: Tensor) -> Tensor:
         """dv*/dλ, (…, d) for λ (…,)."""
         moved = -self.strength(lam)[1][..., None] * self.diagonal * self.best_response(lam)
-        return torch.linalg.solve(self._system(lam), moved)
+        found: Tensor = torch.linalg.solve(self._system(lam), moved)
+        return found
 
     def train_loss(self, lam: Tensor, v: Tensor) -> Tensor:
         """L_T(λ, v) in expectation over dropout, (…,) for λ (…,) and v (…, d)."""

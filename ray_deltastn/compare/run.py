@@ -177,4 +177,5 @@ def gather(out: Path, asked: Asked) -> pd.DataFrame:
     place = {name: number for number, name in enumerate(CONTENDERS)}
     every = every.sort_values(["method", "seed", "timestamp"], key=lambda c: c.map(place) if c.name == "method" else c)
     first = ["method", "seed", "wall_seconds", "trial_id"]
-    return every[[*first, *(name for name in every if name not in first)]].reset_index(drop=True)
+    ordered: pd.DataFrame = every[[*first, *(name for name in every if name not in first)]].reset_index(drop=True)
+    return ordered

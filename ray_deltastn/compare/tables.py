@@ -40,9 +40,10 @@ SHORT = {
 REFERENCE, CONTROL = "random", "fixed"
 
 
-def finite(values: pd.Series) -> pd.Series:
+def finite(values: pd.Series[Any]) -> pd.Series[Any]:
     """The same with NaN for what is infinite: a trial that diverged."""
-    return values.replace([math.inf, -math.inf], math.nan)
+    known: pd.Series[Any] = values.replace([math.inf, -math.inf], math.nan)
+    return known
 
 
 def spending(reports: pd.DataFrame) -> pd.DataFrame:
@@ -55,17 +56,19 @@ def spending(reports: pd.DataFrame) -> pd.DataFrame:
     loss = finite(reports["valid_loss"])
     gpu = reports.get("config/resources/gpu", pd.Series(0.0, reports.index)).fillna(0.0)
     share = gpu.where((gpu > 0) & (gpu < 1), 1.0)
-    return reports.assign(
+    columns: pd.DataFrame = reports.assign(
         spent_epochs=np.arange(1, len(reports) + 1),
         spent_seconds=(reports["time_this_iter_s"] * share).cumsum(),
         best_so_far=loss.cummin().ffill(),
     )
+    return columns
 
 
 def best_trial(reports: pd.DataFrame) -> pd.DataFrame:
     """Reports of the trial with the lowest validation loss."""
     best = reports.sort_values("valid_loss", kind="stable").iloc[0]
-    return reports[reports["trial_id"] == best["trial_id"]].sort_values("training_iteration")
+    its_own: pd.DataFrame = reports[reports["trial_id"] == best["trial_id"]].sort_values("training_iteration")
+    return its_own
 
 
 def outcomes(results: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +88,7 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
         row |= {name: at.get(name, math.nan) for name in ("test_loss", "valid_accuracy", "test_accuracy")}
         row |= {"epochs": len(spent), "device_seconds": spent["spent_seconds"].iloc[-1]}
         rows.append({**row, "wall_seconds": reports["wall_seconds"].iloc[0]})
-    table = pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
     for index, row in table.iterrows():
         rival = table[(table["method"] == REFERENCE) & (table["seed"] == row["seed"])]
         reached: dict[str, float] = dict.fromkeys(REACHED, math.nan)
@@ -117,7 +120,8 @@ def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
             row[f"{name}_std"] = values.std() if len(values) > 1 else math.nan
             row[f"{name}_n"] = len(values)
         rows.append(row)
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def grey(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x
     red, green, blue = x.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    luma: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return luma
 
 
 def scale_brightness(x: Tensor, factor: Tensor) -> Tensor:

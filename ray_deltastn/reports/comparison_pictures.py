@@ -166,7 +166,8 @@ def history(reports: pd.DataFrame, copies: pd.DataFrame | None, trial_id: str, u
             last = mine.sort_values("training_iteration").iloc[-1]
             before = history(reports, copies, last["copied_from"], last["training_iteration"] - 1)
             own = pd.concat([before, own[own["training_iteration"] >= last["training_iteration"]]])
-    return own.sort_values("training_iteration", kind="stable")
+    found: pd.DataFrame = own.sort_values("training_iteration", kind="stable")
+    return found
 
 
 def plot_schedules(
@@ -203,7 +204,8 @@ def plot_schedules(
 def at_their_best(results: pd.DataFrame) -> pd.DataFrame:
     """One row per trial: its report with the lowest validation loss; none of a trial that never had a finite one."""
     known = results[finite(results["valid_loss"]).notna()]
-    return known.loc[known.groupby(["method", "seed", "trial_id"], sort=False)["valid_loss"].idxmin()]
+    found: pd.DataFrame = known.loc[known.groupby(["method", "seed", "trial_id"], sort=False)["valid_loss"].idxmin()]
+    return found
 
 
 def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:

@@ -53,7 +53,8 @@ class Results:
         sign = 1.0 if self.config["tune"]["mode"] == "min" else -1.0
         ranked = self.reports.assign(_rank=(sign * self.reports[metric]).fillna(math.inf))
         rows = ranked.loc[ranked.groupby("trial_id")["_rank"].idxmin()]
-        return rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
+        found: pd.DataFrame = rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
+        return found
 
     @property
     def best(self) -> pd.Series:

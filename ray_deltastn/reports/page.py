@@ -36,7 +36,8 @@ class Picture:
     def least(self) -> int:
         """Pixels of the page below which its text could not be read."""
         with Image.open(self.path) as image:
-            return image.width // 2
+            width: int = image.width
+        return width // 2
 
     @property
     def data(self) -> str:

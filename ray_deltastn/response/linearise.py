@@ -65,7 +65,10 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
         if not isinstance(output, Tensor):
             raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
         primal, tangent = fwAD.unpack_dual(output)
+    prediction: Tensor = primal
     if tangent is None:
-        return primal
+        return prediction
     # Where the network runs in half precision, the sum does not: a small response would be rounded away.
-    return primal.float() + tangent.float() if primal.dtype == torch.bfloat16 else primal + tangent
+    half = prediction.dtype == torch.bfloat16
+    prediction = primal.float() + tangent.float() if half else primal + tangent
+    return prediction

@@ -44,7 +44,8 @@ class Slot:
         """Dense changes (Uδ) ⊙_row W_resp (…, *shape of the parameter) for row changes (…, K)."""
         part = row_change[..., self.start : self.stop]
         if self.rows == "element":
-            return part.unflatten(-1, direction.shape) * direction
+            changed: Tensor = part.unflatten(-1, direction.shape) * direction
+            return changed
         if self.rows == "feature":
             return part.unsqueeze(-2) * direction
         return part.view(*part.shape, *(1,) * (direction.dim() - 1)) * direction
@@ -150,7 +151,8 @@ class Response(nn.Module):
 
     def direction(self, slot: Slot) -> Tensor:
         """W_resp or b_resp of a parameter."""
-        return self.directions[_key(slot.name)]
+        direction: Tensor = self.directions[_key(slot.name)]
+        return direction
 
     def row_change(self, delta: Tensor) -> Tensor:
         """Uδ and Vδ of the whole network: (B, K) for δ (B, h)."""
@@ -205,7 +207,8 @@ class Response(nn.Module):
             return output + change
         if x_tangent is not None and kind.tangent is not None:
             tangent = kind.tangent(layer, x, x_tangent, applied)
-        return fwAD.make_dual(primal, change if tangent is None else tangent + change)
+        dual: Tensor = fwAD.make_dual(primal, change if tangent is None else tangent + change)
+        return dual
 
     def _branch(self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
@@ -236,7 +239,8 @@ class Response(nn.Module):
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
 
 
 def _key(name: str) -> str:

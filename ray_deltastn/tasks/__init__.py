@@ -32,7 +32,8 @@ def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
         TypeError: if it is nothing of the kind.
     """
     if callable(task):
-        return task
+        build: Callable[[Mapping[str, Any]], Task] = task
+        return build
     if not isinstance(task, str):
         raise TypeError(f"`task` must be a callable, an import string or a ready task's name, got {task!r}")
     if task in READY:
@@ -48,7 +49,8 @@ def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
         raise ValueError(f"`task` must be importable as 'module:function', got {task!r}: {error}") from error
     if not callable(found):
         raise TypeError(f"`task` must name a callable, got {task!r}, a {type(found).__name__}")
-    return found
+    imported: Callable[[Mapping[str, Any]], Task] = found
+    return imported
 
 
 def build_task(config: Mapping[str, Any]) -> Task:

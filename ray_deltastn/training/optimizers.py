@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
+from ray_deltastn.training.options import OptimizerName
 from ray_deltastn.training.schedule import make_schedule
-from ray_deltastn.training.settings import OptimizerName, Settings
+from ray_deltastn.training.settings import Settings
 
 #: What in a schedule's state says where it is; the rest are its options, which are the run's own.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")

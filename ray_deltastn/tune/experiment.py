@@ -116,8 +116,8 @@ def run_experiment(
     if not ray.is_initialized():
         # Ray would join whatever cluster it finds on this machine, a dead one's remains too.
         where = address or os.environ.get("RAY_ADDRESS") or "local"
-        more = {"include_dashboard": False} if where == "local" else {}
-        ray.init(where, log_to_driver=False, logging_level="ERROR", **more)
+        dashboard = False if where == "local" else None
+        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
@@ -161,7 +161,7 @@ def _run(
         write_whole(out / CONFIG_FILE, json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer would say so for every number of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    budget = config.tune.budget and EpochBudget(config.tune.budget, _epochs_so_far(out, known))
+    budget = EpochBudget(config.tune.budget, _epochs_so_far(out, known)) if config.tune.budget else None
     started = time.monotonic()
     try:
         # Population-based training draws from the global generators.
@@ -260,7 +260,8 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
             domain = parse_domain(name, config.search[name])
             least[name] = min(getattr(domain, "categories", None) or [domain.lower])
     steps = epochs * len(stream(task.train, least["batch_size"], "train", torch.device("cpu"), 0))
-    return -(-steps // least["steps_per_report"])
+    found: int = -(-steps // least["steps_per_report"])
+    return found
 
 
 def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:

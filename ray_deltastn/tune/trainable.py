@@ -242,7 +242,8 @@ def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
 def _read(path: Path) -> dict[str, Any]:
     """A state from its file, read as data only."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return found
     except Exception as error:  # a damaged file makes torch.load fail in any way
         raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
 

@@ -7,7 +7,8 @@ from ray_deltastn.response.kinds.base import LayerKind, on_channels, uniform_fan
 
 def apply(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
     """W ∗ x with the layer's own stride, padding and its mode, dilation and groups."""
-    return layer._conv_forward(x, weight, None)
+    out: Tensor = layer._conv_forward(x, weight, None)
+    return out
 
 
 def tangent(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:

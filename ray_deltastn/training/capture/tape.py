@@ -170,9 +170,10 @@ class Tape(TorchDispatchMode):
 def _direct(func: Any) -> Callable[..., Any]:
     """The shortest way from Python to an operation: `torch.ops` takes longer than PyTorch's own bindings."""
     name = func.overloadpacket.__name__
+    own: Callable[..., Any] = func._op
     if func.namespace != "aten" or name in _UNLIKE:
-        return func._op
-    return getattr(torch._C._VariableFunctions, name, None) or getattr(torch._C.TensorBase, name, None) or func._op
+        return own
+    return getattr(torch._C._VariableFunctions, name, None) or getattr(torch._C.TensorBase, name, None) or own
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -40,7 +40,8 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     ]
     if not rows:
         raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
-    return pd.DataFrame(rows).sort_values("timestamp", kind="stable", ignore_index=True)
+    found: pd.DataFrame = pd.DataFrame(rows).sort_values("timestamp", kind="stable", ignore_index=True)
+    return found
 
 
 def write_results(results: pd.DataFrame, out: Path) -> None:
