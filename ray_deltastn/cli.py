@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,11 @@ from ray_deltastn.reports.page import PAGE
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import ResumeError
+from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
+
+#: Kinds of YAML files.
+KINDS: dict[str, type[ExperimentConfig]] = {"experiment": ExperimentConfig, "comparison": CompareConfig}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path)
     report = commands.add_parser("report", help="write pictures and report.html of an experiment or a comparison again")
     report.add_argument("folder", type=Path)
+    written = commands.add_parser("schema", help="print the JSON schema of a YAML file, for editors")
+    written.add_argument("kind", choices=KINDS)
     return parser
 
 
@@ -77,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(table)
             more = {"stopped": "; continue with --resume", "ended": f"; open {options.folder / PAGE}"}
             console.print(state + more.get(state, ""), highlight=False)
+        elif options.command == "schema":
+            print(json.dumps(schema(KINDS[options.kind]), indent=1, ensure_ascii=False))
         else:
             if (options.folder / COMPARISON_FILE).exists():
                 _show_comparison(console, write_comparison(options.folder))

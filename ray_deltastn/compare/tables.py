@@ -89,11 +89,11 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
         row |= {"epochs": len(spent), "device_seconds": spent["spent_seconds"].iloc[-1]}
         rows.append({**row, "wall_seconds": reports["wall_seconds"].iloc[0]})
     table: pd.DataFrame = pd.DataFrame(rows)
-    for index, row in table.iterrows():
-        rival = table[(table["method"] == REFERENCE) & (table["seed"] == row["seed"])]
+    for index, entry in table.iterrows():
+        rival = table[(table["method"] == REFERENCE) & (table["seed"] == entry["seed"])]
         reached: dict[str, float] = dict.fromkeys(REACHED, math.nan)
         if len(rival):
-            spent = spending(results[(results["method"] == row["method"]) & (results["seed"] == row["seed"])])
+            spent = spending(results[(results["method"] == entry["method"]) & (results["seed"] == entry["seed"])])
             there = spent[spent["best_so_far"] <= rival["best_valid_loss"].iloc[0]]
             if len(there):
                 first = there.iloc[0]

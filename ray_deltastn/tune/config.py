@@ -53,7 +53,8 @@ class TuneSection(_Section):
             `make_scheduler`.
         num_samples: number of trials.
         budget: epochs of all trials together after which the experiment ends; by default it ends with its last trial.
-        metric: report that is optimised; `mode` says which way.
+        metric: column of the reports that is optimised.
+        mode: `min` or `max`.
         max_concurrent: trials at a time; by default as many as fit the CPUs.
         cpu: CPUs of one trial.
         gpu: GPUs of one trial, may be a fraction.

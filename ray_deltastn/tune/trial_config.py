@@ -1,0 +1,47 @@
+"""Names and types of a trial's config, for editors and type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.search.sample import Domain
+from typing_extensions import Required, TypedDict
+
+from ray_deltastn.methods import Method, MethodName
+from ray_deltastn.task import Task
+from ray_deltastn.training.options import OptionsOf
+
+#: What `tune.grid_search` gives.
+GridSearch = dict[str, Any]
+
+
+class Resources(TypedDict, total=False):
+    """What one trial asks of Ray: CPUs, and GPUs, which may be a fraction."""
+
+    cpu: float
+    gpu: float
+
+
+class Start(TypedDict):
+    """Values and perturbation scales that a trial begins with, by hyperparameter, see `WarmStart`."""
+
+    values: Mapping[str, float]
+    scale: Mapping[str, float]
+
+
+class TrialConfig(OptionsOf[Domain | GridSearch], total=False):
+    """Config of a `DeltaSTNTrainable`: the task, and any option as a value or as one of Tune's domains.
+
+    Keys that only `task` itself reads are not part of it; add them with `{**config, "width": 100}`.
+
+    Example:
+        >>> config: TrialConfig = {"task": "digits-mlp", "lr": tune.loguniform(1e-2, 1e-1), "epochs": 20}
+        >>> config["epochs"]
+        20
+    """
+
+    task: Required[Callable[[Any], Task] | str]
+    method: MethodName | Method | Domain | GridSearch
+    resources: Resources
+    warm_start: Start | None
