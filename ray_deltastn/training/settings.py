@@ -41,7 +41,7 @@ AUTO_WARMUP = 2000
 class Settings:
     """Options of a run.
 
-    Args:
+    Attributes:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or a `Method` of your own).
         preset: `paper`, Algorithms 1 and 2 as written, or `fast`, 40 % cheaper in FLOPs, with a warm-up and a learning
             rate of λ that fit the length of the run; it decides options that are not given.
