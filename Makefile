@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml
@@ -15,13 +15,16 @@ install: .venv/.installed
 demo: install
 	$(BIN)/ray-deltastn run configs/digits_hybrid.yaml
 
-lint: install
+lint: install docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv results
+	rm -rf .venv results site

@@ -37,7 +37,7 @@ class HyperSpace(nn.Module):
         ValueError: if there is none, or one breaks a rule of its domain (initial value on a bound, σ ≤ 0, …).
         TypeError: if a value is not a hyperparameter.
 
-    Example:
+    Examples:
         >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
         >>> space.named(space.values())["dropout"]
         tensor(0.0500, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The examples of the README run as they stand, and its links lead somewhere."""
+"""The examples of the README and of the start page run as they stand, and the links of the README lead somewhere."""
 
 import math
 import os
@@ -9,26 +9,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+PAGES = ["README.md", "docs/start.md"]
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
+def blocks(page):
+    """The Python examples of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", README))))
 def test_files_that_the_readme_links_to_exist(link):
     assert (ROOT / link).exists()
 
 
-def test_readme_python_blocks_run_in_order(ray_cluster, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_of_a_page_run_in_order(page, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) >= 2
     # As typed into a Python prompt: functions defined here travel to the workers by value.
     namespace = {"__name__": "__main__"}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md, block {number + 1}", "exec"), namespace)
-    assert math.isfinite(namespace["analysis"].best_result["valid_loss"])
-    for name in namespace["tuner"].space.names:
-        assert math.isfinite(namespace["analysis"].best_result[f"hyperparameters/{name}"])
-    assert [trial.status for trial in namespace["analysis"].trials] == ["TERMINATED"] * 4
-    assert namespace["tuner"].done
-    assert list(namespace["weights"]) == list(namespace["build"]({}).model.state_dict())
-    assert "parameters in 2 layers respond" in capsys.readouterr().out
-    assert Path(namespace["analysis"].experiment_path).is_relative_to(os.environ["HOME"])
+    for number, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page}, block {number + 1}", "exec"), namespace)
+    analysis, tuner, build = namespace["analysis"], namespace["tuner"], namespace["build"]
+    assert tuner.done
+    assert len(tuner.coverage.covered) == 4
+    assert list(namespace["weights"]) == list(build({}).model.state_dict())
+    assert math.isfinite(analysis.best_result["valid_loss"])
+    for name in tuner.space.names:
+        assert math.isfinite(analysis.best_result[f"hyperparameters/{name}"])
+    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
+    assert Path(analysis.experiment_path).is_relative_to(os.environ["HOME"])

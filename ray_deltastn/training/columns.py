@@ -14,7 +14,7 @@ class Columns:
     Args:
         group: what the names begin with.
 
-    Example:
+    Examples:
         >>> VALUES("dropout")
         'hyperparameters/dropout'
         >>> VALUES.of({"hyperparameters/dropout": 0.5, "epoch": 1})

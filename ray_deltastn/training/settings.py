@@ -50,7 +50,7 @@ _Least = Annotated[float, Field(ge=0.0)]
 class Settings(BaseModel):
     """Options of a run.
 
-    Args:
+    Attributes:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or your own `Method`).
         preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `fast` costs 40 % less
             FLOPs, and its warm-up and learning rate of λ fit the length of the run.

@@ -54,7 +54,7 @@ class SelfTuner:
         ValueError: if an option, the data or the loss breaks a rule.
         TypeError: if an argument is of the wrong kind, or a layer has no forward-mode rule.
 
-    Example:
+    Examples:
         >>> tuner = SelfTuner(task, epochs=20, lr=0.05)
         >>> for report in tuner.fit():
         ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])

@@ -44,7 +44,7 @@ class WarmStart(Searcher):
         TypeError: if `searcher` is no `Searcher`; Tune's `BasicVariantGenerator` (random, grid) is none.
         ValueError: if `share` breaks its rule.
 
-    Example:
+    Examples:
         >>> tune.run(DeltaSTNTrainable, config=config, search_alg=WarmStart(SkOptSearch(random_state=0)), ...)
     """
 
