@@ -20,7 +20,7 @@ from benchmarks.common.tables import TABLES
 
 def pages() -> list[Path]:
     """The pages that may have tables."""
-    return [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if DOCS / "records" not in path.parents)]
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

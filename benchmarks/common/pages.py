@@ -38,9 +38,7 @@ class Table:
     def text(self, page: Path) -> str:
         """The table and the links to its records, for a page."""
         found = self.make(*map(load, self.records))
-        # Pages of the site see the records through a link in their own folder.
-        folder = DOCS / "records" if DOCS in page.parents else RECORDS
-        links = [f"[{name}]({os.path.relpath(folder / name, page.parent)})" for name in self.records]
+        links = [f"[{name}]({os.path.relpath(RECORDS / name, page.parent)})" for name in self.records]
         return found + (f"\n\nRecord{'s' if len(links) > 1 else ''}: {', '.join(links)}" if links else "")
 
 

@@ -41,7 +41,9 @@ def test_every_record_is_in_a_table_and_every_picture_on_a_page():
     shown = {link for page, text in PAGES.items() for link in LINK.findall(text)}
     in_tables = {record for table in TABLES.values() for record in table.records}
     files = {str(path.relative_to(RECORDS)) for path in RECORDS.rglob("*") if path.is_file()}
-    assert files == in_tables | {link.removeprefix("../records/") for link in shown if link.startswith("../records/")}
+    assert files == in_tables | {
+        link.removeprefix("../../benchmarks/records/") for link in shown if link.startswith("../../benchmarks/records/")
+    }
     assert {name for name in files if name.endswith(".json")} == in_tables
 
 
@@ -87,7 +89,10 @@ def test_wrong_comments_are_refused_with_the_page(text, message, site, refusal):
 def test_text_around_tables_stays_and_links_suit_the_page():
     table = Table(lambda found: f"| {found['rows'][0]['planned']} |", ("faults.json",))
     text = "Before\n<!-- table: a -->\nold\n<!-- end -->\nbetween `<!-- end -->`\n<!-- table: a -->\n<!-- end -->\n"
-    for page, folder in ((ROOT / "README.md", "benchmarks/records"), (DOCS / "results" / "a.md", "../records")):
+    for page, folder in (
+        (ROOT / "README.md", "benchmarks/records"),
+        (DOCS / "results" / "a.md", "../../benchmarks/records"),
+    ):
         new, changed = generate(page, text, {"a": table})
         block = f"<!-- table: a -->\n\n| 16 |\n\nRecord: [faults.json]({folder}/faults.json)\n\n<!-- end -->"
         assert new == f"Before\n{block}\nbetween `<!-- end -->`\n{block}\n"
