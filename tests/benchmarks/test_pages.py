@@ -28,6 +28,10 @@ def site(tmp_path, monkeypatch):
     return page
 
 
+#: How links of the results pages to records begin.
+RECORDS_LINK = "../../benchmarks/records/"
+
+
 def test_writing_the_tables_again_changes_nothing(capsys):
     pages.main(["--check"])
     assert capsys.readouterr().out == ""
