@@ -32,16 +32,16 @@ from ray_deltastn.regularizers import (
 from ray_deltastn.response import Coverage, Response, linearised_forward
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training import RunWarning, SelfTuner, Settings
+from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings
 
 if TYPE_CHECKING:
-    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, WarmStart
+    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, TrialConfig, WarmStart
 
 # Quiet unless the user configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Names that need Ray; everything else works without it.
-_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "WarmStart")
+_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart")
 
 
 def __getattr__(name: str) -> Any:
@@ -65,6 +65,7 @@ __all__ = [
     "Integer",
     "LowerBounded",
     "Method",
+    "Options",
     "Positive",
     "RandomAffine",
     "RandomHorizontalFlip",
@@ -76,6 +77,7 @@ __all__ = [
     "Settings",
     "SkOptSearch",
     "Task",
+    "TrialConfig",
     "Unbounded",
     "UpperBounded",
     "WarmStart",

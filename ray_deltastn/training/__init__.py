@@ -1,7 +1,8 @@
 """The training loop and its parts: options, optimisers, data, reports and exact state."""
 
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.options import Options
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 
-__all__ = ["RunWarning", "SelfTuner", "Settings"]
+__all__ = ["Options", "RunWarning", "SelfTuner", "Settings"]

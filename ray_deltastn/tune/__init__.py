@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
+from ray_deltastn.tune.trial_config import TrialConfig
 
 if TYPE_CHECKING:
     from ray_deltastn.tune.search.skopt_search import SkOptSearch
@@ -24,4 +25,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
 
 
-__all__ = ["DeltaSTNTrainable", "SkOptSearch", "WarmStart"]
+__all__ = ["DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart"]
