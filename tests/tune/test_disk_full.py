@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from ray_deltastn import DeltaSTNTrainable, cli
-from tests.tune.test_experiment import ENVIRONMENT, ROOT
-from tests.tune.test_trainable import finish
+from tests.tune.commands import ENVIRONMENT, ROOT
+from tests.tune.tiny import finish
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 CONFIG = {

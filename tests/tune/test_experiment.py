@@ -3,10 +3,7 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,38 +15,15 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.log import ReportLog, read_log
 from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import check_free
-from tests.tune.test_trainable import finish
+from tests.tune.commands import command, wait_for
+from tests.tune.tiny import finish
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 task: tests.tune.tiny:build
 train: {epochs: 40, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
 tune: {searcher: skopt, num_samples: 6, checkpoint_every: 2, max_concurrent: 2}
 """
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    "OMP_NUM_THREADS": "1",
-}
-
-
-def command(*arguments, **options):
-    line = [sys.executable, "-m", "ray_deltastn", *map(str, arguments)]
-    return subprocess.Popen(
-        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for(holds, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run did not get that far"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_deltastn.tune import guards
-from tests.tune.test_experiment import ENVIRONMENT, ROOT
+from tests.tune.commands import ENVIRONMENT, ROOT
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from ray import tune
 
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler
-from tests.tune.test_experiment import command, wait_for
+from tests.tune.commands import command, wait_for
 from tests.tune.tiny import Counting
 
 CONFIG = """

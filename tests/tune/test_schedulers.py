@@ -15,8 +15,7 @@ from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
-from tests.tune.test_trainable import finish
-from tests.tune.tiny import CONFIG, without_times
+from tests.tune.tiny import CONFIG, finish, without_times
 
 EPOCHS = 9
 YAML = f"""
