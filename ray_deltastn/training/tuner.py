@@ -53,8 +53,11 @@ class SelfTuner:
 
     Example:
         >>> tuner = SelfTuner(task, epochs=20, lr=0.05)
-        >>> for report in tuner.fit():
-        ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])
+        >>> reports = list(tuner.fit())
+        >>> reports[-1]["valid_loss"] < reports[0]["valid_loss"]
+        True
+        >>> list(tuner.hyperparameters())
+        ['dropout', 'decay']
     """
 
     def __init__(self, task: Task, method: str | Method = "delta-stn", **settings: Any) -> None:

@@ -90,6 +90,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
         "--average",
         "5",
     ]
+    torch.set_num_threads(2)
     look.main([*run, *sizes, "--json", str(out), "--plot", str(picture)])
     record = json.loads(out.read_text())
     assert [(row["seed"], row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [

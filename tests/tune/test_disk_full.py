@@ -44,6 +44,7 @@ def can_mount(folder):
     return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.ray
 def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
     if not can_mount(tmp_path):
         pytest.skip("this user may not mount a disk in a namespace of their own")
