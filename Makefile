@@ -1,8 +1,10 @@
 # `make demo` and `make test` need Python >= 3.10, git and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process of tests per core; more than four are not worth their memory, as all tests with a Ray cluster are in one.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
-.PHONY: install demo test lint docs clean
+.PHONY: install demo test test-fast lint docs clean
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml
@@ -25,7 +27,11 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without Ray clusters and without what takes more than a few seconds.
+test-fast: install
+	$(PYTEST) -m "not ray and not slow"
 
 clean:
 	rm -rf .venv results site

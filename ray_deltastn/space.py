@@ -39,7 +39,7 @@ class HyperSpace(nn.Module):
 
     Examples:
         >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
-        >>> space.named(space.values())["dropout"]
+        >>> space.named(space.values().detach())["dropout"]
         tensor(0.0500, dtype=torch.float64)
     """
 

@@ -1,17 +1,34 @@
-"""Shared fixtures: one small local Ray cluster for all tests that need one."""
+"""Shared fixtures: one small local Ray cluster for all tests that need one. And the order and groups of the tests."""
 
 import os
 import tempfile
 import time
 
-import pytest
-
 # Tune writes to ~/ray_results unless told otherwise, and looks up the home when it is imported.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="deltastn-tests-")
+# One thread in each process, as Ray gives its workers: there is a process of tests per core.
+os.environ["OMP_NUM_THREADS"] = "1"
 
+import pytest
+import torch
+
+torch.set_num_threads(1)
 
 #: CPUs of the cluster.
 CPUS = 2
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Tests that start a cluster are one group, which comes first because it takes longest; a file is one otherwise."""
+    places = {}
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker("ray")
+        ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
+        places[item] = (not ray, "larger_ray_cluster" in item.fixturenames)
+    items.sort(key=places.__getitem__)
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +57,7 @@ def larger_ray_cluster(ray_cluster):
     ray.shutdown()
     begin(2 * CPUS)
     yield
-    ray.shutdown()
-    begin()
+    ray.shutdown()  # the next test that needs a cluster begins one
 
 
 def begin(cpus=CPUS):

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import ray_deltastn as rd
 from ray_deltastn.methods import METHODS
 from ray_deltastn.training import random_state
-from tests.tasks.test_images import task
+from tests.tasks.image_examples import task
 
 #: PyTorch's experimental way to have a device in Python.
 ADD_DEVICE = "_setup_privateuseone_for_python_backend"

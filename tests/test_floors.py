@@ -124,3 +124,17 @@ def test_columns_are_spelled_in_one_file():
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and columns.match(node.value):
                 spelled.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}")
     assert not spelled
+
+
+def test_no_test_file_is_imported():
+    wrong = []
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            tests = [n for n in names if n.startswith("tests.") and any(p.startswith("test_") for p in n.split("."))]
+            wrong += [f"{path.relative_to(ROOT)}:{node.lineno} imports {name}" for name in tests]
+    assert not wrong

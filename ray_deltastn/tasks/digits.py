@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ray_deltastn.domains import Bounded, Hyperparameter, Positive
@@ -28,6 +27,8 @@ def digits(seed: int = 0) -> tuple[Split, Split, Split]:
     Returns:
         Three pairs (x, y): images (n, 1, 8, 8) in float32, labels (n,).
     """
+    from sklearn.datasets import load_digits  # takes a second, which every trial of another task would wait too
+
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None]
     labels = torch.tensor(data.target)

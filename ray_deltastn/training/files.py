@@ -15,7 +15,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     Args:
         path: the file; until the end it stays as it was.
 
-    Example:
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
         >>> with written_whole(folder / "state.pt") as draft:
         ...     torch.save({"steps": 3}, draft)
         >>> [path.name for path in folder.iterdir()]

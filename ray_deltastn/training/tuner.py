@@ -56,8 +56,11 @@ class SelfTuner:
 
     Examples:
         >>> tuner = SelfTuner(task, epochs=20, lr=0.05)
-        >>> for report in tuner.fit():
-        ...     print(report["epoch"], report["valid_loss"], report["hyperparameters/dropout"])
+        >>> reports = list(tuner.fit())
+        >>> reports[-1]["valid_loss"] < reports[0]["valid_loss"]
+        True
+        >>> list(tuner.hyperparameters())
+        ['dropout', 'decay']
     """
 
     def __init__(self, task: Task, method: MethodName | Method = "delta-stn", **options: Unpack[Options]) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmarks import comparison
 from ray_deltastn.compare.plan import CONTENDERS
-from tests.reports.test_comparison import CONFIG, SPACE, made_up
+from tests.reports.results import CONFIG, SPACE, made_up
 
 
 def test_a_curve_keeps_where_the_best_loss_fell():

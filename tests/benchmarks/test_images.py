@@ -11,6 +11,7 @@ import yaml
 import ray_deltastn as rd
 from benchmarks import images, images_report
 from ray_deltastn.training.settings import Settings
+from tests.benchmarks.image_records import finished
 
 TINY = [
     "--task",
@@ -180,35 +181,6 @@ def test_changes_need_a_key_and_a_value(text, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, "--set", text)
     assert f"must be KEY=VALUE, got '{text}'" in capsys.readouterr().err
-
-
-def finished(label, seed, valid, test):
-    curve = [
-        {
-            "epoch": i + 1,
-            "steps": i,
-            "valid_loss": v,
-            "test_loss": t,
-            "test_accuracy": 1 - (t or 9) / 10,
-            "valid_accuracy": 1 - (v or 9) / 20,
-            "hyperparameters/p": 0.1 * (i + 1),
-            "seconds/train": 2.0 * i,
-            "seconds/hyper": 0.5 * i,
-        }
-        for i, (v, t) in enumerate(zip(valid, test, strict=True))
-    ]
-    return {
-        "label": label,
-        "config": {"seed": seed, "epochs": len(valid)},
-        "hardware": "cpu",
-        "threads": 1,
-        "processor": "",
-        "python": "",
-        "torch": "",
-        "ray_deltastn": "",
-        "done": True,
-        "curve": curve,
-    }
 
 
 def test_table_is_at_the_best_validation_epoch():

@@ -8,25 +8,7 @@ import torch
 
 from benchmarks import images_hypergradient as look
 from benchmarks.common import hypergradients as measure
-from benchmarks.common.toy_problems import Problem
-from tests.benchmarks.test_toy import small
-
-
-def ridge_run(seed=0, **changes):
-    problem = Problem("ridge", small(seed))
-    config = {
-        "task": lambda config: problem.task(seed),
-        "method": "delta-stn",
-        "seed": seed,
-        "lr": 0.1,
-        "epochs": 3,
-        "batch_size": 1000,
-        "warmup": 1,
-        "train_interval": 1,
-        "device": "cpu",
-        **changes,
-    }
-    return problem, config, measure.tuner_of(config)
+from tests.benchmarks.small_problems import ridge_run
 
 
 def test_long_retraining_is_the_exact_difference():
@@ -108,6 +90,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
         "--average",
         "5",
     ]
+    torch.set_num_threads(2)
     look.main([*run, *sizes, "--json", str(out), "--plot", str(picture)])
     record = json.loads(out.read_text())
     assert [(row["seed"], row["epoch"], row["hyperparameter"]) for row in record["rows"]] == [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import images_sweep
-from tests.benchmarks.test_images import finished
+from tests.benchmarks.image_records import finished
 
 
 def swept(method, seed, valid, **config):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import response_noise
-from tests.benchmarks.test_images_hypergradient import ridge_run
+from tests.benchmarks.small_problems import ridge_run
 
 
 def test_looking_leaves_the_run_as_it_was():

@@ -9,9 +9,8 @@ import torch
 
 from benchmarks import toy
 from benchmarks.common.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, load, split
+from tests.benchmarks.small_problems import EVERY_FORM, lams, small
 
-FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("jacobian", True)]
-EVERY_FORM = pytest.mark.parametrize(("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "jacobian"])
 KEYS = {
     "problem",
     "data",
@@ -26,18 +25,6 @@ KEYS = {
     "seconds",
     "trajectory",
 }
-
-
-def small(seed=0, n=30, d=4):
-    """A noisy linear problem with correlated features, in which an interior λ is best."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n + 40, d)) @ rng.normal(size=(d, d))
-    y = x @ rng.normal(size=d) * 0.5 + 2.0 * rng.normal(size=n + 40)
-    return split("small", x, y, seed, rows_per_dim=n // d)
-
-
-def lams(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @EVERY_FORM

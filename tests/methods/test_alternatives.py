@@ -12,7 +12,7 @@ import ray_deltastn as rd
 from benchmarks import toy
 from benchmarks.common.toy_problems import Problem
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll
-from tests.benchmarks.test_toy import EVERY_FORM, lams, small
+from tests.benchmarks.small_problems import EVERY_FORM, lams, small
 
 ALTERNATIVES = pytest.mark.parametrize("method", ["ift", "unrolled"])
 

@@ -4,34 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-import ray_deltastn as rd
 from ray_deltastn.methods import METHODS
+from tests.methods.started import started
 from tests.oracles import NoSync
-from tests.tasks.test_images import task
 
 LEARNED = [name for name, method in METHODS.items() if method.responds or not method.tunes]
-
-
-def started(method, name, device, **settings):
-    """A run after its first step, which makes the optimisers' buffers."""
-    torch.manual_seed(0)
-    tuner = rd.SelfTuner(
-        task(name),
-        method,
-        batch_size=4,
-        valid_batch_size=4,
-        epochs=50,
-        warmup=0,
-        train_interval=2,
-        clip_grad=1.0,
-        device=device,
-        **settings,
-    )
-    tuner.model.train()
-    for _ in range(2):
-        tuner._train_step()
-    tuner.steps = 1
-    return tuner
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ray_deltastn.tasks import READY, images
 from ray_deltastn.training.settings import PRESETS, Settings
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
-from tests.tasks.test_images import COUNTS, made_up
+from tests.tasks.image_examples import COUNTS, made_up
 
 FOLDER = Path(__file__).parents[2] / "configs"
 PAPER = {

@@ -9,17 +9,11 @@ from torch import nn
 import ray_deltastn as rd
 from ray_deltastn.tasks import READY, build_task, images
 from ray_deltastn.tasks.image_sets import load_images
-from ray_deltastn.tasks.images import ImageRecipe, hold_out, image_task, task_of
+from ray_deltastn.tasks.images import ImageRecipe, hold_out, image_task
 from ray_deltastn.tasks.networks import Normalize, alexnet, mlp, resnet18, simple_cnn, vgg16
 from tests.oracles import NoSync
+from tests.tasks.image_examples import COUNTS, RECIPES, made_up, task
 
-RECIPES = {
-    "mnist-mlp": images.MNIST_MLP,
-    "fashion-cnn": images.FASHION_CNN,
-    "cifar10-alexnet": images.CIFAR10_ALEXNET,
-    "cifar10-vgg16": images.CIFAR10_VGG16,
-    "cifar10-resnet18": images.CIFAR10_RESNET18,
-}
 DROPOUTS = {
     "mnist-mlp": 3,
     "fashion-cnn": 4,
@@ -27,30 +21,10 @@ DROPOUTS = {
     "cifar10-vgg16": 16,
     "cifar10-resnet18": 9,
 }
-COUNTS = {
-    "mnist-mlp": 3,
-    "fashion-cnn": 6,
-    "cifar10-alexnet": 18,
-    "cifar10-vgg16": 26,
-    "cifar10-resnet18": 19,
-}
 CUTOUT = ("cutout_holes", "cutout_length")
 DISTORTIONS = ("hue", "saturation", "brightness", "contrast", "translation", "scaling", "rotation", "shear")
 EVERY = pytest.mark.parametrize("name", RECIPES)
 CIFAR = pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10")])
-
-
-def made_up(name, count=4, seed=0):
-    """`count` images in bytes, of the shape of the task's set, and labels."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (3, 32, 32) if name.startswith("cifar10") else (1, 28, 28)
-    x = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
-    return x, torch.randint(0, 10, (count,), generator=generator)
-
-
-def task(name, count=4, **config):
-    parts = [made_up(name, count, seed) for seed in range(3)]
-    return task_of(RECIPES[name], *parts, config)
 
 
 # --- hyperparameters -------------------------------------------------------------------------------------------------

@@ -48,8 +48,11 @@ def assert_resumes(build, breaks=None):
         assert resumed.best_valid_loss == unbroken.best_valid_loss
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("data", DATA)
+# What data keep in a state has nothing to do with what optimisers do; either may have to do with the method.
+@pytest.mark.parametrize(
+    ("data", "optimiser"),
+    [(data, "sgd-cosine") for data in DATA] + [("tensors", other) for other in OPTIMISERS if other != "sgd-cosine"],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_broken_run_is_bit_identical_to_the_unbroken(method, data, optimiser):
     # Reports every 5 of 7 steps, cycles of 3: breaks fall inside epochs and inside cycles.

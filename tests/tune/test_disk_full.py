@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from ray_deltastn import DeltaSTNTrainable, cli
-from tests.tune.test_experiment import ENVIRONMENT, ROOT
-from tests.tune.test_trainable import finish
+from tests.tune.commands import ENVIRONMENT, ROOT
+from tests.tune.tiny import finish
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 CONFIG = {
@@ -44,6 +44,7 @@ def can_mount(folder):
     return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.ray
 def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
     if not can_mount(tmp_path):
         pytest.skip("this user may not mount a disk in a namespace of their own")

@@ -1,12 +1,11 @@
 """The command line: run, kill, resume, refuse."""
 
+import contextlib
+import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,43 +17,23 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.log import ReportLog, read_log
 from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import check_free
-from tests.tune.test_trainable import finish
+from tests.tune.commands import command, wait_for
+from tests.tune.tiny import finish
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 task: tests.tune.tiny:build
-train: {epochs: 40, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
+train: {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
 tune: {searcher: skopt, num_samples: 6, checkpoint_every: 2, max_concurrent: 2}
 """
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    "OMP_NUM_THREADS": "1",
-}
-
-
-def command(*arguments, **options):
-    line = [sys.executable, "-m", "ray_deltastn", *map(str, arguments)]
-    return subprocess.Popen(
-        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for(holds, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run did not get that far"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """Results folder of an experiment whose driver was killed in the middle and resumed, and its config."""
+def resumed(tmp_path_factory, ray_cluster):
+    """Results folder of an experiment whose driver was killed in the middle and resumed, and its config.
+
+    Twice it runs in a process that is stopped or killed, at last in this one.
+    """
     folder = tmp_path_factory.mktemp("experiment")
     config, out = folder / "tiny.yaml", folder / "out"
     config.write_text(CONFIG)
@@ -74,15 +53,11 @@ def resumed(tmp_path_factory):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "results.csv").exists()
-    refused = command("run", config, "--out", out)
-    _, error = refused.communicate()
-    assert refused.returncode == 1
-    assert "must not hold an unfinished experiment" in error
     shutil.copytree(out, folder / "killed")
-    process = command("run", config, "--out", out, "--resume")
-    printed, error = process.communicate()
-    assert process.returncode == 0, error
-    return folder, config, out, printed
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["run", str(config), "--out", str(out), "--resume"]) == 0
+    return folder, config, out, printed.getvalue()
 
 
 def test_a_stopped_and_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
@@ -91,7 +66,7 @@ def test_a_stopped_and_killed_experiment_resumes_and_every_trial_ends_as_if_unbr
     assert results["trial_id"].nunique() == 6
     for name, trial in results.groupby("trial_id"):
         assert len(list((out / "trials" / str(name)).glob("checkpoint_*"))) == 2
-        assert trial["training_iteration"].tolist() == list(range(1, 41))
+        assert trial["training_iteration"].tolist() == list(range(1, 25))
         alone = DeltaSTNTrainable(read_log(out)[str(name)][-1].config)
         last = finish(alone)[-1]
         for key, value in last.items():
@@ -110,6 +85,12 @@ def test_the_report_holds_both_pictures_and_all_tables(resumed):
     assert not (out / "augmentation.png").exists()  # no images
     assert "Best trial" in printed
     assert "validation loss" in printed
+
+
+def test_an_unfinished_experiment_is_not_overwritten(resumed, capsys):
+    folder, config, _, _ = resumed
+    assert main(["run", str(config), "--out", str(folder / "killed")]) == 1
+    assert "must not hold an unfinished experiment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_deltastn.tune import guards
-from tests.tune.test_experiment import ENVIRONMENT, ROOT
+from tests.tune.commands import ENVIRONMENT, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def found(tmp_path_factory):
     return json.loads((out / "found.json").read_text())
 
 
+@pytest.mark.ray
 def test_a_node_that_dies_takes_no_trial_with_it(found):
     assert found["died"] is not None
     assert found["died"] not in found["alive"]
@@ -27,6 +28,7 @@ def test_a_node_that_dies_takes_no_trial_with_it(found):
     assert list(found["reports"].values()) == [list(range(1, 61))] * 3
 
 
+@pytest.mark.ray
 def test_trials_had_spread_and_one_of_them_moved(found):
     # One trial to a node of one CPU: the one whose node died went on in another process.
     assert sorted(found["processes"].values()) == [1, 1, 2]

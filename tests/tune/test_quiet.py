@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.tune.test_experiment import ENVIRONMENT, ROOT
+from tests.tune.commands import ENVIRONMENT, ROOT
 
 TRIAL = """
 import logging, sys, warnings

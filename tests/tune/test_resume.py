@@ -7,18 +7,19 @@ from ray import tune
 
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler
-from tests.tune.test_experiment import command, wait_for
+from tests.tune.commands import command, wait_for
 from tests.tune.tiny import Counting
 
 CONFIG = """
 task: tests.tune.tiny:build
-options: {slow: 0.004}
-train: {epochs: 12, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
+options: {slow: 0.02}
+train: {epochs: 6, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "uniform(0.01, 0.05)"}
 tune: {num_samples: 2, checkpoint_every: 2}
 """
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", [("grid", "fifo"), ("random", "pbt")])
 def test_ctrl_c_with_the_last_trials_running_is_no_end_and_can_be_resumed(kind, tmp_path):
     searcher, scheduler = kind
@@ -35,7 +36,7 @@ def test_ctrl_c_with_the_last_trials_running_is_no_end_and_can_be_resumed(kind, 
     _, error = process.communicate()
     assert process.returncode == 0, error
     results = read_results(out / "results.csv")
-    assert results.groupby("trial_id")["training_iteration"].apply(list).tolist() == [list(range(1, 13))] * 2
+    assert results.groupby("trial_id")["training_iteration"].apply(list).tolist() == [list(range(1, 7))] * 2
 
 
 # A trial that ends, or fails, at or before a report at which all wait for each other to be copied.

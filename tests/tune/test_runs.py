@@ -6,8 +6,7 @@ import pytest
 from ray import tune
 
 from ray_deltastn import DeltaSTNTrainable, SkOptSearch
-from tests.tune.test_trainable import finish
-from tests.tune.tiny import CONFIG, without_times
+from tests.tune.tiny import CONFIG, finish, without_times
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -11,16 +11,9 @@ from ray.tune.utils import validate_save_restore
 
 import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
-from tests.tune.tiny import CONFIG, without_times
+from tests.tune.tiny import CONFIG, finish, without_times
 
 DAMAGED = "warning/damaged_checkpoints"
-
-
-def finish(trial):
-    reports = [trial.train()]
-    while not reports[-1]["done"]:
-        reports.append(trial.train())
-    return [without_times(report) for report in reports]
 
 
 @pytest.mark.parametrize("method", ["fixed", "stn", "delta-stn"])

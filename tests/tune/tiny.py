@@ -76,6 +76,14 @@ def without_times(report):
     return {key: value for key, value in flat.items() if any(part in key for part in keep) and "config" not in key}
 
 
+def finish(trial):
+    """All reports of a trial that is run to its end in this process."""
+    reports = [trial.train()]
+    while not reports[-1]["done"]:
+        reports.append(trial.train())
+    return [without_times(report) for report in reports]
+
+
 class Counting(tune.Trainable):
     """Reports a number per step; ends, or fails, at a step of its own."""
 

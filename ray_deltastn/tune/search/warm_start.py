@@ -45,7 +45,8 @@ class WarmStart(Searcher):
         ValueError: if `share` breaks its rule.
 
     Examples:
-        >>> tune.run(DeltaSTNTrainable, config=config, search_alg=WarmStart(SkOptSearch(random_state=0)), ...)
+        >>> search = WarmStart(SkOptSearch(random_state=0))
+        >>> tune.run(DeltaSTNTrainable, config=config, search_alg=search, num_samples=8)  # doctest: +SKIP
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"

@@ -11,7 +11,7 @@ from benchmarks.common import local_response
 from benchmarks.common.local_response import LocalModel, series
 from benchmarks.common.toy_problems import Problem
 from ray_deltastn.methods.differentiation import unroll
-from tests.benchmarks.test_toy import small
+from tests.benchmarks.small_problems import small
 
 
 def at_the_best_response(lam):

@@ -12,7 +12,7 @@ from torch import nn
 import ray_deltastn as rd
 from ray_deltastn.training.capture.graphs import EAGER
 from ray_deltastn.training.capture.tape import Tape
-from tests.methods.test_waiting import started
+from tests.methods.started import started
 from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, parts, told
 
 

@@ -11,8 +11,7 @@ from ray_deltastn import DeltaSTNTrainable, SkOptSearch, WarmStart
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.folder.log import read_log
-from tests.tune.test_trainable import finish
-from tests.tune.tiny import CONFIG
+from tests.tune.tiny import CONFIG, finish
 
 SPACE = {"lr": tune.loguniform(0.001, 1.0), "inner": {"width": tune.randint(0, 100)}, "kind": tune.choice(["a", "b"])}
 
