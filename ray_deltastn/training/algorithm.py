@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ray_deltastn.methods import ImplicitSteps, Objective, StepOptions, Steps, UnrolledSteps
-from ray_deltastn.training.capture.graphs import CudaRecorder, GraphedSteps, TapeRecorder
+from ray_deltastn.training.capture.graphs import CudaRecorder, GraphedSteps, TraceRecorder
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.settings import Settings
 
@@ -36,7 +36,7 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
     if not settings.captures(device):
         return steps
     drawn = [] if objective.generator is None else [objective.generator]
-    recorder = CudaRecorder(device, drawn) if device.type == "cuda" else TapeRecorder()
+    recorder = CudaRecorder(device, drawn) if device.type == "cuda" else TraceRecorder()
     return GraphedSteps(steps, recorder, must=settings.graph == "on")
 
 

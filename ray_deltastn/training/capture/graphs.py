@@ -1,4 +1,4 @@
-"""Train and hyper steps captured once and replayed: as CUDA graphs on a GPU, as tapes on a CPU.
+"""Train and hyper steps captured once and replayed: as CUDA graphs on a GPU, as traces on a CPU.
 
 A small network is bound by the host, which finds out anew in each step which hundred operations to call. Each step is
 captured by itself, not the whole cycle of train and hyper steps: intervals, warm-up, and where in a cycle the smaller
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ray_deltastn.methods import Steps
 from ray_deltastn.training import random_state
-from ray_deltastn.training.capture.tape import Tape
+from ray_deltastn.training.capture.trace import Trace
 from ray_deltastn.training.health import RunWarning
 
 #: Steps on minibatches of one shape that run as they are before the next one is captured: libraries choose their
@@ -60,7 +60,7 @@ class Recorder(Protocol):
         ...
 
 
-class TapeRecorder:
+class TraceRecorder:
     """Writes down the operations of a step on a CPU while it runs."""
 
     #: Whether the first replay is compared with the step itself.
@@ -73,11 +73,11 @@ class TapeRecorder:
     def record(self, run: Run) -> Recording:
         """Run a step and keep its operations."""
         before = random_state.host_draws(torch_too=False)
-        with Tape() as tape:
+        with Trace() as trace:
             result = run()
         drew = random_state.host_draws(torch_too=False) != before
-        reason = _DRAWS if drew else tape.reason
-        return Recording(None if reason else tape.player(result), result, reason)
+        reason = _DRAWS if drew else trace.reason
+        return Recording(None if reason else trace.player(result), result, reason)
 
 
 @cache
@@ -274,7 +274,7 @@ class GraphedSteps:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if isinstance(self.recorder, TapeRecorder):
+            if isinstance(self.recorder, TraceRecorder):
                 raise  # the step's own error
             # What broke the capture comes before what ending it says.
             reason, result = _first_line(error.__context__ or error), None

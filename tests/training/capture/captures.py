@@ -1,4 +1,4 @@
-"""A small run whose steps may be captured, for the tests of graphs and tapes."""
+"""A small run whose steps may be captured, for the tests of graphs and traces."""
 
 import copy
 
