@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from ray_deltastn.methods import ImplicitSteps, Objective, StepOptions, Steps, UnrolledSteps
-from ray_deltastn.training.capture.graphs import CudaRecorder, GraphedSteps, TraceRecorder
+from ray_deltastn.training.capture.graphs import GraphedSteps
+from ray_deltastn.training.capture.recorders import CudaRecorder, TraceRecorder
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.settings import Settings
 
 
 def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings) -> Steps | GraphedSteps:
-    """The algorithm of the objective's method."""
+    """The steps of the objective's method."""
     options = StepOptions(**{field.name: getattr(settings, field.name) for field in fields(StepOptions)})
     weights, response, hyper = optimizers.weights, optimizers.response, optimizers.hyper
     if objective.method.hypergradient in ("implicit", "unrolled"):
@@ -41,7 +42,7 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
 
 
 def placed(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The model on its device, the weights of its 2-d convolutions in channels-last order of memory if so asked."""
+    """The model on its device; with `channels_last`, weights of 2-d convolutions are in channels-last memory order."""
     model = model.to(device)
     if channels_last:
         for parameter in model.parameters():

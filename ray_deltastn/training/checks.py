@@ -1,4 +1,4 @@
-"""One cheap look at the task before the first step, so that mistakes show at once and in one line."""
+"""Checks of the task before the first step, so that each mistake gives one clear line at once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_differentiable(task: Task, method: Method) -> None:
     """Refuse hyperparameters in which a method cannot differentiate L_T.
 
     Raises:
-        ValueError: if a method without response is given a hyperparameter that is a whole number, or that acts
-            otherwise than through a penalty.
+        ValueError: if the method has no response and a hyperparameter is a whole number, or does not act through a
+            penalty.
     """
     if method.responds or not method.tunes:
         return
@@ -40,13 +40,13 @@ def check_differentiable(task: Task, method: Method) -> None:
     reasons |= {name: "a whole number" for name, p in task.space.hyperparameters.items() if isinstance(p, Integer)}
     for name, reason in reasons.items():
         raise ValueError(
-            f"'{method.name}' differentiates the training loss in the hyperparameters, which must act through "
-            f"penalties, got '{name}', {reason}, in which it has no derivative; use 'delta-stn'"
+            f"hyperparameters must act through penalties for '{method.name}', which differentiates the training loss "
+            f"in them, got '{name}', {reason}; use 'delta-stn'"
         )
 
 
 def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
-    """Raise ValueError if a model that is not in float32 is to run in a coarser precision than its own."""
+    """Raise ValueError unless the model is in float32 or the precision is `fp32`."""
     other = [str(p.dtype) for p in parameters if p.dtype != torch.float32]
     if precision != "fp32" and other:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
@@ -57,7 +57,7 @@ def try_out(objective: Objective, valid: Stream) -> None:
 
     Raises:
         TypeError: if the model's output is no tensor, or a layer has no forward-mode rule.
-        ValueError: if the loss has a wrong shape, or a layer said to respond is never called.
+        ValueError: if the loss has a wrong shape.
     """
     model = objective.model
     was_training = model.training
@@ -111,7 +111,7 @@ def _try_out(objective: Objective, valid: Stream) -> None:
 
 
 def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:
-    """Run the smallest pass of a minibatch, if it is one example, through batch normalisation.
+    """If the smallest pass of a minibatch has one example, run it through batch normalisation.
 
     Raises:
         ValueError: if a layer cannot normalise one example.

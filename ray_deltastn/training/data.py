@@ -1,4 +1,4 @@
-"""Endless minibatches whose position is two integers, so that a run resumes exactly.
+"""Endless minibatches with a position of two integers, so that a run resumes exactly.
 
 Each pass over the data is a function of (seed, pass number) alone; tensors live on the training device.
 """
@@ -97,7 +97,7 @@ class TensorStream(Stream):
         if self._order is None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))
             order = torch.randperm(len(self.x), generator=generator)
-            # From pinned memory the copy waits for nothing.
+            # A copy from pinned memory does not make the host wait.
             pinned = order.pin_memory() if self.x.device.type == "cuda" else order
             self._order = pinned.to(self.x.device, non_blocking=True)
         rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
@@ -117,7 +117,7 @@ class TensorStream(Stream):
 
 
 class LoaderStream(Stream):
-    """Minibatches of a `DataLoader`; resuming replays the present pass up to the position."""
+    """Minibatches of a `DataLoader`; a resumed run reads the current pass again up to the position."""
 
     def __init__(self, loader: DataLoader[Any], name: str, device: torch.device, seed: int) -> None:
         super().__init__(name, device, seed)
@@ -137,7 +137,7 @@ class LoaderStream(Stream):
 
     @property
     def smallest_batch(self) -> int:
-        """Examples in the last minibatch, if the loader says enough to know it."""
+        """Examples in the last minibatch; 0 if the loader does not determine it."""
         size = self.loader.batch_size
         if size is None or self.loader.drop_last:
             return size or 0
@@ -150,8 +150,9 @@ class LoaderStream(Stream):
                 generator.manual_seed(seed)
 
     def _draws(self, loader: DataLoader[Any], *parts: int) -> Iterator[Any]:
-        # Samplers and transforms may draw from the global generators, or from the loader's: each minibatch has its
-        # own seed, so that nothing done between two minibatches is felt. The first is drawn with the iterator.
+        # Samplers and transforms may draw from the global generators or from the loader's generator. Each minibatch has
+        # its own seed, so that nothing between two minibatches changes it. The iterator and its first minibatch share
+        # one seed.
         position, batches = 0, None
         while True:
             seed = seed_of(self.seed, *parts, position)
@@ -190,18 +191,18 @@ class LoaderStream(Stream):
 
     def in_order(self) -> Iterator[Batch]:
         """One pass over the loader, the same each time."""
-        # Persistent workers serve one iterator at a time: a copy of the loader has its own.
+        # Persistent workers serve one iterator at a time, so evaluation uses a copy of the loader with its own workers.
         for batch in self._draws(self._evaluation_loader, 1):
             yield self._on_device(batch)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position; the minibatches before it in the pass are read again."""
+        """Go to a position; the minibatches of the pass before it are read again."""
         super().load_state_dict(state)
         self._iterator = None
 
 
 def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: int) -> Stream:
-    """Minibatches of whatever a user gives as a split.
+    """Minibatches of a split as the user gives it.
 
     Args:
         source: a pair of tensors, a map-style `Dataset`, or a `DataLoader` (which then decides on batches).

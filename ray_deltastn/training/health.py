@@ -1,4 +1,4 @@
-"""Signs that a run will not tell much: each is a number in every report, zero while all is well."""
+"""Warning metrics: numbers in every report that are zero while nothing is wrong."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import WARNINGS
 
-#: Distance on the unconstrained axis from a bound's middle past which s is flat: s' is below 1 % of its largest value.
+#: |λ| of a bounded hyperparameter above which s is flat: s'(λ) is below 1 % of its largest value.
 SATURATION = 6.0
-#: σ below which log σ, and so the entropy's gradient, dominates.
+#: σ below which the gradient of the entropy, 1/σ, dominates.
 SMALL_SCALE = 1e-2
-#: A hyper step this many times its learning rate counts as large; RMSProp's first one is ten times.
+#: A hyper step larger than this many times its learning rate counts as large; RMSProp's first step is ten times.
 LARGE_STEP = 5.0
-#: Way on the unconstrained axis that takes a bounded hyperparameter across most of its range.
+#: Distance in λ that takes a bounded hyperparameter across most of its range.
 CROSSING = 4.0
 
 
 class RunWarning(UserWarning):
-    """A run is set up in a way that will probably disappoint."""
+    """A run is set up in a way that probably gives a poor result."""
 
 
 class Health:
@@ -75,7 +75,7 @@ class Health:
         self._large += move > LARGE_STEP * self.hyper_lr
 
     def report(self) -> dict[str, float]:
-        """Numbers of saturated hyperparameters, tiny scales and large steps since the last report; short-run flag."""
+        """Counts of saturated hyperparameters, small scales and large steps since the last report; short-run flag."""
         lam, scale = self.space.lam.detach(), self.space.scale.detach()
         flat = (self._low & (lam < -SATURATION)) | (self._high & (lam > SATURATION))
         return {
@@ -87,7 +87,7 @@ class Health:
 
 
 def divergence(space: HyperSpace, train_loss: float, valid_loss: float, steps: int) -> str:
-    """Why a run counts as diverged, naming every number that is not finite; empty if all are.
+    """Why a run counts as diverged, with the name of every number that is not finite; empty if all are finite.
 
     Args:
         space: λ (h,) and σ (h,).

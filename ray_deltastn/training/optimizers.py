@@ -16,7 +16,7 @@ from ray_deltastn.training.options import OptimizerName
 from ray_deltastn.training.schedule import make_schedule
 from ray_deltastn.training.settings import Settings
 
-#: What in a schedule's state says where it is; the rest are its options, which are the run's own.
+#: Keys of a schedule's state that are its position; all others are options, and the options of the run win.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
 
 
@@ -36,7 +36,7 @@ class Optimizers:
         hyper: optimiser of λ and, if it is tuned, σ, or None.
 
     Raises:
-        ValueError: if a layer gives sparse gradients and the optimiser of w₀ takes none.
+        ValueError: if a layer gives sparse gradients and the optimiser of w₀ does not accept them.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Optimizers:
 
     @property
     def lr(self) -> float:
-        """Learning rate of w₀ now; Θ's is in proportion."""
+        """Learning rate of w₀ now; the learning rate of Θ is in proportion to it."""
         return float(self.weights.param_groups[0]["lr"])
 
     def end_epoch(self, valid_loss: Callable[[], float]) -> None:
-        """Step the schedule; `valid_loss` is asked for only by one that needs it."""
+        """Step the schedule; only a `plateau` schedule calls `valid_loss`."""
         if self.schedule is None:
             return
         if isinstance(self.schedule, ReduceLROnPlateau):
@@ -118,11 +118,11 @@ class Optimizers:
                 continue
             own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             decayed = [group["lr"] for group in state[name]["param_groups"]]
-            # Options first: they say on which device a state's count of steps belongs.
+            # Options first: they decide on which device PyTorch puts the count of steps.
             groups = [{**group, **mine} for group, mine in zip(state[name]["param_groups"], own, strict=True)]
             optimizer.load_state_dict({**state[name], "param_groups": groups})
             if name == "weights" and self.schedule is not None:
-                # Equal base rates give the saved rate itself, to the bit.
+                # With equal base rates the result is the saved rate, to the bit.
                 factor = 1.0 if self.base_lr == state["base_lr"] else self.base_lr / state["base_lr"]
                 for group, lr in zip(optimizer.param_groups, decayed, strict=True):
                     group["lr"] = lr if factor == 1.0 else lr * factor

@@ -45,10 +45,10 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
 
 
 def host_draws(torch_too: bool = True) -> tuple[Any, ...]:
-    """What changes whenever the host's global generators are drawn from, to be compared.
+    """A value that changes with every draw from the host's global generators, for comparison.
 
     Args:
-        torch_too: PyTorch's own one on the CPU counts.
+        torch_too: include PyTorch's generator on the CPU.
     """
     name, keys, position, *rest = np.random.get_state()
     own = torch.get_rng_state().numpy().tobytes() if torch_too else b""
@@ -59,7 +59,7 @@ def seed_all(seed: int, device: torch.device) -> None:
     """Seed the global generators of Python, NumPy and PyTorch, on the CPU and on this device."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    # Not torch.manual_seed, which seeds every device.
+    # Not torch.manual_seed: it seeds every device.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):  # it seeds the current one
@@ -68,9 +68,9 @@ def seed_all(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def isolated(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators inside, and leave no trace outside."""
+    """Seed the global generators inside, and restore them at the end."""
     device = device or torch.device("cpu")
-    # Kept as they are: `capture` would turn them into what a checkpoint can hold, for each minibatch of a loader.
+    # Not `capture`: it converts the states for a checkpoint, which is too slow for each minibatch of a loader.
     outer = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     seed_all(seed, device)

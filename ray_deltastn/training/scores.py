@@ -67,9 +67,9 @@ class Scores:
 
     Attributes:
         best_valid_loss: the smallest validation loss reported so far, infinite before the first.
-        reports_since_best: reports that came after it.
-        seconds: time spent, by what it was spent on. A GPU works on after it was told to: what it is late with at a
-            report counts as training, of which hyper steps may have a part.
+        reports_since_best: number of reports since then.
+        seconds: time by what it was spent on. A GPU works behind the host. Its backlog at a report counts as training,
+            although part of it may be hyper steps.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Scores:
 
     def valid_scores(self, steps: int) -> dict[str, float]:
         """Loss, accuracy and metrics on the validation data after so many train steps."""
-        # A plateau schedule and the report at the end of an epoch want the same numbers: compute them once.
+        # A plateau schedule and the report at the end of an epoch need the same numbers.
         if self._valid_scores is None or self._valid_scores[0] != steps:
             self._valid_scores = (steps, self._evaluate(self.valid))
         return self._valid_scores[1]
@@ -114,7 +114,7 @@ class Scores:
         self._train_count = 0
 
     def _settled(self) -> float:
-        """Sum of the training losses, once the device has done all steps; what it was still doing is theirs."""
+        """Sum of the training losses, once the device has finished all steps; waiting counts as training."""
         started = time.perf_counter()
         train_loss = self._train_loss.item()
         self.seconds["train"] += time.perf_counter() - started
@@ -135,7 +135,7 @@ class Scores:
             self.reports_since_best += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept between reports; a state is taken where one has just been made."""
+        """What is kept between reports; a state is saved right after a report."""
         return {
             "best_valid_loss": self.best_valid_loss,
             "reports_since_best": self.reports_since_best,

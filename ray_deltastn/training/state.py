@@ -1,4 +1,4 @@
-"""What a saved state and the run it is loaded into must have in common."""
+"""The identity of a run: what a saved state and the run that loads it must have in common."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 2
 def identity(
     method: str, space: Mapping[str, str], settings: Settings, model: nn.Module, steps_per_epoch: int
 ) -> dict[str, Any]:
-    """What a state and the run it is loaded into must have in common."""
+    """What a state and the run that loads it must have in common."""
     schedule = settings.schedule
     return {
         "version": VERSION,
@@ -27,14 +27,14 @@ def identity(
             for name in ("optimizer", "response_optimizer", "hyper_optimizer", "tune_scale")
         },
         "schedule": schedule.get("name") if isinstance(schedule, Mapping) else schedule,
-        # Positions in the data and epochs are counted in minibatches.
+        # Positions in the data, and epochs, are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,
         "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
     }
 
 
 def require_same(state: Any, own: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the first difference, unless the state's identity is the run's own."""
+    """Raise ValueError with the first difference unless the identity of the state is that of the run."""
     saved = state.get("identity") if isinstance(state, Mapping) else None
     if not isinstance(saved, Mapping):
         raise ValueError(f"`state` must be a SelfTuner's state_dict, got {type(state).__name__} without identity")
@@ -52,7 +52,7 @@ def require_same(state: Any, own: Mapping[str, Any]) -> None:
 
 
 def require_parts(state: Mapping[str, Any], parts: Iterable[str]) -> None:
-    """Raise ValueError, naming the first, if parts of a state are missing."""
+    """Raise ValueError with the name of the first part that a state lacks."""
     for part in parts:
         if part not in state:
             raise ValueError(f"`state` must hold '{part}', got {', '.join(sorted(state))}")

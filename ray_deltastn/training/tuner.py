@@ -22,6 +22,7 @@ from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.checks import check_differentiable, check_precision, check_small_batches, try_out
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
+from ray_deltastn.training.export import plain_state
 from ray_deltastn.training.health import Health, divergence
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
@@ -44,9 +45,10 @@ class SelfTuner:
 
     Attributes:
         model: the task's model, trained in place.
-        hyper_lr: learning rate of λ, a number also where the settings say `auto`.
+        hyper_lr: learning rate of λ; a number also if the option is `auto`.
         coverage: which parameters respond; None for a method without response.
-        done: whether the run has ended, and `stop_reason` why.
+        done: whether the run has ended.
+        stop_reason: why the run has ended; empty before.
         last_report: the latest report, empty before the first.
         algorithm: the train step and the hyper step, see `Steps`.
 
@@ -169,7 +171,7 @@ class SelfTuner:
         return self.steps // len(self.train)
 
     def fit(self) -> Iterator[dict[str, Any]]:
-        """Train to the end, one report at a time; continues where a loaded state left off."""
+        """Train to the end, one report at a time; a loaded state is continued."""
         while not self.done:
             yield self.step()
 
@@ -202,7 +204,7 @@ class SelfTuner:
             random_state.restore(outer, self.device)
 
     def arithmetic(self) -> AbstractContextManager[None]:
-        """How float32 products round while inside, by `precision`: PyTorch's switches are global."""
+        """Context in which float32 products round as `precision` says: PyTorch's switches are global."""
         return float32_products(self.settings.precision == "tf32", self.device)
 
     def _train_step(self) -> None:
@@ -218,7 +220,7 @@ class SelfTuner:
             self.scores.seconds["hyper"] += time.perf_counter() - ended
 
     def _set_constant(self, step: int) -> None:
-        """Values of `fixed` in a step: the row of its epoch, or the last one."""
+        """Take the constants of a step: the row of its epoch, or the last row."""
         if not self.method.tunes:
             row = min(step // len(self.train), len(self._fixed_table) - 1)
             self.objective.constant = self._fixed_table[row]
@@ -236,7 +238,7 @@ class SelfTuner:
         return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
 
     def give_up(self, reason: str) -> dict[str, Any]:
-        """End a run that cannot go on, as one with infinite losses, and return its last report.
+        """End a run that cannot continue, with infinite losses, and return its last report.
 
         Args:
             reason: becomes `stop_reason`.
@@ -246,10 +248,10 @@ class SelfTuner:
         return self._assemble(math.inf, known or missing, reason)
 
     def _assemble(self, train_loss: float, scores: dict[str, float], reason: str) -> dict[str, Any]:
-        """A report, and the end of the run if there is a reason for it."""
+        """Make a report, and end the run if there is a reason."""
         if reason:
             self.stop_reason = reason
-            # Infinity is ordered, NaN is not: schedulers and searchers then see a finished, worst trial.
+            # Infinity can be ordered, NaN cannot: so schedulers and searchers see a finished trial with the worst loss.
             scores = {k: math.inf if k.endswith("_loss") else v for k, v in scores.items()}
             train_loss = math.inf
         self.scores.note(scores["valid_loss"])
@@ -259,7 +261,7 @@ class SelfTuner:
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
         values = self.objective.current_values()
-        scale = self.space.scale.detach() * float(self.method.responds)  # zero where nothing is perturbed
+        scale = self.space.scale.detach() * float(self.method.responds)  # zero if nothing is perturbed
         report: dict[str, Any] = {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -283,22 +285,15 @@ class SelfTuner:
         return dict(zip(self.space.names, self.objective.current_values().tolist(), strict=True))
 
     def export(self) -> dict[str, Tensor]:
-        """The tuned network as a `state_dict` of its own plain class.
+        """The tuned network as a `state_dict` of its own class.
 
         For `stn` the weights are r(λ), folded in; for the others they are w₀ as trained.
         """
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        if self.response is not None and not self.method.centered:
-            with torch.no_grad():
-                folded = self.response.fold(self.space.lam.detach())
-            tied = {id(p): folded[n] for n, p in self.model.named_parameters() if n in folded}
-            for name, parameter in self.model.named_parameters(remove_duplicate=False):
-                if id(parameter) in tied:
-                    state[name] = tied[id(parameter)].detach().clone()
-        return state
+        folded = self.response is not None and not self.method.centered
+        return plain_state(self.model, self.response if folded else None, self.space.lam.detach())
 
     def release(self) -> nn.Module:
-        """Take everything of ours off the model, and return it."""
+        """Remove all hooks and bindings from the model, and return it."""
         if self.response is not None:
             self.response.release()
         for regularizer in self.task.regularizers:
@@ -307,7 +302,7 @@ class SelfTuner:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to continue to the bit: tensors and plain values (`weights_only=True` loads them)."""
+        """All that a run needs to continue to the bit: tensors and plain values, which `weights_only=True` loads."""
         return {
             "identity": self._identity(),
             "space": self.space.state_dict(),
@@ -331,15 +326,15 @@ class SelfTuner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.
 
-        Learning rates, momenta and all other options of the optimisers are this run's, so that a scheduler may copy a
-        state and change them; a learning rate that a schedule had decayed stays decayed by the same factor.
+        Learning rates, momenta and all other options of the optimisers are those of this run, so a scheduler may copy
+        a state and change them. A learning rate that a schedule had decayed stays decayed by the same factor.
 
         Raises:
             ValueError: if the state is not one of a run with this space, method, optimisers and model.
         """
         require_same(state, self._identity())
         require_parts(state, self.state_dict())
-        # A state handed over in memory stays its owner's: optimisers would share its buffers.
+        # The optimisers would share the buffers of a state that is handed over in memory.
         state = copy.deepcopy(dict(state))
         self.space.load_state_dict(state["space"])
         self.model.load_state_dict(state["model"])
@@ -354,7 +349,7 @@ class SelfTuner:
         self.steps = state["steps"]
         self._set_constant(max(0, self.steps - 1))
         self.scores.load_state_dict(state)
-        # A run that had done all its epochs goes on if this one has more of them.
+        # A run that had done all its epochs continues if this one has more of them.
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])

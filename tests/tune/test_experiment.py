@@ -127,7 +127,7 @@ def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damag
         ("tune.metric=valid_los", "did you mean `best_valid_loss`"),
         ("options.widht=12", "did you mean `options.width`"),
         ("search.lr=uniform(-1, 1)", "`lr > 0` must hold, got lr=-1"),
-        ("train.method=ift", "'ift' differentiates the training loss in the hyperparameters"),
+        ("train.method=ift", "must act through penalties for 'ift', which differentiates the training loss"),
         ("search.method=choice(['delta-stn', 'unrolled'])", "got 'dropout', of Dropout"),
         ("search.optimizer=choice(['sgd', 'adam'])", None),
     ],

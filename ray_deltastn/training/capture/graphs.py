@@ -1,8 +1,8 @@
-"""Train and hyper steps captured once and replayed: as CUDA graphs on a GPU, as traces on a CPU.
+"""Train and hyper steps that are captured once and replayed.
 
-A small network is bound by the host, which finds out anew in each step which hundred operations to call. Each step is
-captured by itself, not the whole cycle of train and hyper steps: intervals, warm-up, and where in a cycle the smaller
-last minibatch of a pass falls, make no difference then. It costs a copy of the minibatch and a few calls for each step.
+In a small network the host takes most of the time: in each step it chooses the same hundred operations again. Each step
+is captured by itself, not the whole cycle of train and hyper steps. So the intervals, the warm-up, and the place of the
+smaller last minibatch in a cycle make no difference. This costs a copy of the minibatch and a few calls for each step.
 """
 
 from __future__ import annotations
@@ -10,136 +10,20 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Steps
-from ray_deltastn.training import random_state
-from ray_deltastn.training.capture.trace import Trace
+from ray_deltastn.training.capture.recorders import Recorder, TraceRecorder
 from ray_deltastn.training.health import RunWarning
 
-#: Steps on minibatches of one shape that run as they are before the next one is captured: libraries choose their
-#: kernels, optimisers make their buffers.
+#: Eager steps on minibatches of one shape before the next step is captured. In these steps libraries choose their
+#: kernels, and optimisers make their buffers.
 EAGER = 3
-#: Shapes of minibatches that are captured, for each kind of step; each holds memory of its own.
+#: Largest number of shapes of minibatches that are captured, for each kind of step; each capture holds memory.
 SHAPES = 4
-
-Run = Callable[[], Tensor]
-_DRAWS = "it draws from Python's or NumPy's random numbers, which would not be drawn again"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A captured step.
-
-    Attributes:
-        replay: executes it, on the same tensors each time; None if it cannot be captured, and `reason` says why.
-        result: what it gave if capturing has executed it.
-    """
-
-    replay: Run | None
-    result: Tensor | None = None
-    reason: str = ""
-
-
-class Recorder(Protocol):
-    """What can capture a step."""
-
-    compares: bool
-
-    def eager(self, run: Run) -> Tensor:
-        """Run a step as it is, where steps are captured later."""
-        ...
-
-    def record(self, run: Run) -> Recording:
-        """Capture a step; an exception leaves everything as if it had not been tried."""
-        ...
-
-
-class TraceRecorder:
-    """Writes down the operations of a step on a CPU while it runs."""
-
-    #: Whether the first replay is compared with the step itself.
-    compares = True
-
-    def eager(self, run: Run) -> Tensor:
-        """Run a step as it is."""
-        return run()
-
-    def record(self, run: Run) -> Recording:
-        """Run a step and keep its operations."""
-        before = random_state.host_draws(torch_too=False)
-        with Trace() as trace:
-            result = run()
-        drew = random_state.host_draws(torch_too=False) != before
-        reason = _DRAWS if drew else trace.reason
-        return Recording(None if reason else trace.player(result), result, reason)
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    # One for all trials of a process: libraries keep a workspace for each stream they have seen.
-    return torch.cuda.Stream(device)
-
-
-class CudaRecorder:
-    """Captures CUDA graphs.
-
-    Args:
-        device: the training device.
-        generators: the explicit generators that a step draws from; PyTorch's default one is always captured.
-    """
-
-    compares = False
-
-    def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
-        self.device = device
-        self.generators = generators
-        self.stream = _stream(device)
-        # Graphs run one after the other and their results are copied, so they share their memory.
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def eager(self, run: Run) -> Tensor:
-        """Run a step as it is, on the stream of the captures."""
-        usual = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(usual)
-        with torch.cuda.stream(self.stream), warnings.catch_warnings():
-            # These very optimisers are captured a few steps later.
-            warnings.filterwarnings("ignore", message=".*capturable=True")
-            result = run()
-        usual.wait_stream(self.stream)
-        return result
-
-    def record(self, run: Run) -> Recording:
-        """Capture a step as a graph, without executing it."""
-        outer = random_state.capture(torch.device("cpu"))
-        before = random_state.host_draws()
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        # A loader's thread may pin memory meanwhile, which a capture that forbids it to all threads would not survive.
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-                result = run()
-            if random_state.host_draws() != before:
-                raise RuntimeError(_DRAWS)
-        except BaseException:
-            random_state.restore(outer, torch.device("cpu"))
-            # A capture that broke may have left them in the belief that it goes on.
-            index = torch.cuda.current_device() if self.device.index is None else self.device.index
-            for generator in (torch.cuda.default_generators[index], *self.generators):
-                generator.graphsafe_set_state(generator.clone_state())
-            raise
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return Recording(replay)
 
 
 class _Captured:
@@ -154,20 +38,20 @@ class _Captured:
         assert self.recording.replay is not None
         self.x.copy_(x)
         self.y.copy_(y)
-        # The next replay of a graph writes over its result.
+        # The next replay of a graph overwrites its result.
         return self.recording.replay().clone()
 
 
 class GraphedSteps:
     """The updates of `Steps`, each step captured once per shape of its minibatch and replayed.
 
-    A graph holds the numbers of the moment it was captured: learning rates, other options of the optimisers, and the
-    row of constant hyperparameters. Where one of them changes, the steps are captured anew. No step is taken twice.
+    A capture holds the numbers of its moment: learning rates, other options of the optimisers, and the row of constant
+    hyperparameters. If one of them changes, the steps are captured again. No step is taken twice.
 
     Args:
         steps: the steps to capture.
         recorder: captures.
-        must: raise if a step cannot be captured; else warn and go on without graphs.
+        must: raise if a step cannot be captured; otherwise warn and go on with eager steps.
 
     Raises:
         RuntimeError: from a step that cannot be captured, if it must be.
@@ -184,7 +68,7 @@ class GraphedSteps:
         self.recorder = recorder
         self.must = must
         self._refused: set[str] = set()
-        # Where they are held, not which they are: a buffer may be exchanged for another one.
+        # The places of the buffers, not the buffers: a module may replace a buffer.
         self._buffers = [(m._buffers, name) for m in self.objective.model.modules() for name in m._buffers]
         self._seen: Counter[tuple[Hashable, ...]] = Counter()
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
@@ -203,14 +87,14 @@ class GraphedSteps:
         return self.steps.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; optimisers that load one have other buffers than the captured ones."""
+        """Continue from a state; optimisers make new buffers when they load one, so all captures are dropped."""
         self.steps.load_state_dict(state)
         self._captured.clear()
         self._seen.clear()
 
     @property
     def captured(self) -> bool:
-        """Whether steps of every kind are replayed by now, as far as they have been taken."""
+        """Whether steps of every kind that has been taken are replayed now."""
         kinds = {key[0] for key in self._seen}
         return bool(kinds) and not self._refused and kinds == {key[0] for key in self._captured}
 
@@ -237,7 +121,7 @@ class GraphedSteps:
     def _compare(
         self, captured: _Captured, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
-        """Replay a step for the first time, take it back, take the step itself, and compare."""
+        """Replay a step for the first time, undo it, take the eager step, and compare the two."""
         state, generator = self._state(), self.objective.generator
         before = [tensor.clone() for tensor in state]
         draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
@@ -258,7 +142,7 @@ class GraphedSteps:
         return result
 
     def _state(self) -> list[Tensor]:
-        """All that a step may change."""
+        """All tensors that a step may change."""
         objective = self.objective
         kept = [t for o in self._optimizers for s in o.state.values() for t in s.values()]
         found = [*objective.model.parameters(), *objective.model.buffers(), *self.steps.response]
@@ -267,7 +151,7 @@ class GraphedSteps:
     def _capture(
         self, key: tuple[Hashable, ...], name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
-        """Take a step and keep it captured, if it can be."""
+        """Take a step, and keep its capture if it can be captured."""
         try:
             captured = _Captured(self.recorder, step, x, y)
             reason, result = captured.recording.reason, captured.recording.result
@@ -275,10 +159,10 @@ class GraphedSteps:
             raise
         except Exception as error:
             if isinstance(self.recorder, TraceRecorder):
-                raise  # the step's own error
-            # What broke the capture comes before what ending it says.
+                raise  # the error is the step's
+            # The error that broke the capture is the context of the error at its end.
             reason, result = _first_line(error.__context__ or error), None
-            # Other graphs draw from the state that the generators had.
+            # The other graphs draw from the generators' old state.
             self._captured.clear()
         if not reason:
             self._captured[key] = captured
@@ -291,7 +175,7 @@ class GraphedSteps:
         return step(x, y) if reason else captured(x, y)
 
     def _now(self) -> tuple[Hashable, ...]:
-        """What a graph takes as constant; learning rates, which change most, first."""
+        """The values that a capture holds as constants; learning rates, which change most often, come first."""
         rates: list[Hashable] = []
         rest: list[Hashable] = [self.steps.options]
         for optimizer in self._optimizers:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import ray_deltastn as rd
 from ray_deltastn.training.capture import graphs
-from ray_deltastn.training.capture.graphs import EAGER, CudaRecorder, GraphedSteps, Recording
+from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
+from ray_deltastn.training.capture.recorders import CudaRecorder, Recording
 from ray_deltastn.tune.config import ExperimentConfig
 from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, told
 
