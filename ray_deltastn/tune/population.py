@@ -166,7 +166,7 @@ def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Seq
     """
     ids = {trial.experiment_tag.split("@")[0]: trial.trial_id for trial in trials}
     place = dict.fromkeys(reports, 0)  # per trial, the index after the report that belongs to its last copy
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in global_log.read_text().splitlines():
         tag, source, iteration, _, old, new = json.loads(line)
         before, after = flat(old), flat(new)
@@ -188,7 +188,8 @@ def lineage(global_log: Path, trials: Iterable[Trial], reports: Mapping[str, Seq
         for name in changed:
             row |= {f"from/{name}": before.get(name), f"to/{name}": after[name]}
         rows.append(row)
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
