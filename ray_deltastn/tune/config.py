@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import difflib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from ray import tune
 
 from ray_deltastn.methods import get_method
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.tune.places import check_place, require_own
+from ray_deltastn.tune.places import unknown_key as unknown_key  # used by other commands too
 from ray_deltastn.tune.schedulers import CHANGING, PAUSING
-
-DOMAINS = (
-    "uniform",
-    "loguniform",
-    "quniform",
-    "qloguniform",
-    "randint",
-    "lograndint",
-    "qrandint",
-    "qlograndint",
-    "choice",
-)
+from ray_deltastn.tune.search.axes import Axis, Choice
+from ray_deltastn.tune.search.domains import parse_domain, read_domain
 
 
 class ConfigError(ValueError):
-    """A configuration that breaks a rule; the message is one line."""
+    """Error for a configuration that breaks a rule; the message is one line."""
 
 
 ConfigKind = TypeVar("ConfigKind", bound="ExperimentConfig")
@@ -52,16 +39,17 @@ class TuneSection(_Section):
         scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median`, `pbt` or `pb2`; see
             `make_scheduler`.
         num_samples: number of trials.
-        budget: epochs of all trials together after which the experiment ends; by default it ends with its last trial.
-        metric: column of the reports that is optimised.
-        mode: `min` or `max`.
-        max_concurrent: trials at a time; by default as many as fit the CPUs.
+        budget: number of epochs, of all trials together, after which the experiment ends; by default it ends with its
+            last trial.
+        metric: the key of a report that is optimised.
+        mode: whether the metric is minimised (`min`) or maximised (`max`).
+        max_concurrent: number of trials that run at the same time; by default as many as the CPUs allow.
         cpu: CPUs of one trial.
-        gpu: GPUs of one trial, may be a fraction.
-        checkpoint_every: reports between checkpoints of a trial.
-        max_failures: restarts of a trial that crashed or was killed.
+        gpu: GPUs of one trial; may be a fraction.
+        checkpoint_every: number of reports between two checkpoints of a trial.
+        max_failures: how often a trial is restarted after it crashed or was killed.
         seed: seed of the searcher.
-        warm_start: begin each trial with the hyperparameters learned by the nearest of the best finished ones.
+        warm_start: start each trial with the hyperparameters that the nearest of the best finished trials has learned.
     """
 
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
@@ -89,11 +77,12 @@ class ExperimentConfig(_Section):
 
     Attributes:
         task: name of a ready task, or an import string `module:function`.
-        options: what the task's function reads.
+        options: the task's own options, which its function reads. An option of `Settings`, `task`, `resources` and
+            `warm_start` are refused here: they would replace what other sections say.
         train: options of `Settings`, the same for all trials.
-        search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`; a dot reaches into a mapping, as in
-            `hyperparameters.dropout`, or into the task's own options, as in `options.width`. `hyperparameters: all`
-            searches, for method `fixed`, all of the task's hyperparameters, each in its own range.
+        search: option → Tune domain as text, such as `loguniform(0.01, 0.3)`. A dot reaches into a mapping, as in
+            `hyperparameters.dropout`, or into the task's own options, as in `options.width`. With method `fixed`,
+            `hyperparameters: all` searches all hyperparameters of the task, each in its own range.
         tune: how trials are searched and run.
     """
 
@@ -102,6 +91,13 @@ class ExperimentConfig(_Section):
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, str] = Field(default_factory=dict)
     tune: TuneSection = TuneSection()
+
+    @field_validator("options")
+    @classmethod
+    def _own_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            require_own(f"options.{name}", name, "train", value)
+        return options
 
     @field_validator("train")
     @classmethod
@@ -129,38 +125,37 @@ class ExperimentConfig(_Section):
             raise ConfigError(first_error(error, cls)) from None
 
     def model_post_init(self, context: Any) -> None:
-        """Check what concerns several sections."""
+        """Check the rules that concern several sections."""
         for name, text in self.search.items():
-            head = name.split(".")[0]
-            if head == "hyperparameters":
+            if name.split(".")[0] == "hyperparameters":
                 self._check_constant(name)
-            if name == "hyperparameters":
-                if text != "all":
-                    raise ValueError(
-                        f"`search.hyperparameters` must be `all`, got {text!r}; one of them is `{name}.NAME`"
-                    )
-                continue
-            if head not in (*Settings.names(), "options"):
-                raise ValueError(unknown_key(f"search.{name}", [f"search.{n}" for n in (*Settings.names(), "options")]))
-            if _holds(self.train, name):
-                raise ValueError(f"`{name}` must be either in `train` or in `search`, got both")
-            if _holds({"options": self.options}, name):
-                raise ValueError(f"`{name}` must be either in `options` or in `search`, got both")
-            self._check_ends(name, parse_domain(name, text))
-
+            if name != "hyperparameters":
+                check_place(name, self.search, self.train, self.options)
+                self._check_values(name)
+            elif text != "all":
+                raise ValueError(f"`search.hyperparameters` must be `all`, got {text!r}; one of them is `{name}.NAME`")
         self._check_tune()
 
+    def _check_values(self, name: str) -> None:
+        """Raise ValueError if the domain is not readable, or one of its values would break the rule of its option."""
+        values = self.extremes(name)
+        if name == "method" and not isinstance(self._axis(name), Choice):
+            raise ValueError(f"`search.method` must be a choice, got {self.search[name]!r}")
+        if name in Settings.names():
+            for value in values:
+                Settings(**{**self.train, name: value})
+
     def _check_tune(self) -> None:
-        """Raise ValueError if scheduler, searcher and warm start do not go together."""
+        """Raise ValueError if scheduler, searcher and warm start cannot be combined."""
         if self.tune.scheduler in PAUSING and self.tune.max_concurrent is not None:
             raise ValueError(
-                f"`tune.max_concurrent` must be left out with `tune.scheduler: {self.tune.scheduler}`, which pauses "
-                f"trials and needs them all alive, got {self.tune.max_concurrent}; as many run as fit the CPUs"
+                f"`tune.max_concurrent` must not be given with `tune.scheduler: {self.tune.scheduler}`, which pauses "
+                f"trials and needs all of them alive, got {self.tune.max_concurrent}; as many run as the CPUs allow"
             )
         if self.tune.scheduler in CHANGING and self.tune.searcher not in ("random", "grid"):
             raise ValueError(
-                f"`tune.scheduler: {self.tune.scheduler}` changes options itself and needs `tune.searcher: random` or "
-                f"`grid`, got {self.tune.searcher!r}"
+                f"`tune.scheduler: {self.tune.scheduler}` changes options itself, so `tune.searcher` must be `random` "
+                f"or `grid`, got {self.tune.searcher!r}"
             )
         if self.tune.warm_start:
             if self.tune.searcher in ("random", "grid"):
@@ -173,17 +168,17 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"`tune.warm_start` needs methods that tune hyperparameters, got {fixed[0]!r}")
 
     def _check_constant(self, name: str) -> None:
-        """Raise ValueError if trials may have a method that tunes the hyperparameters itself."""
+        """Raise ValueError if the method of a trial can be one that tunes the hyperparameters itself."""
         tuning = [method for method in self.methods() if get_method(method).tunes]
         if tuning:
             raise ValueError(f"`search.{name}` needs `method: fixed`, got {tuning[0]!r}, which tunes them itself")
 
     def with_ranges(self, ranges: Mapping[str, tuple[str, float, float]]) -> ExperimentConfig:
-        """This experiment with `hyperparameters: all` spelt out.
+        """Return this experiment with every hyperparameter named in `search` instead of `hyperparameters: all`.
 
         Args:
-            ranges: of the task's space, see `HyperSpace.search_ranges`; what the file itself gives, ranges and
-                constants, stays.
+            ranges: ranges of the task's space, see `HyperSpace.search_ranges`. A range or a constant that the file
+                gives is kept.
         """
         if "hyperparameters" not in self.search:
             return self
@@ -193,26 +188,31 @@ class ExperimentConfig(_Section):
         given = {name: text for name, text in self.search.items() if name != "hyperparameters"}
         return self.model_copy(update={"search": {**every, **given}})
 
-    def _check_ends(self, name: str, domain: Any) -> None:
-        """Raise ValueError if an option would break its rule somewhere in its domain."""
-        if name not in Settings.names():
-            return
-        ends = getattr(domain, "categories", None)
-        if ends is None:
-            # Tune's upper bounds are exclusive.
-            whole = isinstance(domain.upper, int)
-            ends = [domain.lower, domain.upper - 1 if whole else math.nextafter(domain.upper, domain.lower)]
-        for end in ends:
-            Settings(**{**self.train, name: end})
+    def _axis(self, name: str) -> Axis:
+        """Return the axis of a key of `search`."""
+        return read_domain(f"search.{name}", parse_domain(name, self.search[name]))
+
+    def extremes(self, name: str) -> list[Any]:
+        """Return the values of an option that decide whether its rule holds in all trials.
+
+        These are the smallest and the largest value of a range, all categories of a choice, or the constant.
+
+        Args:
+            name: a key of `search`, or an option of `Settings`.
+
+        Raises:
+            ValueError: if the domain is not supported or has no values.
+        """
+        if name in self.search:
+            return list(self._axis(name).extremes)
+        return [self.train.get(name, Settings.model_fields[name].default)]
 
     def methods(self) -> list[Any]:
-        """The methods that trials of this experiment may have."""
-        if "method" in self.search:
-            return list(parse_domain("method", self.search["method"]).categories)
-        return [self.train.get("method", Settings.model_fields["method"].default)]
+        """Return the methods that trials of this experiment can have."""
+        return self.extremes("method")
 
     def param_space(self) -> dict[str, Any]:
-        """Config of a trial, with Tune domains where it is searched."""
+        """Return the config of a trial; the searched options are Tune domains."""
         space: dict[str, Any] = {
             "task": self.task,
             **copy.deepcopy(self.options),
@@ -229,46 +229,20 @@ class ExperimentConfig(_Section):
 
 
 def option_of(searched: str) -> str:
-    """Name in a trial's config of a key of `search`: `options.width` is the task's `width`."""
+    """Return the name that a key of `search` has in a trial's config: `options.width` becomes `width`."""
     return searched.removeprefix("options.")
 
 
-def _holds(section: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(section, dict) or part not in section:
-            return False
-        section = section[part]
-    return True
-
-
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """One line about a key that is not known, with the nearest one that is."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known) or 'none here'}"
-    return f"`{key}` is not a known key{hint}"
-
-
-def parse_domain(name: str, text: str) -> Any:
-    """The Tune domain that a text such as `loguniform(0.01, 0.3)` names.
-
-    Raises:
-        ValueError: if the text is no domain.
-    """
-    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", str(text), re.DOTALL)
-    if match is None or match[1] not in DOMAINS:
-        raise ValueError(f"`search.{name}` must be one of {', '.join(DOMAINS)} with its bounds, got {text!r}")
-    try:
-        arguments = ast.literal_eval(f"({match[2]},)")
-        return getattr(tune, match[1])(*arguments)
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise ValueError(f"`search.{name}` must be a domain with its bounds, got {text!r}: {error}") from None
-
-
 def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping in a file, with overrides, not yet checked.
+    """Return the mapping in a YAML file, with overrides; it is not checked yet.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value` with dots for sections; values are YAML.
 
     Raises:
-        ConfigError: if the file cannot be read or an override reaches nowhere.
+        ConfigError: if the file cannot be read, or an override is not `key=value` or reaches into a value that is not
+            a mapping.
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -285,7 +259,7 @@ def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"`--set` must be key=value, got {override!r}")
         *path_, last = key.split(".")
-        # Keys of `search` may hold dots themselves: `search.hyperparameters.dropout`.
+        # Keys of `search` contain dots themselves: `search.hyperparameters.dropout`.
         if path_ and path_[0] == "search":
             path_, last = ["search"], ".".join([*path_[1:], last])
         inner = data
@@ -301,7 +275,12 @@ def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError, section: type[_Section]) -> str:
-    """One line about the first of the rules that a configuration of this kind breaks."""
+    """Return one line about the first rule that a configuration breaks.
+
+    Args:
+        error: the error of pydantic.
+        section: the class of the configuration.
+    """
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -27,9 +28,7 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.checks import check_differentiable
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
-from ray_deltastn.training.settings import Settings
-from ray_deltastn.tune.budget import EpochBudget
-from ray_deltastn.tune.config import ExperimentConfig, option_of, parse_domain, unknown_key
+from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
@@ -46,8 +45,9 @@ from ray_deltastn.tune.folder.pruning import PruneCheckpoints
 from ray_deltastn.tune.folder.results import collect, write_results
 from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
 from ray_deltastn.tune.guards import alone, check_free, check_owner, check_resumable, check_shared, slots_of
+from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
-from ray_deltastn.tune.schedulers import PAUSING, lineage, make_scheduler
+from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
@@ -246,22 +246,14 @@ def _note_driver(path: Path, searcher: float, wall: float) -> None:
 
 
 def _reports(config: ExperimentConfig, task: Task) -> int:
-    """Reports of a whole trial; of the longest, where the number of epochs is searched."""
-    settings = Settings(**config.train)
-    epochs = settings.epochs
-    if "epochs" in config.search:
-        domain = parse_domain("epochs", config.search["epochs"])
-        epochs = max(getattr(domain, "categories", None) or [domain.upper - 1])
-    if settings.steps_per_report is None and "steps_per_report" not in config.search:
+    """Return the number of reports of a whole trial; of the longest trial, if trials differ."""
+    epochs = int(max(config.extremes("epochs")))
+    intervals = config.extremes("steps_per_report")
+    if all(interval is None for interval in intervals):
         return epochs
-    least = {name: getattr(settings, name) for name in ("batch_size", "steps_per_report")}
-    for name in least:
-        if name in config.search:
-            domain = parse_domain(name, config.search[name])
-            least[name] = min(getattr(domain, "categories", None) or [domain.lower])
-    steps = epochs * len(stream(task.train, least["batch_size"], "train", torch.device("cpu"), 0))
-    found: int = -(-steps // least["steps_per_report"])
-    return found
+    batch_size = int(min(config.extremes("batch_size")))
+    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0))
+    return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
 
 
 def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
@@ -272,7 +264,8 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
         searched hyperparameter spelt out; and how many reports a whole trial makes, at most.
 
     Raises:
-        ValueError: if the task breaks a rule, seems to misspell one of its options, or never reports the metric.
+        ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
+            domain, or the task never reports the metric.
     """
     searched = [option_of(name) for name in config.search if name.startswith("options.")]
     watched = Watched({"task": config.task, **config.options, **config.train})
@@ -295,6 +288,9 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     }
     if "hyperparameters" in config.search:
         config = config.with_ranges(task.space.search_ranges())
-    searched_hyperparameters = [n.partition(".")[2] for n in config.search if n.startswith("hyperparameters.")]
-    task.space.require(searched_hyperparameters, "`search.hyperparameters`")
+    constants = {name.partition(".")[2]: name for name in config.search if name.startswith("hyperparameters.")}
+    task.space.require(constants, "`search.hyperparameters`")
+    for name, key in constants.items():
+        for value in config.extremes(key):
+            task.space.hyperparameters[name].check_value(name, value)
     return about, config, _reports(config, task)

@@ -7,12 +7,12 @@ from typing import Any
 
 
 def flat(nested: Mapping[str, Any], kind: type = object, separator: str = ".") -> dict[str, Any]:
-    """Values of a kind by the names that lead to them, joined by a separator.
+    """Return the values of nested mappings by the names that lead to them, joined by a separator.
 
     Args:
         nested: mapping of mappings.
-        kind: what is kept.
-        separator: between the names.
+        kind: type of the values to return; others are left out.
+        separator: text between the names.
     """
     found: dict[str, Any] = {}
     for name, value in nested.items():
@@ -24,7 +24,7 @@ def flat(nested: Mapping[str, Any], kind: type = object, separator: str = ".") -
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as mappings of mappings."""
+    """Return values by dotted name as nested mappings; the inverse of `flat`."""
     nested: dict[str, Any] = {}
     for name, value in named.items():
         *path, last = name.split(".")
@@ -36,7 +36,7 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with the values of another one in their places, and all else as it was."""
+    """Return a nested mapping in which the values of `over` replace those of `base`; all others are kept."""
     found = dict(base)
     for name, value in over.items():
         inner = found.get(name)

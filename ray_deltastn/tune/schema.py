@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from ray_deltastn.methods import MethodName
 from ray_deltastn.training.settings import PRESETS, Settings
-from ray_deltastn.tune.config import DOMAINS, ExperimentConfig, TuneSection
+from ray_deltastn.tune.config import ExperimentConfig, TuneSection
+from ray_deltastn.tune.search.domains import DOMAINS
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n     +\S.*)*)", re.MULTILINE)
 

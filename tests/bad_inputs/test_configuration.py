@@ -75,6 +75,76 @@ FILES = {
     "set-unknown-section": (GOOD, ["trian.epochs=5"], ["`trian`", "did you mean `train`"]),
     "set-into-a-value": (GOOD, ["train.epochs.first=5"], ["`--set train.epochs.first`", "mapping", "int", "'epochs'"]),
     "set-invalid-yaml": (GOOD, ["train.epochs=[1"], ["`--set", "train.epochs", "[1"]),
+    "domain-without-values": (
+        GOOD.replace("loguniform(0.01, 0.3)", "uniform(0.3, 0.01)"),
+        [],
+        ["`low < high`", "'search.lr'", "low=0.3, high=0.01"],
+    ),
+    "domain-with-step-zero": (
+        GOOD.replace("loguniform(0.01, 0.3)", "quniform(0.1, 0.3, 0)"),
+        [],
+        ["`search.lr`", "quniform(0.1, 0.3, 0)", "zero"],
+    ),
+    "domain-with-a-value-out-of-range": (
+        GOOD.replace("lr: loguniform(0.01, 0.3)", "batch_size: qrandint(-2, 10, 3)"),
+        [],
+        ["`batch_size >= 1`", "batch_size=0"],
+    ),
+    "method-not-of-a-choice": (
+        GOOD.replace("lr: loguniform(0.01, 0.3)", "method: uniform(0, 1)"),
+        [],
+        ["`search.method`", "choice", "'uniform(0, 1)'"],
+    ),
+    "learning-rate-in-options": (GOOD, ["options.lr=0.5"], ["`options.lr`", "got 0.5", "`train.lr`"]),
+    "mapping-of-settings-in-options": (
+        GOOD,
+        ["options.schedule.name=step"],
+        ["`options.schedule`", "`train.schedule`"],
+    ),
+    "task-in-options": (GOOD, ["options.task=other"], ["`options.task`", "got 'other'", "set `task`"]),
+    "resources-in-options": (GOOD, ["options.resources.cpu=4"], ["`options.resources`", "`tune.cpu` and `tune.gpu`"]),
+    "warm-start-in-options": (GOOD, ["options.warm_start={}"], ["`options.warm_start`", "`tune.warm_start`"]),
+    "learning-rate-in-searched-options": (
+        GOOD,
+        ["search.options.momentum=uniform(0, 0.9)"],
+        ["`search.options.momentum`", "'uniform(0, 0.9)'", "set `search.momentum`"],
+    ),
+    "hyperparameter-in-searched-options": (
+        GOOD,
+        ["search.options.hyperparameters.rate=uniform(0, 0.9)"],
+        ["`search.options.hyperparameters.rate`", "set `search.hyperparameters.rate`"],
+    ),
+    "task-in-searched-options": (
+        GOOD,
+        ["search.options.task=choice(['a', 'b'])"],
+        ["`search.options.task`", "choice(['a', 'b'])", "set `task`"],
+    ),
+    "part-of-resources-in-searched-options": (
+        GOOD,
+        ["search.options.resources.cpu=randint(1, 3)"],
+        ["`search.options.resources.cpu`", "`tune.cpu` and `tune.gpu`"],
+    ),
+    "searched-options-without-a-name": (GOOD, ["search.options=uniform(0, 1)"], ["`search.options`", "NAME"]),
+    "part-of-a-number": (
+        GOOD.replace("lr: log", "momentum.first: log"),
+        [],
+        ["`search.momentum.first`", "not a mapping"],
+    ),
+    "part-of-a-text": (
+        GOOD.replace("epochs: 2", "schedule: cosine"),
+        ["search.schedule.gamma=uniform(0, 1)"],
+        ["`schedule`", "must be a mapping", "`schedule.gamma`", "'cosine'"],
+    ),
+    "part-of-an-option": (
+        GOOD + "options: {width: 3}\n",
+        ["search.options.width.first=uniform(0, 1)"],
+        ["`options.width`", "must be a mapping", "got 3"],
+    ),
+    "key-and-its-part-in-search": (
+        GOOD,
+        ["search.options.net=choice([1])", "search.options.net.width=randint(1, 3)"],
+        ["`options.net`", "`options.net.width`", "not have both"],
+    ),
     "key-in-train-and-search": (
         GOOD.replace("epochs: 2", "lr: 0.1"),
         [],

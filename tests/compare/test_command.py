@@ -7,7 +7,7 @@ import pandas as pd
 from ray_deltastn.cli import main
 from ray_deltastn.compare.plan import CompareConfig
 from ray_deltastn.compare.run import Asked
-from ray_deltastn.tune.budget import EpochBudget
+from ray_deltastn.tune.schedulers import EpochBudget
 
 YAML = """
 task: tests.tune.tiny:build

@@ -14,7 +14,8 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.folder.results import read_results
-from ray_deltastn.tune.schedulers import make_scheduler, mutations, within
+from ray_deltastn.tune.population import mutations, within
+from ray_deltastn.tune.schedulers import make_scheduler
 from tests.tune.tiny import CONFIG, finish, without_times
 
 EPOCHS = 9
@@ -142,9 +143,12 @@ def test_bounds_of_pb2_are_those_of_continuous_ranges():
     scheduler = make_scheduler("pb2", space, reports=8)
     assert scheduler._hyperparam_bounds == {"lr": [1e-3, 1], "hyperparameters": {"dropout": [0, 0.9]}}
     with pytest.raises(
-        ValueError, match=r"`scheduler: pb2` changes numbers on a continuous range only, .* for 'holes'"
+        ValueError,
+        match=r"`scheduler: pb2` changes real numbers only .*, got randint\(0, 5\) for 'hyperparameters\.holes'",
     ):
         make_scheduler("pb2", {"hyperparameters": {"holes": tune.randint(0, 5)}}, reports=8)
+    with pytest.raises(ValueError, match=r"`scheduler: pb2` .*, got choice\(\[0.1, 0.2\]\) for 'lr'"):
+        make_scheduler("pb2", {"lr": tune.choice([0.1, 0.2])}, reports=8)
     with pytest.raises(ValueError, match=r"`scheduler: pb2` needs one of lr"):
         make_scheduler("pb2", {}, reports=8)
 
@@ -191,8 +195,11 @@ def test_perturbed_values_stay_in_their_domains_and_choices_stay_choices():
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["tune.scheduler=pbt", "tune.searcher=bo"], "`tune.scheduler: pbt` changes options itself and needs"),
-        (["tune.scheduler=hyperband", "tune.max_concurrent=2"], "`tune.max_concurrent` must be left out with"),
+        (
+            ["tune.scheduler=pbt", "tune.searcher=bo"],
+            "`tune.scheduler: pbt` changes options itself, so `tune.searcher` must be",
+        ),
+        (["tune.scheduler=hyperband", "tune.max_concurrent=2"], "`tune.max_concurrent` must not be given with"),
         (["tune.warm_start=true"], "`tune.warm_start` needs a searcher that learns"),
     ],
 )

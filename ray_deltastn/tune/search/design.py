@@ -1,24 +1,24 @@
-"""Where the search's random numbers come from, and its first points: Latin hypercubes, one after another."""
+"""The random generators of a search, and its first points: a sequence of Latin hypercubes."""
 
 from __future__ import annotations
 
 import numpy as np
 from skopt.sampler import Lhs
 
-#: Streams of random numbers of one seed.
+#: The two independent streams of random numbers of one seed.
 SUGGESTION, DESIGN = 0, 1
 
 
 def generator(seed: int, stream: int, index: int) -> np.random.RandomState:
-    """A generator of its own for each number in a stream."""
+    """Return the random generator of one index in a stream; different indices give independent generators."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed, spawn_key=(stream, index))))
 
 
 class Design:
-    """Latin hypercubes in the unit cube; a point depends on the seed and its number alone.
+    """A sequence of Latin hypercubes in the unit cube; a point depends only on the seed and on its number.
 
     Args:
-        seed: of the search.
+        seed: seed of the search.
     """
 
     def __init__(self, seed: int) -> None:
@@ -27,7 +27,13 @@ class Design:
         self._rows: list[list[float]] = []
 
     def row(self, number: int, rows: int, axes: int) -> list[float]:
-        """Point of this number, counted from 0, of hypercubes with so many rows and axes each."""
+        """Return one point of the sequence, one number in [0, 1] per axis.
+
+        Args:
+            number: number of the point, from 0.
+            rows: points in each hypercube.
+            axes: axes of the cube.
+        """
         block, index = divmod(number, rows)
         if self._block != block:
             lhs = Lhs(criterion="maximin", iterations=100)

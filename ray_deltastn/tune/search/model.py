@@ -1,9 +1,11 @@
-"""The Gaussian process of `SkOptSearch`: fitted to finished trials, told a lie for each running one."""
+"""The Gaussian process of `SkOptSearch`: it is fitted to finished trials and assumes a loss for each running one.
+
+An assumed loss is called a lie, as in the literature (constant liar, kriging believer).
+"""
 
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from skopt import Optimizer
@@ -14,7 +16,9 @@ from ray_deltastn.tune.search.space import Point, SearchSpace
 
 logger = logging.getLogger(__name__)
 
+#: What is assumed of a running trial: what the model predicts, or the mean or the worst loss so far.
 LIES = ("model", "mean", "worst")
+#: A loss counts at most as `median + CEILING * (median - best)`.
 CEILING = 10.0
 
 
@@ -26,27 +30,30 @@ def fit(
     lie: str,
     acq_func: str,
     rng: np.random.RandomState,
-) -> Any:
-    """Fit to the finished trials, add the lies, and return skopt's optimiser; None where the fit fails.
+) -> Optimizer | None:
+    """Fit the model to the finished trials, add the running ones, and return an optimiser of skopt.
 
     Args:
         space: the search space.
         known: points of the finished trials.
-        losses: their values, smaller is better; None where a trial failed. At least one is finite.
-        running: points of the trials in flight.
-        lie: what a running trial is told: one of `LIES`.
+        losses: losses of the finished trials, smaller is better; None for a failed one. At least one is a number.
+        running: points of the running trials.
+        lie: what is assumed of a running trial, one of `LIES`.
         acq_func: acquisition function of skopt.
         rng: source of randomness.
+
+    Returns:
+        The optimiser, whose `ask` proposes a point; None if the fit fails.
     """
     cube = normalize_dimensions(space.dimensions)
     x, y = [space.features(point) for point in known], told(losses)
     lies = [space.features(point) for point in running]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # repeated points and bounds of the kernel: nothing a user can act on
+            warnings.simplefilter("ignore")  # about repeated points and kernel bounds, which a user cannot change
             fitted = cook_estimator("GP", cube, random_state=rng.randint(2**31 - 1), n_restarts_optimizer=1)
             fitted.fit(cube.transform(x), y)
-            # lies must not bend the kernel: it stays as fitted, with the noise (skopt zeroes it there) as alpha
+            # The lies must not change the kernel: it is kept as fitted. skopt has set its noise to zero; alpha adds it.
             model = GaussianProcessRegressor(
                 fitted.kernel_, alpha=max(fitted.noise_ or 0.0, 1e-10), optimizer=None, normalize_y=True
             )
@@ -61,17 +68,17 @@ def fit(
                 acq_func=acq_func,
                 acq_optimizer_kwargs={"n_points": 2000, "n_restarts_optimizer": 3},
                 random_state=rng,
-                avoid_duplicates=False,  # the searcher does it, by configs instead of by coordinates
+                avoid_duplicates=False,  # the searcher avoids them: it compares configs instead of coordinates
             )
             optimizer.tell(x + lies, y)
-    except (ValueError, np.linalg.LinAlgError) as error:  # an exception here would end the whole experiment
+    except (ValueError, np.linalg.LinAlgError) as error:  # an exception would end the whole experiment
         logger.warning("the Gaussian process could not be fitted (%s); an initial point is suggested", error)
         return None
     return optimizer
 
 
 def told(losses: Sequence[float | None]) -> list[float]:
-    """Return y of the finished trials: capped, failed ones as the worst, mean 0 and deviation 1."""
+    """Return y of the finished trials: losses up to the ceiling, standardised; a failed trial has the worst loss."""
     values = sorted(loss for loss in losses if loss is not None)
     top = min(ceiling(values), values[-1])
     y = np.array([top if loss is None else min(loss, top) for loss in losses])
@@ -79,9 +86,12 @@ def told(losses: Sequence[float | None]) -> list[float]:
 
 
 def ceiling(values: Sequence[float]) -> float:
-    """Return the largest y told: `median + 10 (median - best)`, or the smallest y above the median if median = best.
+    """Return the largest loss that the model is told: `median + 10 (median - best)`.
 
-    `values` is sorted, smallest (best) first; the median is the lower one.
+    If the median equals the best, it is the smallest loss above the median, or the median if there is none.
+
+    Args:
+        values: losses, sorted, the best (smallest) first. Of an even number the lower median counts.
     """
     median = values[(len(values) - 1) // 2]
     if median > values[0]:

@@ -1,75 +1,74 @@
-"""Bayesian optimisation for Ray Tune with scikit-optimize's Gaussian process.
+"""Bayesian optimisation for Ray Tune with the Gaussian process of scikit-optimize (skopt).
 
 | symbol | name in code | meaning                                                                                  |
 |--------|--------------|------------------------------------------------------------------------------------------|
-| x      | point        | one code per searched key (`skopt_space`)                                                |
-| v      | value        | a trial's metric; None where it failed, diverged or lacks the metric                     |
+| x      | point        | one code per searched key (`ray_deltastn.tune.search.space`)                             |
+| v      | value        | the metric of a trial; None if the trial failed, diverged or did not report the metric   |
 | y      | y            | what the model is told, smaller is better: ±v, at most the ceiling, then standardised    |
-| ŷ      | lie          | y assumed for a running trial, forgotten when its value comes                            |
+| ŷ      | lie          | y assumed for a running trial, replaced when its value is known                          |
 
-The model is built anew, with one fit, for each suggestion that needs it, from the finished and running trials and a
-random generator derived from (seed, number of suggestions so far). So the state to save is small, plain and complete.
+Each suggestion that needs the model fits a new one, to the finished and running trials, with a random generator that
+depends on the seed and the number of suggestions so far. Therefore the state to save is small, plain and complete.
 """
 
 import logging
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import Searcher
-from skopt.acquisition import gaussian_ei
 
-from ray_deltastn.tune.search.axes import Code, unresolved
-from ray_deltastn.tune.search.design import SUGGESTION, Design, generator
-from ray_deltastn.tune.search.model import LIES, fit
+from ray_deltastn.tune.search.axes import Code
+from ray_deltastn.tune.search.domains import unresolved
+from ray_deltastn.tune.search.model import LIES
+from ray_deltastn.tune.search.proposals import ACQUISITIONS, Proposals
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import FORMAT, Finished, Running, parse, read_file, require, write_file
 
 logger = logging.getLogger(__name__)
 
-ACQUISITIONS = ("EI", "LCB", "PI", "gp_hedge")
-
 
 class SkOptSearch(Searcher):
     """Bayesian optimisation over Tune domains with a Gaussian process.
 
-    The first points are a Latin hypercube. Then, for each suggestion, a Gaussian process is fitted to the finished
-    trials, told a lie for each running one, and the point with the best acquisition is taken. A point that is running
-    or finished is not suggested again unless a finite space is exhausted. Equal seeds and equal calls give equal
-    suggestions, also across `save` and `restore`.
+    The first points are a Latin hypercube. Later points maximise the acquisition function of a Gaussian process, which
+    is fitted to the finished trials and assumes a value for each running one. A point that is running or finished is
+    suggested again only if the space is finite and exhausted. Equal seeds and equal calls give equal suggestions, also
+    after `save` and `restore`.
 
-    Trials that fail, diverge (NaN, inf) or lack the metric count as the worst finite value so far, and are kept out
-    while there is none. Values above `median + 10 (median - best)` are told as that (as the smallest value above the
-    median if median = best), so that a few enormous losses do not flatten the model, as long as they are under half.
+    A trial that fails, diverges (NaN, inf) or does not report the metric counts as the worst finite value so far. If
+    there is no finite value yet, it does not count. A value above `median + 10 (median - best)` counts as this bound
+    (if median = best: as the smallest value above the median). So a few enormous losses do not flatten the model, as
+    long as they are fewer than half of all.
 
-    Without `max_concurrent_trials` Tune gives a searcher nearly one trial at a time: set it.
+    Set Tune's `max_concurrent_trials`: without it, Tune asks a searcher for nearly one trial at a time.
 
     Args:
         space: nested dictionary with Tune domains; its constants are returned with each suggestion. None: Tune's
-            `param_space` is used, and a suggestion holds its searched branches only (Tune fills in the rest).
-        metric: name of the value in the results; None: Tune's.
-        mode: "min" or "max"; None: Tune's.
-        points_to_evaluate: configs to suggest first; keys left out are drawn at random.
+            `param_space` is used, and a suggestion holds only the branches that are searched (Tune adds the rest).
+        metric: name of the value in the results; None: the metric that Tune names.
+        mode: "min" or "max"; None: the mode that Tune names.
+        points_to_evaluate: configs to suggest first; keys that are missing are drawn at random.
         evaluated_rewards: values of `points_to_evaluate`, which then count as evaluated and are not suggested.
         n_initial_points: known points (finished, running or added) before the model is used; None: twice the number of
             searched keys, at least 4 and at most 10. At least two of them (one if it is 1) must have a value.
-        acq_func: "EI", "LCB", "PI", or "gp_hedge": one of these at random for each suggestion (without skopt's gains).
-        random_state: seed, an integer >= 0; None: drawn once.
-        lie: y of running trials: "model", what the model predicts (the kriging believer); "mean" or "worst" of the y
-            so far (the constant liar). On Branin with four trials in flight and 40 evaluations the median gap to the
-            minimum was 0.02, 0.05 and over 1.
+        acq_func: "EI", "LCB", "PI", or "gp_hedge", which draws one of the three for each suggestion (all with equal
+            probability, unlike skopt).
+        random_state: seed, an integer >= 0; None: a random seed.
+        lie: what is assumed for running trials: "model", the prediction of the model (the kriging believer); "mean" or
+            "worst", the mean or the worst y so far (the constant liar). On Branin with four running trials and 40
+            evaluations the median gap to the minimum was 0.02 ("model"), 0.05 ("mean") and over 1 ("worst").
 
     Attributes:
-        running: trials in flight by id.
-        finished: trials that ended and points added, in order.
-        suggest_seconds: time spent in `suggest` by this process.
+        running: running trials by id.
+        finished: trials that have ended and points that were added, in order.
+        suggest_seconds: seconds that this process has spent in `suggest`.
 
     Raises:
-        ValueError: for an argument out of range, a domain that is not supported, or a point with an unknown key or a
-            value outside its domain; the message names the key.
+        ValueError: if an argument is out of range, a domain is not supported, or a point has an unknown key or a value
+            outside its domain; the message names the key.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -102,26 +101,25 @@ class SkOptSearch(Searcher):
         self.running: dict[str, Running] = {}
         self.finished: list[Finished] = []
         self.suggest_seconds = 0.0
-        self._acq_func, self._lie, self._n_initial = acq_func, lie, n_initial_points
-        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else int(random_state)
-        self._design = Design(self._seed)
-        self._suggested = 0  # suggestions so far
-        self._designed = 0  # rows of the design used so far
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else int(random_state)
+        self._proposals = Proposals(seed, n_initial_points, acq_func, lie)
         self._given = points, rewards
-        self._queue: list[list[Code | None]] = []  # points_to_evaluate not yet suggested; None: to be drawn
-        self._unread: dict[str, Any] | None = None  # a state restored before the space was known
+        self._unread: dict[str, Any] | None = None  # a state that was restored before the space was known
         self._space: SearchSpace | None = None
         self._fixed_space = bool(space)
         if space:
             self._set_space(SearchSpace(space, constants=True))
 
-    # Tune's protocol
+    # The interface of a Searcher
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Take metric, mode and, where there is none yet, the search space from Tune.
+        """Take metric, mode and, if there is none yet, the search space from Tune.
 
-        Returns False where `config` holds domains although a different space has been set. Raises ValueError for a
-        space that is not supported, and for another metric or mode than that of the values already held.
+        Returns:
+            False if `config` has domains but a different space has been set.
+
+        Raises:
+            ValueError: if the space is not supported, or metric or mode differ from those of the known values.
         """
         del spec
         searched = next(unresolved(config), None) is not None
@@ -136,31 +134,32 @@ class SkOptSearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Give the config of the next trial, in plain Python types; the same one again for a trial that is running.
+        """Return the config of the next trial in plain Python types; a running trial gets the same config again.
 
-        Raises RuntimeError where the space, the metric or the mode has not been set.
+        Raises:
+            RuntimeError: if the space, the metric or the mode is not known.
         """
         started = time.perf_counter()
         space = self._ready()
         if trial_id not in self.running:
-            self.running[trial_id] = Running(self._next_point(space))
-            self._suggested += 1
+            running, maximise = list(self.running.values()), self._mode == "max"
+            self.running[trial_id] = Running(self._proposals.next(space, self.finished, running, maximise))
         config = space.decode(self.running[trial_id].point)
         self.suggest_seconds += time.perf_counter() - started
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep the last finite value: Tune ends a paused trial (HyperBand) without a result."""
+        """Keep the last finite value, because Tune can end a paused trial (HyperBand) without a result."""
         if trial_id in self.running:
             value = self._value(result)
             self.running[trial_id].last = self.running[trial_id].last if value is None else value
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take the trial's value in place of its lie.
+        """Replace the lie of a trial by its value.
 
-        Without a result the last reported value counts, unless the trial failed. A trial that failed and is run again
-        (a resumed experiment) gets its value then, where Tune says so: its ConcurrencyLimiter keeps that to itself. A
-        trial this searcher did not suggest is ignored with a warning.
+        If there is no result, the last reported value counts, unless the trial failed. A failed trial that is run again
+        (in a resumed experiment) gets its new value if Tune reports it; Tune's ConcurrencyLimiter does not. A trial
+        that this searcher did not suggest is ignored with a warning.
         """
         value = None if error else self._value(result)
         trial = self.running.pop(trial_id, None)
@@ -171,7 +170,7 @@ class SkOptSearch(Searcher):
             return
         known = next((record for record in self.finished if record.trial_id == trial_id), None)
         if known is None:
-            logger.warning("trial '%s' completed but was not suggested by this searcher: ignored", trial_id)
+            logger.warning("trial '%s' is ignored: this searcher did not suggest it", trial_id)
         elif value is not None:
             known.value = value
 
@@ -183,18 +182,20 @@ class SkOptSearch(Searcher):
         pruned: bool = False,
         intermediate_values: list[float] | None = None,
     ) -> None:
-        """Count a config evaluated elsewhere; constants and other keys in `parameters` are ignored.
+        """Add a config that was evaluated elsewhere; keys of `parameters` that are not searched are ignored.
 
-        Raises ValueError for a missing key or a value outside its domain, and RuntimeError where no space is set yet.
+        Raises:
+            ValueError: if a key is missing or a value lies outside its domain.
+            RuntimeError: if the space is not known yet.
         """
         del pruned, intermediate_values
         if self._space is None:
-            raise RuntimeError("`space or set_search_properties` must come before add_evaluated_point, got neither")
+            raise RuntimeError("`space` must be known before `add_evaluated_point`: give it, or let Tune set it")
         codes = self._space.encode(parameters, "add_evaluated_point")
         self.finished.append(Finished(None, _complete(codes), None if error else _finite(value)))
 
     def get_state(self) -> dict[str, Any]:
-        """Give all that decides the next suggestions, trials in flight included, as plain data for JSON."""
+        """Return everything that determines the next suggestions, with the running trials, as plain data for JSON."""
         if self._unread is not None:
             return self._unread
         return {
@@ -202,21 +203,24 @@ class SkOptSearch(Searcher):
             "space": None if self._space is None else self._space.labels,
             "metric": self._metric,
             "mode": self._mode,
-            "seed": self._seed,
-            "suggested": self._suggested,
-            "designed": self._designed,
-            "queue": self._queue,
+            "seed": self._proposals.seed,
+            "suggested": self._proposals.suggested,
+            "designed": self._proposals.designed,
+            "queue": self._proposals.queue,
             "running": {trial_id: [list(trial.point), trial.last] for trial_id, trial in self.running.items()},
             "finished": [[record.trial_id, list(record.point), record.value] for record in self.finished],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_state` gave; before the space is known it is kept and read when the space is set.
+        """Continue from what `get_state` returned; if the space is not known yet, the state is read when it is.
 
-        Raises ValueError where it is no such state, or that of another space, metric or mode, naming the difference.
+        Raises:
+            ValueError: if it is not such a state, or it has another space, metric or mode; the message names the
+                difference.
         """
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise ValueError(f"`format = '{FORMAT}'` must hold for a searcher state")
+            got = repr(state.get("format")) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"`format = '{FORMAT}'` must hold for the state of a SkOptSearch, got {got}")
         if self._space is None and state.get("space") is not None:
             self._unread = state
         else:
@@ -227,9 +231,11 @@ class SkOptSearch(Searcher):
         write_file(checkpoint_path, self.get_state())
 
     def restore(self, checkpoint_path: str) -> None:
-        """Read a file of `save`, before or after the search space is set; its trials in flight are running again.
+        """Read a file that `save` wrote, before or after the search space is set; its running trials run again.
 
-        Raises ValueError where it is no such file, or of another space, metric or mode (the space set later: then).
+        Raises:
+            ValueError: if it is not such a file, or it has another space, metric or mode. If the space is not known
+                yet, the space is compared when it is set.
         """
         state = read_file(checkpoint_path)
         try:
@@ -237,54 +243,13 @@ class SkOptSearch(Searcher):
         except ValueError as error:
             raise ValueError(f"'{checkpoint_path}': {error}") from None
 
-    # Points
-
-    def _next_point(self, space: SearchSpace) -> Point:
-        rng = generator(self._seed, SUGGESTION, self._suggested)
-        if self._queue:
-            drawn = space.from_units(rng.uniform(size=len(space.axes)).tolist())
-            return tuple(new if code is None else code for code, new in zip(self._queue.pop(0), drawn, strict=True))
-        model = self._model(space, rng) if self._knows_enough(space) else None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # skopt's about a repeated point, seen to below
-            point = self._design_point(space) if model is None else space.from_features(model.ask())
-        seen = {record.point for record in self.finished} | {trial.point for trial in self.running.values()}
-        if point not in seen:
-            return point
-        fresh = space.unseen(seen, rng)
-        if not fresh or model is None:
-            return fresh[0] if fresh else point
-        x = model.space.transform([space.features(candidate) for candidate in fresh])
-        return fresh[int(np.argmax(gaussian_ei(x, model.models[-1], y_opt=min(model.yi))))]
-
-    def _initial_points(self, space: SearchSpace) -> int:
-        return min(10, max(4, 2 * len(space.axes))) if self._n_initial is None else self._n_initial
-
-    def _knows_enough(self, space: SearchSpace) -> bool:
-        wanted = self._initial_points(space)
-        valued = sum(record.value is not None for record in self.finished)
-        return len(self.finished) + len(self.running) >= wanted and valued >= min(2, wanted) and bool(space.dimensions)
-
-    def _design_point(self, space: SearchSpace) -> Point:
-        row = self._design.row(self._designed, self._initial_points(space), len(space.axes))
-        self._designed += 1
-        return space.from_units(row)
-
-    def _model(self, space: SearchSpace, rng: np.random.RandomState) -> Any:
-        acq_func = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
-        sign = 1.0 if self._mode == "min" else -1.0
-        losses = [None if record.value is None else sign * record.value for record in self.finished]
-        known = [record.point for record in self.finished]
-        running = [trial.point for trial in self.running.values()]
-        return fit(space, known, losses, running, self._lie, acq_func, rng)
-
     # State
 
     def _ready(self) -> SearchSpace:
         if self._space is None:
-            raise RuntimeError("`space` must be given to SkOptSearch or as Tune's `param_space`, got neither")
+            raise RuntimeError("`space` must be given to SkOptSearch, or as `param_space` to Tune, got neither")
         if self._metric is None and self._mode:
-            self._metric = DEFAULT_METRIC  # what a function trainable's plain return value is called
+            self._metric = DEFAULT_METRIC  # Tune's name for the plain return value of a function trainable
         if not self._metric or not self._mode:
             raise RuntimeError(f"`metric` and `mode` must be given, got metric={self._metric!r}, mode={self._mode!r}")
         return self._space
@@ -302,7 +267,7 @@ class SkOptSearch(Searcher):
     def _check_objective(self, metric: str | None, mode: str | None) -> None:
         for name, own, other in (("metric", self._metric, metric), ("mode", self._mode, mode)):
             if own and other and own != other:
-                raise ValueError(f"`{name} of the search = {name} of its values` must hold, got '{own}' and '{other}'")
+                raise ValueError(f"`{name}` must be the same for the search and its values, got '{own}' and '{other}'")
 
     def _set_space(self, space: SearchSpace) -> None:
         if self._unread is not None:
@@ -318,22 +283,22 @@ class SkOptSearch(Searcher):
         if rewards:
             self.finished += [Finished(None, _complete(c), _finite(r)) for c, r in zip(queue, rewards, strict=True)]
         else:
-            self._queue = queue
+            self._proposals.queue = queue
 
     def _read(self, state: dict[str, Any], space: SearchSpace | None = None) -> None:
         space = space or self._space
         parsed = parse(state, space)
         self._check_objective(parsed.metric, parsed.mode)
         self._metric, self._mode = self._metric or parsed.metric, self._mode or parsed.mode
-        self._seed, self._suggested, self._designed = parsed.counts
-        self.running, self.finished, self._queue = parsed.running, parsed.finished, parsed.queue
-        self._space, self._unread, self._design = space, None, Design(self._seed)
+        self._proposals.resume(parsed.counts, parsed.queue)
+        self.running, self.finished = parsed.running, parsed.finished
+        self._space, self._unread = space, None
 
 
 def _finite(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # what None, text, huge ints and tensors raise
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # raised by None, text, huge ints and tensors
         return None
     return number if np.isfinite(number) else None
 

@@ -1,4 +1,4 @@
-"""New trials begin with what earlier ones have learned: λ and σ of the nearest of the best finished trials."""
+"""Start new trials with what earlier trials have learned: λ and σ of the nearest of the best finished trials."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
-from ray.tune.search.sample import Categorical, Domain, LogUniform, Quantized
+from ray.tune.search.sample import Domain
 
 from ray_deltastn.training.columns import SCALES, VALUES
 from ray_deltastn.tune.nested import flat
+from ray_deltastn.tune.search.axes import Axis, equal
+from ray_deltastn.tune.search.domains import read_domain
 from ray_deltastn.tune.search.state import read_file, write_file
 
-#: Key of a trial's config with the values and scales to begin with.
+#: The key of a trial's config that holds the values and scales to start with.
 KEY = "warm_start"
 _FORMAT = "ray_deltastn.WarmStart 1"
 
 
 class WarmStart(Searcher):
-    """Gives each new trial the λ and σ that an earlier trial has learned.
+    """Searcher that gives each new trial the λ and σ that an earlier trial has learned.
 
-    Of the finished trials the best `share` is kept, at least one, and of these the nearest in the searched options
-    is taken: each option counts with its distance over the width of its range (of its logarithm, where it is searched
-    so), a choice with 0 or 1. Diverged and failed trials teach nothing. The first trials start as the task says.
+    Among the best `share` of the finished trials (at least one) it takes the trial with the nearest options. The
+    distance is Euclidean: a number counts with its distance divided by the width of its range (on a logarithmic scale,
+    if the range is logarithmic); a choice, or a domain that `read_domain` does not support, counts 0 if the values are
+    equal and 1 otherwise. Diverged and failed trials are not used. The first trials start with the task's own values.
 
-    The searcher inside never learns of it: a trial that began warm counts like any other, though its loss is better
-    for the same options. That is why it is off by default.
+    The inner searcher does not know which trials started warm, although such a trial has a better loss for the same
+    options. Therefore warm start is off by default.
 
     Args:
         searcher: the searcher that proposes the options.
         share: share of the finished trials that count as the best, in (0, 1].
 
     Attributes:
-        finished: options, learned values, learned scales and metric of every trial that has ended well.
+        finished: options, learned values, learned scales and metric of every trial that ended with finite numbers.
 
     Raises:
-        TypeError: if `searcher` is no `Searcher`; Tune's `BasicVariantGenerator` (random, grid) is none.
-        ValueError: if `share` breaks its rule.
+        TypeError: if `searcher` is not a `Searcher`; Tune's `BasicVariantGenerator` (random, grid) is not one.
+        ValueError: if `0 < share <= 1` does not hold.
 
     Examples:
         >>> search = WarmStart(SkOptSearch(random_state=0))
@@ -62,31 +65,31 @@ class WarmStart(Searcher):
         self.searcher = searcher
         self.share = share
         self.finished: list[dict[str, Any]] = []
-        self._options: dict[str, dict[str, Any]] = {}  # of trials in flight
-        self._domains: dict[str, Domain] = {}
+        self._options: dict[str, dict[str, Any]] = {}  # options of running trials, by trial
+        self._axes: dict[str, Axis | None] = {}  # searched options; None for a domain that is not supported
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Take metric, mode and ranges from Tune, and hand them on."""
-        self._domains = flat(config, Domain)
+        """Take metric, mode and domains from Tune, and pass them to the inner searcher."""
+        self._axes = {name: _axis(name, domain) for name, domain in flat(config, Domain).items()}
         self._metric, self._mode = metric or self._metric, mode or self._mode
         return bool(self.searcher.set_search_properties(metric, mode, config, **spec))
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Leave the number of trials at a time to the searcher inside."""
+        """Pass the number of concurrent trials to the inner searcher."""
         return bool(self.searcher.set_max_concurrency(max_concurrent))
 
     def suggest(self, trial_id: str) -> Any:
-        """The searcher's proposal, with the key `warm_start` once a trial has ended."""
+        """Return the proposal of the inner searcher, with the key `warm_start` as soon as a trial has ended."""
         config = self.searcher.suggest(trial_id)
         if not isinstance(config, dict):
             return config
-        options = {name: value for name, value in flat(config).items() if not self._domains or name in self._domains}
+        options = {name: value for name, value in flat(config).items() if not self._axes or name in self._axes}
         self._options[trial_id] = options
         start = self.start_of(options)
         return config if start is None else {**config, KEY: start}
 
     def start_of(self, options: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
-        """Values and scales for a trial with these options; None before any trial has ended well."""
+        """Return values and scales for a trial with these options; None if no trial has ended with finite numbers."""
         if not self.finished:
             return None
         sign = -1.0 if self._mode == "max" else 1.0
@@ -96,14 +99,22 @@ class WarmStart(Searcher):
         return copy.deepcopy({"values": nearest["values"], "scale": nearest["scale"]})
 
     def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-        return math.sqrt(sum(_apart(self._domains.get(name), one[name], other.get(name)) ** 2 for name in one))
+        """Return the Euclidean distance of two trials' options."""
+        total = 0.0
+        for name, value in one.items():
+            axis = self._axes.get(name)
+            if axis is None or name not in other:
+                total += float(not equal(value, other.get(name)))
+            else:
+                total += axis.distance(value, other[name]) ** 2
+        return math.sqrt(total)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Hand on a report."""
+        """Pass a report to the inner searcher."""
         self.searcher.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep what a trial has learned, and hand on its end."""
+        """Keep what a trial has learned, and tell the inner searcher that it has ended."""
         self.searcher.on_trial_complete(trial_id, result=result, error=error)
         options = self._options.pop(trial_id, None)
         if options is None or result is None or error:
@@ -114,21 +125,22 @@ class WarmStart(Searcher):
             self.finished.append({"options": options, **start, "metric": metric})
 
     def get_state(self) -> dict[str, Any]:
-        """What the trials have learned, as plain data; Tune keeps the searcher's own state beside it."""
+        """Return what the trials have learned, as plain data, without the state of the inner searcher."""
         return {"format": _FORMAT, "finished": self.finished, "options": self._options}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_state` gave.
+        """Continue from what `get_state` returned.
 
         Raises:
-            ValueError: if it is the state of something else.
+            ValueError: if it is not the state of a `WarmStart`.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"`format = '{_FORMAT}'` must hold for the state of a WarmStart, got another")
+            got = repr(state.get("format")) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"`format = '{_FORMAT}'` must hold for the state of a WarmStart, got {got}")
         self.finished, self._options = copy.deepcopy(state["finished"]), copy.deepcopy(state["options"])
 
     def save(self, checkpoint_path: str) -> None:
-        """Write what the trials have learned and the searcher's own state into one JSON file."""
+        """Write what the trials have learned, and the state of the inner searcher, into one JSON file."""
         with tempfile.TemporaryDirectory() as folder:
             inner = Path(folder, "searcher")
             self.searcher.save(str(inner))
@@ -139,7 +151,7 @@ class WarmStart(Searcher):
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if the file is damaged or of another kind.
+            ValueError: if the file is damaged or is not a file of `save`.
         """
         state = read_file(checkpoint_path)
         self.set_state(state)
@@ -153,22 +165,21 @@ class WarmStart(Searcher):
 
 
 def learned(result: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
-    """What the key `warm_start` of another trial may hold, from a trial's last report; None if it teaches nothing."""
+    """Return what a trial has learned, from its last report, for the key `warm_start` of another trial.
+
+    It is None if the report has no hyperparameters, or if a number is not finite.
+    """
     values = {name: float(value) for name, value in VALUES.of(result).items()}
     scales = {name: float(value) for name, value in SCALES.of(result).items()}
-    scale = {name: sigma for name, sigma in scales.items() if sigma != 0}  # zero: the method perturbs nothing
+    scale = {name: sigma for name, sigma in scales.items() if sigma != 0}  # a method without perturbation reports zero
     if not values or not all(map(math.isfinite, (*values.values(), *scale.values()))):
         return None
     return {"values": values, "scale": scale}
 
 
-def _apart(domain: Domain | None, one: Any, other: Any) -> float:
-    """Distance of two values of an option, 1 for the width of its range."""
-    if domain is None or isinstance(domain, Categorical) or not hasattr(domain, "lower"):
-        return float(one != other)
-    sampler = domain.get_sampler()
-    sampler = sampler.sampler if isinstance(sampler, Quantized) else sampler
-    low, high = float(domain.lower), float(domain.upper)
-    if isinstance(sampler, LogUniform):
-        low, high, one, other = map(math.log, (low, high, one, other))
-    return abs(one - other) / (high - low)
+def _axis(name: str, domain: Domain) -> Axis | None:
+    """Return the axis of a domain, or None if it is not supported; the inner searcher may support it nevertheless."""
+    try:
+        return read_domain(name, domain)
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Searchers by name: proposals that repeat, grids that cover, hyperparameters in their own ranges."""
+"""Searchers by name: their proposals repeat with the seed, and hyperparameters have their own ranges."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
 from ray_deltastn.tune.folder.results import read_results
-from ray_deltastn.tune.search.searchers import SEARCHERS, grid_points, make_searcher
+from ray_deltastn.tune.search.searchers import SEARCHERS, make_searcher
 
 SPACE = {
     "task": "nothing",
@@ -60,43 +60,6 @@ def test_proposals_repeat_with_their_seed_and_stay_in_their_ranges(name):
         assert 0.0 <= config["hyperparameters"]["dropout"] <= 0.8
         assert config["hyperparameters"]["holes"] in range(5)
         assert config["schedule"] in ("cosine", None)
-
-
-def flat(points):
-    return [(p["lr"], p["hyperparameters"]["dropout"], p["hyperparameters"]["holes"], p["schedule"]) for p in points]
-
-
-def test_grid_holds_the_middles_of_equal_parts():
-    points = flat(grid_points(SPACE, 16, seed=0))
-    assert len(set(points)) == 16
-    columns = [sorted(set(column), key=str) for column in zip(*points, strict=True)]
-    assert columns[0] == pytest.approx([0.1**1.5, 0.1**0.5])
-    assert columns[1] == pytest.approx([0.2, 0.6])
-    assert columns[2:] == [[1, 3], [None, "cosine"]]
-
-
-@pytest.mark.parametrize("count", [1, 5, 40, 1000])
-def test_a_part_of_a_larger_grid_has_distinct_points(count):
-    assert len(set(flat(grid_points(SPACE, count, seed=0)))) == count
-
-
-def test_grid_of_many_dimensions_is_never_listed():
-    space = {f"x{i}": tune.uniform(0, 1) for i in range(40)}
-    points = grid_points(space, 8, seed=0)
-    assert len({tuple(point.values()) for point in points}) == 8
-    assert {value for point in points for value in point.values()} == {0.25, 0.75}
-
-
-def test_grid_respects_steps_and_says_when_there_are_too_few_points():
-    points = grid_points({"width": tune.quniform(0, 1, 0.25)}, 3, seed=0)
-    assert {point["width"] for point in points} <= {0.0, 0.25, 0.5, 0.75, 1.0}
-    with pytest.raises(ValueError, match="`num_samples` must be at most the 2 points of the grid, got 3"):
-        grid_points({"name": tune.choice(["a", "b"])}, 3, seed=0)
-    assert len(grid_points({"width": tune.lograndint(1, 100)}, 10, seed=0)) == 10
-    with pytest.raises(ValueError, match="`num_samples` must be at most the 99 points of the grid, got 100"):
-        grid_points({"width": tune.lograndint(1, 100)}, 100, seed=0)
-    with pytest.raises(ValueError, match="a grid needs a bounded range for 'x', got _Normal"):
-        grid_points({"x": tune.randn(0, 1)}, 3, seed=0)
 
 
 def test_unknown_searchers_and_missing_packages_are_named(monkeypatch):

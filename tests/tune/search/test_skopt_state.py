@@ -65,11 +65,11 @@ def test_another_space_metric_or_mode_is_refused_by_name(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         other.restore(path)
-    with pytest.raises(ValueError, match=r"`metric of .*'reward' and 'loss'"):
+    with pytest.raises(ValueError, match=r"`metric` must be the same .*, got 'reward' and 'loss'"):
         SkOptSearch(PLANE, "reward", "min").restore(path)
     late = SkOptSearch()
     late.restore(path)
-    with pytest.raises(ValueError, match="mode of"):
+    with pytest.raises(ValueError, match=r"`mode` must be the same .*, got 'max' and 'min'"):
         late.set_search_properties("loss", "max", PLANE)
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_refused_in_one_line_and_changes_nothing(tmp_path, spo
     search.save(str(path))
     path.write_text(spoil(path.read_text()))
     before = search.get_state()
-    with pytest.raises(ValueError, match=r"state'") as caught:
+    with pytest.raises(ValueError, match=r"/state['`]") as caught:
         search.restore(str(path))
     assert "\n" not in str(caught.value)
     assert search.get_state() == before
