@@ -73,7 +73,8 @@ class BanditPopulation(Population, PB2):
 
     def _save_trial_state(self, state: Any, time: int, result: dict[str, Any], trial: Trial) -> Any:
         # The Gaussian process needs finite rewards: a diverged trial counts as the worst trial that did not diverge.
-        assert self._metric is not None and self._metric_op is not None  # Tune sets both before the first report
+        assert self._metric is not None  # Tune sets both before the first report
+        assert self._metric_op is not None
         reward = self._metric_op * result[self._metric]
         if math.isfinite(reward):
             self._worst = reward if math.isinf(self._worst) else min(self._worst, reward)
