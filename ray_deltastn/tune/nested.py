@@ -1,4 +1,4 @@
-"""Nested mappings as flat ones with dotted names, and back."""
+"""Convert nested mappings to flat ones with dotted names, and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def flat(nested: Mapping[str, Any], kind: type = object, separator: str = ".") -> dict[str, Any]:
-    """Values of a kind by the names that lead to them, joined by a separator.
+    """Flatten a nested mapping; the names on the path to a value are joined to one name.
 
     Args:
         nested: mapping of mappings.
-        kind: what is kept.
-        separator: between the names.
+        kind: type of the values to keep.
+        separator: text between the joined names.
     """
     found: dict[str, Any] = {}
     for name, value in nested.items():
@@ -24,7 +24,7 @@ def flat(nested: Mapping[str, Any], kind: type = object, separator: str = ".") -
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as mappings of mappings."""
+    """Convert values by dotted name to a nested mapping."""
     nested: dict[str, Any] = {}
     for name, value in named.items():
         *path, last = name.split(".")
@@ -36,7 +36,7 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with the values of another one in their places, and all else as it was."""
+    """Copy a nested mapping, with values replaced or added from another one."""
     found = dict(base)
     for name, value in over.items():
         inner = found.get(name)
