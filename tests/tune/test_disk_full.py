@@ -33,7 +33,7 @@ def test_the_error_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert cli.main(["run", str(config), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
-    assert said.endswith("; free some, then continue with --resume\n")
+    assert said.endswith("; free disk space, then continue with --resume\n")
 
 
 def can_mount(folder):
@@ -61,7 +61,7 @@ def test_an_experiment_stopped_by_a_full_disk_resumes_bit_identically(tmp_path):
     status, said = found["full"]
     assert status == 1
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
-    assert said.endswith("; free some, then continue with --resume")
+    assert said.endswith("; free disk space, then continue with --resume")
     assert len(found["before"]) == 2
     for trial, iteration in found["before"].items():
         assert found["left"][trial] >= iteration > 0
