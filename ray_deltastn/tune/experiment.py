@@ -52,7 +52,7 @@ from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 
-class _SameTrials(Callback):
+class _AllTrialsRestored(Callback):
     """Stops a resumed experiment if Tune has lost trials; Tune would start new ones instead."""
 
     def __init__(self, known: Collection[str]) -> None:
@@ -195,7 +195,7 @@ def _run(
                     KeepStates(out / TRIALS_FOLDER, out / STATES_FOLDER),
                     PruneCheckpoints(out / STATES_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
                     ended,
-                    *([_SameTrials(known)] if resume else []),
+                    *([_AllTrialsRestored(known)] if resume else []),
                 ],
                 resume="AUTO+ERRORED" if resume else False,
                 verbose=0,

@@ -142,7 +142,7 @@ class Progress(Callback):
     def _cells(self, row: dict[str, Any]) -> list[str]:
         last, first = row.get("last", {}), row.get("first", {})
         losses = [f"{last[key]:.4f}" if key in last else "" for key in ("valid_loss", "best_valid_loss")]
-        options = [_short(_reach(row.get("config", {}), name)) for name in self.searched]
+        options = [_short(_value_at(row.get("config", {}), name)) for name in self.searched]
         began, now = VALUES.of(first), VALUES.of(last)
         moves = [f"{_short(began[n])}→{_short(now[n])}" if n in now else "" for n in self._hyperparameters()]
         return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
@@ -179,7 +179,7 @@ class Progress(Callback):
         return shown
 
 
-def _reach(config: dict[str, Any], name: str) -> Any:
+def _value_at(config: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         config = config.get(part, {}) if isinstance(config, dict) else {}
     return config

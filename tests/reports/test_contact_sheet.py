@@ -136,15 +136,11 @@ def test_a_task_without_images_or_augmentation_is_refused(tmp_path):
     space = rd.HyperSpace(later=rd.Bounded(0.1, low=0.0, high=0.9))
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), rd.Dropout("later"), nn.Linear(4, 2))
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=flat, valid=flat)
-    with pytest.raises(
-        ValueError, match=r"`task.train` must hold images .*, got a batch of shape \(8, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"`task.train` must hold images .*, got a batch of shape \(8, 4\)"):
         contact_sheet(task, tmp_path / "sheet.png")
     images = (flat[0].view(8, 1, 2, 2), flat[1])
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=images, valid=images)
-    with pytest.raises(
-        ValueError, match=r"`task.space` must hold a hyperparameter .*, got only \('later',\)"
-    ):
+    with pytest.raises(ValueError, match=r"`task.space` must hold a hyperparameter .*, got only \('later',\)"):
         contact_sheet(task, tmp_path / "sheet.png")
 
 

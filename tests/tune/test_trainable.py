@@ -1,3 +1,5 @@
+"""A trial saves and restores bit-identically, can be reused, and reports faults."""
+
 import gc
 import math
 import warnings
