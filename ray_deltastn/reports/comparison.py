@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from ray_deltastn.compare.differences import Difference
 from ray_deltastn.compare.run import RUNS_FOLDER, Asked, gather
-from ray_deltastn.compare.tables import Difference, cells, difference_cells, seed_cells, shortfalls, write_tables
+from ray_deltastn.compare.tables import cells, difference_cells, seed_cells, shortfalls, write_tables
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.page import PAGE, Picture, write_page
 from ray_deltastn.tune.config import option_of
