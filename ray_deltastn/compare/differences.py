@@ -50,7 +50,7 @@ class Difference:
             return "no conclusion: only one seed"
         if self.mean == self.half_width == 0:
             return "the same runs"
-        # If all differences are equal up to rounding, p is 0 although nothing differs.
+        # p can be small even if the losses differ only by rounding.
         if not self.p < 0.05 or abs(self.mean) <= 1e-9:
             return "within the noise"
         return "lower" if self.mean < 0 else "higher"

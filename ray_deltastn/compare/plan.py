@@ -187,7 +187,7 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
         methods: names in `CONTENDERS`.
         seeds: number of seeds; they are 0, 1, ….
         begun: names of the experiments that have already started. Those that include a requested method and seed are
-            kept unchanged, and only the missing methods and seeds are added.
+            kept unchanged. Only the missing methods and seeds are added.
 
     Raises:
         ValueError: if a method is unknown or given twice, or there is no method or seed.

@@ -61,7 +61,7 @@ class Asked:
         write_whole(out / COMPARISON_FILE, json.dumps(noted, indent=2) + "\n")
 
     def planned(self, out: Path) -> list[Planned]:
-        """The experiments; those that have already started are unchanged."""
+        """The experiments of the comparison; experiments that have already started are unchanged."""
         begun = (folder.name for folder in (out / RUNS_FOLDER).glob("*") if (folder / CONFIG_FILE).exists())
         return plan(self.config, self.methods, self.seeds, begun)
 

@@ -88,9 +88,9 @@ def difference_cells(found: Sequence[Difference]) -> tuple[list[str], list[list[
     methods = list(dict.fromkeys(d.method for d in found))
     names = list(dict.fromkeys(d.outcome for d in found))
     alone = all(d.seeds == 1 for d in found)  # then the page says once that there is no conclusion
-    said = {(d.method, d.outcome): d.figures if alone else f"{d.figures}, {d.verdict}" for d in found}
+    texts = {(d.method, d.outcome): d.figures if alone else f"{d.figures}, {d.verdict}" for d in found}
     header = [f"minus {found[0].reference}", *(OUTCOMES[name] for name in names)]
-    return header, [[method, *(said.get((method, name), "–") for name in names)] for method in methods]
+    return header, [[method, *(texts.get((method, name), "–") for name in names)] for method in methods]
 
 
 def shortfalls(per_seed: pd.DataFrame, methods: Sequence[str], seeds: int, budget: int) -> list[str]:

@@ -114,10 +114,10 @@ def run_experiment(
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     if resume and not trust:
         check_owner(out)
-    # A mistake in the task raises here, in one line, and not in a worker's traceback.
+    # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports = check_task(config)
     if not ray.is_initialized():
-        # Without an address, Ray joins any cluster it finds on this machine, even the files of one that has died.
+        # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         dashboard = False if where == "local" else None
         ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)

@@ -85,10 +85,10 @@ def read_log(folder: Path) -> dict[str, list[Report]]:
 
 
 def last_of_each(reports: list[Report]) -> list[Report]:
-    """Reports of one trial without those that a restored trial made again; the later report counts.
+    """Remove the reports that a restored trial replaced: a report replaces all earlier ones from its iteration on.
 
     Args:
-        reports: reports in order of arrival.
+        reports: reports of one trial in order of arrival.
     """
     kept: list[Report] = []
     for report in reports:

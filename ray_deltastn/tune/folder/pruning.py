@@ -16,8 +16,8 @@ class PruneCheckpoints(Callback):
     """Keeps the newest checkpoints of each trial, and every checkpoint that a saved Tune state may refer to.
 
     Tune's `num_to_keep` deletes a checkpoint before it writes a state that no longer refers to it. If the driver is
-    killed in between, the trial cannot be resumed. Therefore Tune keeps all checkpoints, and this callback deletes
-    those that were already older than the newest checkpoint two states ago.
+    killed in between, the trial cannot be resumed. Therefore Tune keeps all checkpoints, and this callback deletes a
+    checkpoint only if it was already older than the newest one two states ago.
 
     Args:
         folder: folder with complete copies of Tune's states (see `KeepStates`).
