@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.common.machine import versions
 from benchmarks.common.record import evenly, rounded, write
-from ray_deltastn.compare.tables import spending
+from ray_deltastn.compare.outcomes import spending
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.comparison import Comparison, write_comparison
 

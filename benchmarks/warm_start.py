@@ -28,7 +28,7 @@ from benchmarks.common.arguments import prepare, whole
 from benchmarks.common.machine import versions
 from benchmarks.common.record import cases, command_line, rounded, spread, write
 from benchmarks.images import change, configuration
-from ray_deltastn.compare.tables import half_width
+from ray_deltastn.compare.differences import half_width
 from ray_deltastn.tune.search.warm_start import KEY, learned
 
 #: task → (epochs, settings): those of `configs/digits_hybrid.yaml`, and of the short runs of `benchmarks.images`.

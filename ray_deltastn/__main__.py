@@ -1,4 +1,4 @@
-"""`python -m ray_deltastn` is the command `ray-deltastn`."""
+"""`python -m ray_deltastn` runs the command `ray-deltastn`."""
 
 import sys
 

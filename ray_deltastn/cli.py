@@ -1,4 +1,4 @@
-"""The command `ray-deltastn`: run an experiment or a comparison, see how far it is, or write its report again."""
+"""The command `ray-deltastn`: run an experiment or a comparison, show its progress, or write its report again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ray_deltastn.tune.folder.layout import ResumeError
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
 
-#: Kinds of YAML files.
+#: Kinds of YAML files and their configuration classes.
 KINDS: dict[str, type[ExperimentConfig]] = {"experiment": ExperimentConfig, "comparison": CompareConfig}
 
 
@@ -35,35 +35,56 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ray-deltastn", description="Δ-STN inside Ray Tune.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run an experiment from a YAML file and report on it")
+    run = commands.add_parser("run", help="run an experiment from a YAML file and write its report")
     _add_running(run, "configs/digits_hybrid.yaml", "train.epochs=5")
-    compare = commands.add_parser("compare", help="methods head-to-head on one task with an equal budget of epochs")
+    compare = commands.add_parser("compare", help="compare methods on one task with an equal budget of epochs")
     _add_running(compare, "configs/digits_compare.yaml", "trials=4")
-    compare.add_argument("--methods", help=f"of {','.join(CONTENDERS)} (default: all)")
+    compare.add_argument("--methods", help=f"comma-separated methods, from {','.join(CONTENDERS)} (default: all)")
     compare.add_argument("--seeds", type=int, help="number of seeds (default: 3)")
-    status = commands.add_parser("status", help="how far an experiment is, trial by trial, or a comparison")
-    status.add_argument("folder", type=Path)
-    report = commands.add_parser("report", help="write pictures and report.html of an experiment or a comparison again")
-    report.add_argument("folder", type=Path)
+    status = commands.add_parser("status", help="show the progress of an experiment or a comparison")
+    status.add_argument("folder", type=Path, help="results folder")
+    report = commands.add_parser(
+        "report", help="write the pictures and report.html of an experiment or a comparison again"
+    )
+    report.add_argument("folder", type=Path, help="results folder")
     written = commands.add_parser("schema", help="print the JSON schema of a YAML file, for editors")
-    written.add_argument("kind", choices=KINDS)
+    written.add_argument("kind", choices=KINDS, help="kind of the YAML file")
     return parser
 
 
 def _add_running(parser: argparse.ArgumentParser, config: str, override: str) -> None:
-    """Options of every command that runs trials, with examples for two of them."""
+    """Add the options of every command that runs trials.
+
+    Args:
+        parser: parser of the command.
+        config: example of a YAML file.
+        override: example of an override.
+    """
     parser.add_argument("config", type=Path, help=f"YAML file, such as {config}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"override, such as {override}")
-    parser.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
-    parser.add_argument("--resume", action="store_true", help="go on with what was interrupted or killed")
-    parser.add_argument("--address", help="of a running Ray cluster (default: $RAY_ADDRESS, else this machine alone)")
     parser.add_argument(
-        "--trust", action="store_true", help="resume another user's folder: Tune unpickles what is there"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"override a value, such as {override}"
+    )
+    parser.add_argument("--out", type=Path, help="results folder (default: results/<config name>)")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted or killed run")
+    parser.add_argument(
+        "--address", help="address of a running Ray cluster (default: $RAY_ADDRESS, else Ray starts on this machine)"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="resume a folder of another user; Tune unpickles its files, which can run any code",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if all went well, 1 with one line on standard error if not."""
+    """Run a command.
+
+    Args:
+        arguments: command line without the program's name; by default `sys.argv[1:]`.
+
+    Returns:
+        Exit status: 0 after success, 1 after an error (one line on standard error), 130 after an interrupt.
+    """
     options = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -74,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_experiment(config, out, options.resume, options.trust, options.address)
             results = write_report(out)
             _show(console, results)
-            console.print(f"{time.monotonic() - started:.0f} s; results in {out}, open {out / PAGE}", highlight=False)
+            _show_end(console, started, out)
         elif options.command == "compare":
             _compare(console, options)
         elif options.command == "status" and (options.folder / COMPARISON_FILE).exists():
@@ -82,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "status":
             state, table = read_status(options.folder, console)
             console.print(table)
-            more = {"stopped": "; continue with --resume", "ended": f"; open {options.folder / PAGE}"}
+            more = {"stopped": "; continue with --resume", "ended": f"; the report is {options.folder / PAGE}"}
             console.print(state + more.get(state, ""), highlight=False)
         elif options.command == "schema":
             print(json.dumps(schema(KINDS[options.kind]), indent=1, ensure_ascii=False))
@@ -93,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _show(console, write_report(options.folder))
             console.print(f"wrote {options.folder / PAGE}", highlight=False)
     except (ConfigError, ResumeError, ImportError, OSError, ValueError, TypeError) as error:
-        advice = "; free some, then continue with --resume" if getattr(error, "errno", None) == errno.ENOSPC else ""
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        advice = "; free disk space, then continue with --resume" if full else ""
         print(f"ray-deltastn: {error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -109,13 +131,18 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
     methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
     run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
     _show_comparison(console, write_comparison(out))
-    console.print(f"{time.monotonic() - started:.0f} s; tables in {out}, open {out / PAGE}", highlight=False)
+    _show_end(console, started, out)
+
+
+def _show_end(console: Console, started: float, out: Path) -> None:
+    seconds = time.monotonic() - started
+    console.print(f"finished in {seconds:.0f} s; results are in {out}, the report is {out / PAGE}", highlight=False)
 
 
 def _show_comparison(console: Console, found: Comparison) -> None:
     header, rows = cells(found.summary, SHORT)
     budget = found.asked.config.budget
-    table = Table(title=f"A budget of {budget} epochs for every method and seed", title_justify="left")
+    table = Table(title=f"Comparison with a budget of {budget} epochs per method and seed", title_justify="left")
     for name in header:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:

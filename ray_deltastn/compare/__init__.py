@@ -1,1 +1,1 @@
-"""Methods head-to-head on one task: the same data, network and ranges, and an equal budget of training epochs."""
+"""Compare methods on one task: with the same data, network, ranges and budget of training epochs."""

@@ -1,14 +1,15 @@
-"""What a comparison runs: one experiment per method and seed, one for all single runs together.
+"""The experiments of a comparison: one per method and seed, and one for all single runs together.
+
+A single run trains for the whole budget, with the outer options of `single`.
 
 | method                             | trains                                                                        |
 |------------------------------------|-------------------------------------------------------------------------------|
-| `fixed`                            | one run over the whole budget with the initial hyperparameters: what no       |
-|                                    | tuning comes to, with the same outer options as the next three                |
+| `fixed`                            | a single run with constant initial hyperparameters: the result without tuning |
 | `grid`, `random`, `bo`             | `trials` trials; the searcher proposes hyperparameters and outer options      |
-| `asha`                             | random ones; bad ones end early, new ones begin until the budget is spent     |
-| `pbt`                              | a population of `trials`                                                      |
-| `stn`, `centered-stn`, `delta-stn` | one run over the whole budget, outer options as in `single`                   |
-| `hybrid`                           | `trials` trials; `bo` proposes the outer options, Δ-STN tunes inside each     |
+| `asha`                             | random trials; bad ones end early, new ones start until the budget is spent   |
+| `pbt`                              | a population of `trials` trials                                               |
+| `stn`, `centered-stn`, `delta-stn` | a single run that tunes its hyperparameters                                   |
+| `hybrid`                           | `trials` trials; `bo` proposes the outer options, Δ-STN tunes hyperparameters |
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ray_deltastn.tune.nested import merged, nest
 
 @dataclass(frozen=True)
 class Contender:
-    """How a method takes part: its searcher and scheduler for constant hyperparameters, or a method that tunes them."""
+    """A method of the comparison: the method of its trials, its searcher (None for a single run) and its scheduler."""
 
     method: str = "fixed"
     searcher: str | None = None
@@ -34,7 +35,7 @@ class Contender:
 
     @property
     def tuned(self) -> bool:
-        """Whether the method tunes hyperparameters inside its trials."""
+        """Whether the trials tune their hyperparameters."""
         return self.method != "fixed"
 
 
@@ -53,9 +54,9 @@ CONTENDERS = {
 }
 
 
-#: Options of `Settings` that the comparison sets itself; a run that ends early would not spend its budget.
+#: Options of `Settings` that the comparison sets. With `patience`, a run could end before its budget is spent.
 FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience")
-#: Options that methods with constant hyperparameters do not read.
+#: Options that only self-tuning methods read.
 TUNING = (
     "preset",
     "response_lr",
@@ -79,15 +80,16 @@ TUNING = (
 
 
 class CompareConfig(ExperimentConfig):
-    """A comparison: an experiment's task, options, `train`, `search` and `tune`, and what is added here.
+    """A comparison: the sections of an experiment, and three more keys.
 
-    `search` holds the outer options; constant methods search all hyperparameters of the task besides, each in its own
-    range. Of `tune`, the searcher, scheduler, number of trials and metric are the comparison's own.
+    `search` holds the outer options. Methods with constant hyperparameters also search all hyperparameters of the
+    task, each in its own range. In `tune`, the comparison sets the searcher, the scheduler, the number of trials, the
+    budget, the metric, the seed and the warm start.
 
     Attributes:
-        trials: trials of `train.epochs` epochs that a searching method may train; their product is the budget.
-        single: values of the outer options for the methods that train a single run.
-        self_tuned: options of `Settings` for the methods that tune themselves only, such as `hyper_lr`.
+        trials: number of trials of a searching method; the budget is `trials` times `train.epochs`, in epochs.
+        single: values of the outer options for single runs.
+        self_tuned: options of `Settings` that only self-tuning methods get, such as `hyper_lr`.
     """
 
     trials: int = Field(default=8, ge=1)
@@ -95,46 +97,53 @@ class CompareConfig(ExperimentConfig):
     self_tuned: dict[str, Any] = Field(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
-        """Check what concerns several sections."""
+        """Check rules that involve several sections.
+
+        Raises:
+            ValueError: if a rule is broken.
+        """
         self._check_sections()
         super().model_post_init(context)
         own = {"searcher", "scheduler", "num_samples", "budget", "metric", "mode", "warm_start", "seed"}
         given = sorted(own & self.tune.model_fields_set)
         if given:
-            raise ValueError(f"`tune.{given[0]}` is set by the comparison itself, got it in `tune`")
+            raise ValueError(
+                f"`tune.{given[0]}` must not be given, the comparison sets it; got {getattr(self.tune, given[0])!r}"
+            )
         try:
             plan(self, [name for name in CONTENDERS if self.search or name != "hybrid"], 1)
         except ValidationError as error:
             raise ValueError(first_error(error, ExperimentConfig)) from None
 
     def _check_sections(self) -> None:
-        """Raise ValueError unless every option is where it belongs, and in one place only."""
+        """Raise ValueError unless every option is in a section that allows it, and in one section only."""
         if "epochs" not in self.train:
-            raise ValueError("`train.epochs` must be given: with `trials` it is the budget")
+            raise ValueError("`train.epochs` must be given, got none: the budget is `trials` times `train.epochs`")
         for section in ("train", "search", "self_tuned"):
             for key in getattr(self, section):
                 name = key.split(".")[0]
                 if section == "search" and name == "hyperparameters":
                     raise ValueError(
-                        f"`search.{key}` must not be given: methods with constant values search all hyperparameters in "
-                        f"their own ranges, got {self.search[key]!r}"
+                        f"`search.{key}` must not be given, got {self.search[key]!r}: methods with constant "
+                        "hyperparameters search all of them, each in its own range"
                     )
                 if name in FIXED or (name == "epochs" and section != "train"):
-                    raise ValueError(f"`{name}` is set by the comparison itself, got it in `{section}`")
+                    got = getattr(self, section)[key]
+                    raise ValueError(f"`{section}.{key}` must not be given, the comparison sets it; got {got!r}")
                 if section == "search" and name in TUNING:
                     raise ValueError(
-                        f"`search.{key}` must be read by all methods, got one of those that tune themselves; it may be "
-                        "in `self_tuned`"
+                        f"`search.{key}` must be an option of all methods, got one that only self-tuning methods read; "
+                        "move it to `self_tuned`"
                     )
         missing = [name for name in self.search if name not in self.single]
         if missing:
-            raise ValueError(f"`single` must hold every option of `search`, got no `{missing[0]}`")
+            raise ValueError(f"`single` must hold every option of `search`, got no value for `{missing[0]}`")
         unknown = [name for name in self.single if name not in self.search]
         if unknown:
             raise ValueError(unknown_key(f"single.{unknown[0]}", [f"single.{name}" for name in self.search]))
         both = [name for name in self.self_tuned if name in self.search or name in self.train]
         if both:
-            raise ValueError(f"`{both[0]}` must be in one of `train`, `search` and `self_tuned`, got it in two")
+            raise ValueError(f"`{both[0]}` must be in only one of `train`, `search` and `self_tuned`, got it in two")
         for name in self.self_tuned:
             if name not in Settings.names():
                 raise ValueError(unknown_key(f"self_tuned.{name}", [f"self_tuned.{n}" for n in Settings.names()]))
@@ -150,9 +159,9 @@ class Planned:
     """One experiment of a comparison.
 
     Attributes:
-        methods: whose it is; several for single runs, which share one.
-        seeds: of its searcher and trials.
-        config: what runs.
+        methods: names in `CONTENDERS`; single runs of several methods share one experiment.
+        seeds: seeds of the trials. A searching method has one, which is also the seed of its searcher.
+        config: configuration of the experiment.
     """
 
     methods: tuple[str, ...]
@@ -161,12 +170,12 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Of its folder: `random-s0`, `stn+delta-stn-s0+1+2`."""
+        """Name of the folder, such as `random-s0` or `stn+delta-stn-s0+1+2`."""
         return f"{'+'.join(self.methods)}-s{'+'.join(map(str, self.seeds))}"
 
     @property
     def single(self) -> bool:
-        """Whether each of its trials is the whole run of a method and seed."""
+        """Whether the experiment holds single runs, one trial for each method and seed."""
         return CONTENDERS[self.methods[0]].searcher is None
 
 
@@ -176,12 +185,12 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
     Args:
         config: the comparison.
         methods: names in `CONTENDERS`.
-        seeds: number of seeds, from 0.
-        begun: names of experiments that are there already. Those with a method and seed that is asked for stay as they
-            are; the rest is planned around them.
+        seeds: number of seeds; they are 0, 1, ….
+        begun: names of the experiments that have already started. Those that include a requested method and seed are
+            kept unchanged. Only the missing methods and seeds are added.
 
     Raises:
-        ValueError: if a method is unknown or named twice, or there is no seed.
+        ValueError: if a method is unknown or given twice, or there is no method or seed.
     """
     for name in filter(None, methods):
         if name not in CONTENDERS:
@@ -192,7 +201,7 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
         raise ValueError(f"`--seeds >= 1` must hold, got {seeds}")
     ordered = [name for name in CONTENDERS if name in methods]
     if "hybrid" in methods and not config.search:
-        raise ValueError("`search` must hold an outer option for hybrid, got none: its trials would all be the same")
+        raise ValueError("`search` must hold an outer option for hybrid, got none: all its trials would be the same")
     missing = {(name, seed) for name in ordered for seed in range(seeds)}
     planned = []
     for pairs in sorted(map(_pairs, begun)):
@@ -211,7 +220,7 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
 
 
 def _pairs(name: str) -> list[tuple[str, int]]:
-    """Methods and seeds of an experiment, from the name of its folder; none if it is another one's."""
+    """Methods and seeds of an experiment, from its folder's name; empty if the name has another form."""
     methods, _, seeds = name.rpartition("-s")
     if not all(method in CONTENDERS for method in methods.split("+")) or not seeds.replace("+", "").isdigit():
         return []
@@ -241,13 +250,13 @@ def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
     constant = not contender.tuned
     own: dict[str, Any] = {"num_samples": config.trials}
     if contender.scheduler == "asha":
-        # Enough trials for the budget even if every one of them ended after its first epoch.
+        # This many trials spend the budget even if each of them ends after its first epoch.
         own |= {"num_samples": config.budget, "budget": config.budget}
     if contender.scheduler == "pbt":
-        # A trial that a mutation has spoiled must be seen to be bad; its best loss so far would hide that.
+        # The best loss so far would hide that a mutation has made a trial worse.
         own |= {"metric": "valid_loss"}
     if contender.searcher == "bo" and config.tune.max_concurrent is None:
-        # With as many workers as trials, all of them would be proposed before any has a result.
+        # Otherwise the searcher could propose all trials before the first one has a result.
         own |= {"max_concurrent": max(2, config.trials // 6)}
     return ExperimentConfig(
         task=config.task,

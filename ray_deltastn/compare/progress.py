@@ -1,4 +1,4 @@
-"""How far a comparison is, from its files alone."""
+"""Progress of a comparison, read from its files only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ray_deltastn.tune.status import state_of
 
 
 def progress(out: Path) -> Table:
-    """One line per experiment: its state, trials, epochs and best validation loss so far.
+    """Table with one line per experiment: its state, trials, epochs and best validation loss so far.
+
+    Args:
+        out: results folder of the comparison.
 
     Raises:
         FileNotFoundError: if the folder holds no comparison.

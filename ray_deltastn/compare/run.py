@@ -1,4 +1,4 @@
-"""Run the experiments of a comparison one after another, each on all workers, and gather their reports."""
+"""Run the experiments of a comparison one after another, each on all workers, and collect their reports."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from ray_deltastn.tune.folder.states import state_files
 from ray_deltastn.tune.guards import alone, unfinished
 
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
-#: Seeds of a comparison, unless it says otherwise.
+#: Default number of seeds.
 SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for, as it stands in `comparison.json`."""
+    """The requested comparison: the content of `comparison.json`."""
 
     config: CompareConfig
     methods: tuple[str, ...]
@@ -44,10 +44,10 @@ class Asked:
 
     @classmethod
     def read(cls, out: Path) -> Asked:
-        """From the folder of a comparison.
+        """Read `comparison.json` in the results folder.
 
         Raises:
-            FileNotFoundError: if it holds none.
+            FileNotFoundError: if the folder holds no comparison.
         """
         path = out / COMPARISON_FILE
         if not path.exists():
@@ -56,12 +56,12 @@ class Asked:
         return cls(CompareConfig.model_validate(noted["config"]), tuple(noted["methods"]), noted["seeds"])
 
     def write(self, out: Path) -> None:
-        """Into the folder of a comparison, all at once."""
+        """Write `comparison.json` to the results folder, atomically."""
         noted = {"methods": self.methods, "seeds": self.seeds, "config": self.config.model_dump(exclude_unset=True)}
         write_whole(out / COMPARISON_FILE, json.dumps(noted, indent=2) + "\n")
 
     def planned(self, out: Path) -> list[Planned]:
-        """The experiments, those that have begun as they are."""
+        """The experiments of the comparison; experiments that have already started are unchanged."""
         begun = (folder.name for folder in (out / RUNS_FOLDER).glob("*") if (folder / CONFIG_FILE).exists())
         return plan(self.config, self.methods, self.seeds, begun)
 
@@ -75,24 +75,26 @@ def run_comparison(
     trust: bool = False,
     address: str | None = None,
 ) -> pd.DataFrame:
-    """Run every method with every seed and write `results.csv`, and `results.parquet` with the same.
+    """Run every method with every seed and write the reports to `results.csv` and `results.parquet`.
 
     Args:
         config: the comparison.
-        methods: names in `CONTENDERS`; None for all, or when resuming for those of before.
-        seeds: number of seeds, from 0; None for 3, or when resuming for as many as before.
-        out: results folder, made if it is missing; each experiment has a folder in its `runs/`.
-        resume: go on with the comparison in `out`: what has ended stays, what was interrupted continues. Other methods
-            and seeds than before may be asked for.
-        trust: resume a folder that belongs to someone else, too; see `run_experiment`.
-        address: of a Ray cluster that is already running; by default `$RAY_ADDRESS`, else this machine alone.
+        methods: names in `CONTENDERS`. None means all methods or, with `resume`, the same methods as before.
+        seeds: number of seeds; they are 0, 1, …. None means 3 or, with `resume`, the same number as before.
+        out: results folder; it is created if missing. Each experiment has a folder in its `runs/`.
+        resume: continue the comparison in `out`. Finished experiments are kept, interrupted ones are resumed, and
+            methods and seeds may be added or left out.
+        trust: resume even if the folder belongs to another user; see `run_experiment`.
+        address: address of a running Ray cluster; see `run_experiment`.
 
     Returns:
-        One row per report of every trial, with the columns `method` and `seed` in front.
+        One row per report of every trial; the first two columns are `method` and `seed`.
 
     Raises:
-        ResumeError: if `out` holds a comparison and `resume` is not set, or another one than this, or none and it is.
-        ValueError: if a method is unknown, or the task or an option breaks a rule; raised before any trial starts.
+        ResumeError: if `out` holds a comparison and `resume` is not set; or if `resume` is set and `out` holds no
+            comparison, or one with another configuration.
+        ValueError: if a method is unknown, or the task or an option breaks a rule. It is raised before any trial
+            starts.
     """
     before = _before(config, out, resume)
     asked = Asked(
@@ -113,7 +115,7 @@ def run_comparison(
                 continue
             console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
             if unfinished(folder) and not any(map(state_files, (folder / TRIALS_FOLDER, folder / STATES_FOLDER))):
-                shutil.rmtree(folder)  # killed before there was anything to go on from
+                shutil.rmtree(folder)  # it was killed before Tune wrote a state, so it starts again
             run_experiment(one.config, folder, unfinished(folder), trust, address)
         results = gather(out, asked)
         (out / SPACE_FILE).write_text((out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
@@ -122,12 +124,14 @@ def run_comparison(
 
 
 def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
-    """The comparison to go on with; None if this one is new."""
+    """The comparison to resume; None if the comparison is new."""
     if (out / CONFIG_FILE).exists():
-        raise ResumeError(f"`{out}` must not hold an experiment of `ray-deltastn run`; choose another folder")
+        raise ResumeError(
+            f"`{out}` must not hold an experiment of `ray-deltastn run`, got a {CONFIG_FILE}; choose another folder"
+        )
     begun = any((out / RUNS_FOLDER).glob(f"*/{CONFIG_FILE}"))
     if (out / COMPARISON_FILE).exists() and not begun and not (out / RESULTS_FILE).exists() and not resume:
-        return None  # it was refused before any trial
+        return None  # the earlier command ended before any trial started
     if not (out / COMPARISON_FILE).exists():
         if resume or (out / RUNS_FOLDER).exists():
             raise ResumeError(f"`{out}` must hold a comparison to resume, got no {COMPARISON_FILE}")
@@ -139,19 +143,27 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
     for section in now:
         if then[section] != now[section]:
             raise ResumeError(
-                f"`{section}` must be that of the comparison to resume, got {now[section]!r}, there {then[section]!r}"
+                f"`{section}` must be the same as in the comparison to resume, got {now[section]!r} instead of "
+                f"{then[section]!r}"
             )
     return before
 
 
 def gather(out: Path, asked: Asked) -> pd.DataFrame:
-    """Reports of all experiments that have ended; what PBT has copied goes to `lineage.csv`.
+    """Collect the reports of all finished experiments, and write the copies made by PBT to `lineage.csv`.
 
-    `wall_seconds` is what a search took on the clock, start-up and searcher included, or a single run by itself, with
-    its reports and checkpoints.
+    The column `wall_seconds` is the elapsed time. For a search it covers the whole experiment, with start-up and
+    searcher. For a single run it covers that run, with its reports and checkpoints.
+
+    Args:
+        out: results folder of the comparison.
+        asked: the requested comparison.
+
+    Returns:
+        One row per report of every trial; the first columns are `method`, `seed`, `wall_seconds` and `trial_id`.
 
     Raises:
-        FileNotFoundError: if none has ended.
+        FileNotFoundError: if no experiment has ended.
     """
     parts, copies = [], []
     for one in asked.planned(out):
@@ -170,7 +182,7 @@ def gather(out: Path, asked: Asked) -> pd.DataFrame:
                 copies.append(read_lineage(folder / LINEAGE_FILE).assign(method=one.methods[0], seed=one.seeds[0]))
         parts.append(reports[reports["method"].isin(asked.methods) & (reports["seed"] < asked.seeds)])
     if not parts:
-        raise FileNotFoundError(f"`{out / RUNS_FOLDER}` must hold an experiment that has ended, got none")
+        raise FileNotFoundError(f"`{out / RUNS_FOLDER}` must hold a finished experiment, got none")
     if copies:
         pd.concat(copies, ignore_index=True).to_csv(out / LINEAGE_FILE, index=False)
     every = pd.concat(parts, ignore_index=True)

@@ -1,34 +1,19 @@
-"""What a comparison says in numbers: a summary, the paper's Table 1, and differences with their intervals."""
+"""Tables of a comparison as text and as files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from ray_deltastn.compare.plan import CONTENDERS
+from ray_deltastn.compare.differences import Difference, differences
+from ray_deltastn.compare.outcomes import COSTS, OUTCOMES, REACHED, outcomes, summary
 
-#: Columns of a method's outcome with one seed, and their headings.
-OUTCOMES = {
-    "best_valid_loss": "best validation loss",
-    "final_valid_loss": "final validation loss",
-    "test_loss": "test loss",
-    "valid_accuracy": "validation accuracy",
-    "test_accuracy": "test accuracy",
-}
-COSTS = {"epochs": "epochs", "device_seconds": "device-seconds", "wall_seconds": "wall seconds"}
-REACHED = {
-    "valid_loss_at_random": "best validation loss within random's device-seconds",
-    "epochs_to_random": "epochs to random's best",
-    "seconds_to_random": "device-seconds to random's best",
-}
-#: Headings of what fits a terminal.
+#: Columns shown in a terminal, with short headings.
 SHORT = {
     "best_valid_loss": "best valid loss",
     "test_loss": "test loss",
@@ -36,203 +21,16 @@ SHORT = {
     "wall_seconds": "wall s",
     "epochs_to_random": "epochs to random's",
 }
-#: With whom differences are taken, where it takes part; and with whom those of single runs are, besides.
-REFERENCE, CONTROL = "random", "fixed"
-
-
-def finite(values: pd.Series[Any]) -> pd.Series[Any]:
-    """The same with NaN for what is infinite: a trial that diverged."""
-    known: pd.Series[Any] = values.replace([math.inf, -math.inf], math.nan)
-    return known
-
-
-def spending(reports: pd.DataFrame) -> pd.DataFrame:
-    """Reports of one method and seed as they were made, with what all trials together had spent and reached by then.
-
-    Columns added: `spent_epochs`; `spent_seconds`, in trials, all of them together, where a trial with a quarter of a
-    GPU counts a quarter; `best_so_far`, the lowest validation loss.
-    """
-    reports = reports.sort_values("timestamp", kind="stable")
-    loss = finite(reports["valid_loss"])
-    gpu = reports.get("config/resources/gpu", pd.Series(0.0, reports.index)).fillna(0.0)
-    share = gpu.where((gpu > 0) & (gpu < 1), 1.0)
-    columns: pd.DataFrame = reports.assign(
-        spent_epochs=np.arange(1, len(reports) + 1),
-        spent_seconds=(reports["time_this_iter_s"] * share).cumsum(),
-        best_so_far=loss.cummin().ffill(),
-    )
-    return columns
-
-
-def best_trial(reports: pd.DataFrame) -> pd.DataFrame:
-    """Reports of the trial with the lowest validation loss."""
-    best = reports.sort_values("valid_loss", kind="stable").iloc[0]
-    its_own: pd.DataFrame = reports[reports["trial_id"] == best["trial_id"]].sort_values("training_iteration")
-    return its_own
-
-
-def outcomes(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per method and seed.
-
-    The best trial is the one with the lowest validation loss; accuracies and the test loss are those of its report with
-    that loss, `final_valid_loss` is that of its last one. `epochs_to_random` and `seconds_to_random` are what the
-    method had spent when it first came to the best loss of `random` with the same seed; NaN where it never did.
-    `valid_loss_at_random` is the best loss that it had come to when it had spent the device-seconds of all of `random`.
-    """
-    rows: list[dict[str, Any]] = []
-    for (method, seed), reports in results.groupby(["method", "seed"], sort=False):
-        spent, best = spending(reports), best_trial(reports)
-        at = best.sort_values("valid_loss", kind="stable").iloc[0]
-        row = {"method": method, "seed": seed, "trials": reports["trial_id"].nunique()}
-        row |= {"best_valid_loss": at["valid_loss"], "final_valid_loss": best["valid_loss"].iloc[-1]}
-        row |= {name: at.get(name, math.nan) for name in ("test_loss", "valid_accuracy", "test_accuracy")}
-        row |= {"epochs": len(spent), "device_seconds": spent["spent_seconds"].iloc[-1]}
-        rows.append({**row, "wall_seconds": reports["wall_seconds"].iloc[0]})
-    table: pd.DataFrame = pd.DataFrame(rows)
-    for index, entry in table.iterrows():
-        rival = table[(table["method"] == REFERENCE) & (table["seed"] == entry["seed"])]
-        reached: dict[str, float] = dict.fromkeys(REACHED, math.nan)
-        if len(rival):
-            spent = spending(results[(results["method"] == entry["method"]) & (results["seed"] == entry["seed"])])
-            there = spent[spent["best_so_far"] <= rival["best_valid_loss"].iloc[0]]
-            if len(there):
-                first = there.iloc[0]
-                reached |= {"epochs_to_random": first["spent_epochs"], "seconds_to_random": first["spent_seconds"]}
-            within = spent[spent["spent_seconds"] <= rival["device_seconds"].iloc[0]]
-            if len(within):
-                reached["valid_loss_at_random"] = within["best_so_far"].iloc[-1]
-        table.loc[index, list(REACHED)] = list(reached.values())
-    return table
-
-
-def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, with `<outcome>_mean` and `<outcome>_std` over seeds (n − 1), and what it has cost.
-
-    `<outcome>_n` counts the seeds that have one: a run that diverged from the start has no loss, and a method may never
-    come to the best loss of `random`.
-    """
-    rows = []
-    for method, found in per_seed.groupby("method", sort=False):
-        row: dict[str, Any] = {"method": method, "seeds": len(found), "trials": found["trials"].mean()}
-        for name in (*OUTCOMES, *COSTS, *REACHED):
-            values = finite(found[name]).dropna()
-            row[f"{name}_mean"] = values.mean() if len(values) else math.nan
-            row[f"{name}_std"] = values.std() if len(values) > 1 else math.nan
-            row[f"{name}_n"] = len(values)
-        rows.append(row)
-    table: pd.DataFrame = pd.DataFrame(rows)
-    return table
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method's outcome minus another's, paired by seed, with its 95 % interval by Student's t.
-
-    Attributes:
-        seeds: that were asked for.
-        n: seeds with which both have a finite outcome.
-        half_width: half of the interval, of this difference by itself.
-        p: of no difference, by the same t, adjusted for all differences that are looked at (Holm 1979).
-    """
-
-    method: str
-    reference: str
-    outcome: str
-    seeds: int
-    n: int
-    mean: float
-    half_width: float
-    p: float = math.nan
-
-    @property
-    def verdict(self) -> str:
-        """`lower` or `higher` where the adjusted p is below 0.05, and every seed has its say."""
-        if self.n < self.seeds:
-            return f"no pair of finite losses with {self.seeds - self.n} of {self.seeds} seeds: no statement"
-        if self.n < 2:
-            return "one seed: no statement"
-        if self.mean == self.half_width == 0:
-            return "the same runs"
-        # Rounding alone must not make a winner of differences that are all the same.
-        if not self.p < 0.05 or abs(self.mean) <= 1e-9:
-            return "within the noise"
-        return "lower" if self.mean < 0 else "higher"
-
-    @property
-    def figures(self) -> str:
-        """The mean, and half the width of its interval."""
-        if self.n == 0:
-            return "–"
-        return f"{self.mean:+.4f}".replace("-", "−") + (f" ± {self.half_width:.4f}" if self.n > 1 else "")
-
-    def __str__(self) -> str:
-        return f"{self.method} − {self.reference}, {OUTCOMES[self.outcome]}: {self.figures}, {self.verdict}"
-
-
-def differences(
-    per_seed: pd.DataFrame, names: Sequence[str] = ("best_valid_loss", "test_loss"), seeds: int | None = None
-) -> list[Difference]:
-    """Every method against `random`, or the first where it takes no part; self-tuned single runs against `fixed`, too.
-
-    p is adjusted for all of them (Holm).
-
-    Args:
-        per_seed: see `outcomes`.
-        names: of its columns.
-        seeds: that were asked for; by default those that are there.
-    """
-    seeds = per_seed["seed"].nunique() if seeds is None else seeds
-    methods = list(dict.fromkeys(per_seed["method"]))
-    reference = REFERENCE if REFERENCE in methods else methods[0]
-    pairs = [(method, reference) for method in methods if method != reference]
-    if CONTROL in methods and reference != CONTROL:
-        pairs += [
-            (method, CONTROL) for method in methods if CONTENDERS[method].tuned and not CONTENDERS[method].searcher
-        ]
-    indexed = per_seed.set_index(["method", "seed"])
-    found: list[Difference] = []
-    for outcome in names:
-        if indexed[outcome].isna().all():
-            continue  # no test data
-        for method, rival in pairs:
-            apart = indexed.loc[method][outcome] - indexed.loc[rival][outcome]
-            known = finite(apart).dropna()
-            mean = float(known.mean()) if len(known) else math.nan
-            wide, p = half_width(known), p_value(known)
-            found.append(Difference(method, rival, outcome, seeds, len(known), mean, wide, p))
-    adjusted = holm([one.p for one in found])
-    return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
-
-
-def p_value(values: Sequence[float] | pd.Series) -> float:
-    """Two-sided p of a mean of zero, by Student's t = mean / (s / √n) with n − 1 degrees of freedom; NaN with n = 1."""
-    if len(values) < 2:
-        return math.nan
-    mean, width = abs(float(np.mean(values))), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(2 * stats.t.sf(mean / width, len(values) - 1)) if width > 0 else float(mean == 0)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that one wrong statement or more among all m has at most the chance of one; NaN stays.
-
-    The i-th smallest becomes max over j ≤ i of min(1, (m − j + 1) p_j) (Holm 1979).
-    """
-    order = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
-    adjusted, most = [math.nan] * len(values), 0.0
-    for rank, (p, place) in enumerate(order):
-        most = max(most, min(1.0, (len(order) - rank) * p))
-        adjusted[place] = most
-    return adjusted
-
-
-def half_width(values: Sequence[float] | pd.Series) -> float:
-    """Half of the 95 % interval of a mean, by Student's t; NaN with a single value."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
 def number(value: float, name: str, like: float | None = None) -> str:
-    """A value of a column as text, with the decimals of `like` if given; a dash where there is none."""
+    """Format a value of a column; `–` if it is not finite.
+
+    Args:
+        value: the value.
+        name: name of the column; it decides the number of decimals.
+        like: for seconds, the value whose size decides the number of decimals; by default `value`.
+    """
     if not math.isfinite(value):
         return "–"
     if "seconds" in name:
@@ -242,21 +40,29 @@ def number(value: float, name: str, like: float | None = None) -> str:
 
 
 def mean_and_deviation(row: Any, name: str) -> str:
-    """`mean ± std` of a column of the summary; the mean alone of one seed, and of how many where not of all."""
+    """Format a column of the summary as `mean ± std`, without `± std` for one seed.
+
+    If some seeds have no value, the text also says how many seeds have one.
+    """
     deviation, n = row[f"{name}_std"], row[f"{name}_n"]
     spread = "" if math.isnan(deviation) else f" ± {number(deviation, name, row[f'{name}_mean'])}"
     return number(row[f"{name}_mean"], name) + spread + (f" ({n} of {row['seeds']})" if 0 < n < row["seeds"] else "")
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table, in the manner of the paper's Table 1, with what it has cost."""
+    """The summary as a Markdown table, like the paper's Table 1, with the costs."""
     header, rows = cells(table)
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def cells(table: pd.DataFrame, names: Mapping[str, str] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the summary as text, of columns with their headings; no column that holds nothing."""
+    """Header and rows of the summary as text; columns without any value are left out.
+
+    Args:
+        table: the summary, see `summary`.
+        names: columns to show and their headings; by default all.
+    """
     names = {**OUTCOMES, **COSTS, **REACHED} if names is None else names
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
@@ -267,7 +73,7 @@ def cells(table: pd.DataFrame, names: Mapping[str, str] | None = None) -> tuple[
 
 
 def seed_cells(per_seed: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the outcomes of every seed as text; no column that holds nothing."""
+    """Header and rows of the outcomes of every seed as text; columns without any value are left out."""
     names = {**OUTCOMES, **COSTS, **REACHED}
     shown = [name for name in names if per_seed[name].notna().any()]
     rows = [
@@ -278,32 +84,48 @@ def seed_cells(per_seed: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_cells(found: Sequence[Difference]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of differences as text: a row per method, a column per outcome."""
+    """Header and rows of the differences to one reference as text: one row per method, one column per outcome."""
     methods = list(dict.fromkeys(d.method for d in found))
     names = list(dict.fromkeys(d.outcome for d in found))
-    alone = all(d.seeds == 1 for d in found)  # then the text around says so, once
-    said = {(d.method, d.outcome): d.figures if alone else f"{d.figures}, {d.verdict}" for d in found}
+    alone = all(d.seeds == 1 for d in found)  # then the page says once that there is no conclusion
+    texts = {(d.method, d.outcome): d.figures if alone else f"{d.figures}, {d.verdict}" for d in found}
     header = [f"minus {found[0].reference}", *(OUTCOMES[name] for name in names)]
-    return header, [[method, *(said.get((method, name), "–") for name in names)] for method in methods]
+    return header, [[method, *(texts.get((method, name), "–") for name in names)] for method in methods]
 
 
 def shortfalls(per_seed: pd.DataFrame, methods: Sequence[str], seeds: int, budget: int) -> list[str]:
-    """A line for every method and seed that did not spend its budget, or has no report at all."""
+    """A line of text for every method and seed that did not spend its budget.
+
+    Args:
+        per_seed: one row per method and seed, see `outcomes`.
+        methods: requested methods.
+        seeds: number of requested seeds.
+        budget: epochs of each method and seed.
+    """
     spent = per_seed.set_index(["method", "seed"])["epochs"]
     lines = []
     for method in methods:
         for seed in range(seeds):
             epochs = spent.get((method, seed), 0)
             if epochs < budget:
-                why = "trials diverged or failed" if epochs else "no report, or not run yet"
-                lines.append(f"{method}, seed {seed}: {epochs} of {budget} epochs, {why}")
+                why = "trials diverged or failed" if epochs else "no finished experiment"
+                lines.append(f"{method}, seed {seed}: {epochs} of {budget} epochs ({why})")
     return lines
 
 
 def write_tables(
     results: pd.DataFrame, out: Path, seeds: int | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Difference]]:
-    """Write `per_seed.csv`, `summary.csv`, `differences.csv` and `table.md`; return the first three."""
+    """Write `per_seed.csv`, `summary.csv`, `differences.csv` and `table.md`.
+
+    Args:
+        results: one row per report, see `gather`.
+        out: folder to write to.
+        seeds: number of requested seeds; by default the number of seeds in `results`.
+
+    Returns:
+        The content of the first three files: see `outcomes`, `summary` and `differences`.
+    """
     per_seed = outcomes(results)
     table, apart = summary(per_seed), differences(per_seed, seeds=seeds)
     per_seed.to_csv(out / "per_seed.csv", index=False)

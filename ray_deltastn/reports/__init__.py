@@ -1,1 +1,1 @@
-"""Pictures and self-contained pages of experiments and comparisons."""
+"""Pictures and self-contained HTML pages of experiments and comparisons."""

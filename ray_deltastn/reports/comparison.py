@@ -1,4 +1,4 @@
-"""Tables, pictures and one self-contained page from the folder of a comparison."""
+"""Tables, pictures and one self-contained HTML page of a comparison, from its results folder."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from pathlib import Path
 
 import pandas as pd
 
+from ray_deltastn.compare.differences import Difference
 from ray_deltastn.compare.run import RUNS_FOLDER, Asked, gather
-from ray_deltastn.compare.tables import Difference, cells, difference_cells, seed_cells, shortfalls, write_tables
+from ray_deltastn.compare.tables import cells, difference_cells, seed_cells, shortfalls, write_tables
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.page import PAGE, Picture, write_page
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.folder.layout import LINEAGE_FILE, RESULTS_FILE, SPACE_FILE
 from ray_deltastn.tune.folder.results import read_lineage, read_results
 
-#: What the columns of costs hold.
+#: Explanation of the cost columns.
 COSTS_TEXT = (
-    "Device-seconds are those of training and evaluating inside the trials, all of them together; what the driver "
-    "does beside them can slow them down. Wall seconds are a search's on the clock, with all workers, start-up and "
-    "searcher; a single run's are its own, on one worker, from its first step."
+    "Device-seconds: seconds of training and evaluation inside the trials, summed over all trials. Work of the driver "
+    "on the same machine can slow the trials down. Wall seconds: elapsed time. For a search it covers all workers, "
+    "start-up and the searcher. For a single run it covers one worker, from its first step."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Results of a comparison.
 
     Attributes:
-        asked: what was asked for.
+        asked: the requested comparison.
         results: one row per report of every trial, see `gather`.
         per_seed: one row per method and seed, see `outcomes`.
         summary: one row per method, see `summary`.
-        differences: paired by seed, see `differences`.
+        differences: differences between methods, paired by seed, see `differences`.
     """
 
     asked: Asked
@@ -44,18 +45,24 @@ class Comparison:
     differences: list[Difference]
 
     def notes(self) -> list[str]:
-        """What a reader should know about these numbers."""
+        """Limitations of the results, one line each."""
         return shortfalls(self.per_seed, self.asked.methods, self.asked.seeds, self.asked.config.budget)
 
 
 def write_comparison(out: Path) -> Comparison:
-    """Write the tables, the pictures and the page of a comparison, or of as much of it as has ended.
+    """Write the tables, the pictures and the page of a comparison; only finished experiments are included.
+
+    Args:
+        out: results folder of the comparison.
+
+    Returns:
+        The results that the page shows.
 
     Raises:
-        FileNotFoundError: if the folder holds none, or nothing has ended.
+        FileNotFoundError: if the folder holds no comparison or no finished experiment.
     """
     asked = Asked.read(out)
-    # The table of all may be older than the experiments; without these, what is there is all there is.
+    # `results.csv` may be older than the experiments. It is used only if their folders are gone.
     results = gather(out, asked) if (out / RUNS_FOLDER).is_dir() else read_results(out / RESULTS_FILE)
     found = Comparison(asked, results, *write_tables(results, out, asked.seeds))
     spaces = sorted([*out.glob(SPACE_FILE), *(out / RUNS_FOLDER).glob(f"*/{SPACE_FILE}")], key=lambda p: len(p.parts))
@@ -77,23 +84,28 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
     shown = [
         (
             "Best validation loss",
-            "Over training epochs and over seconds inside the trials, those of all trials together; "
-            "the line is the mean over seeds, the band holds all of them; × is where a run ended before its budget.",
+            "Best validation loss so far, over training epochs and over device-seconds of all trials. The line is the "
+            "mean over seeds, and the band covers all seeds. × marks a run that ended before its budget was spent.",
             pictures.LOSS,
         ),
         (
             "Hyperparameters",
-            "Of the trial that each method and seed chose, over its run; thin lines are constant values. What PBT "
-            "copied from another trial is drawn as that trial had it.",
+            "Hyperparameters of the best trial of each method and seed, over its run. Thin lines are constant values. "
+            "If PBT copied the trial from another one, the line before the copy is that of the other trial.",
             pictures.SCHEDULES,
         ),
         (
             "Validation and test",
-            "Small: every trial at its best; large: the chosen ones. Above the line the test loss is higher than the "
-            "validation loss that was searched: the search has fitted the validation set, or the test set is harder.",
+            "Each point is a trial at its lowest validation loss. A large point is the best trial of a method and "
+            "seed. Above the diagonal, the test loss is higher than the validation loss: the search has over-fitted "
+            "the validation set, or the test set is harder.",
             pictures.SCATTER,
         ),
-        ("Outer search", "Outer options of every trial and the loss it came to; darker is better.", pictures.OUTER),
+        (
+            "Outer search",
+            "Outer options and best validation loss of every trial. Darker lines have a lower loss.",
+            pictures.OUTER,
+        ),
     ]
     write_page(
         "compare.html",
@@ -124,16 +136,17 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
 
 
 def statement(found: Comparison) -> str:
-    """What the differences mean, in a few sentences."""
+    """Text that explains how to read the differences."""
     if found.asked.seeds < 2:
-        return "One seed says nothing about noise: these numbers are one run each, and no method is called better."
+        return "The comparison has one seed, so the noise is unknown. No method can be called better."
     if not found.differences:
-        return "One method by itself: there is nothing to compare it with."
+        return "The comparison has one method, so there are no differences."
     rivals = list(dict.fromkeys(one.reference for one in found.differences))
-    control = f", those of self-tuned single runs against {rivals[1]} too" if len(rivals) > 1 else ""
+    control = f", and for self-tuned single runs also minus {rivals[1]}" if len(rivals) > 1 else ""
     return (
-        f"Differences are taken seed by seed against {rivals[0]}{control}, each with its 95 % interval by "
-        f"Student's t for {found.asked.seeds} seeds. A method is called lower or higher only if that still holds at "
-        f"5 % for all {len(found.differences)} differences together (Holm); otherwise it is within the noise. Seeds "
-        "change initial weights, order and search; the data split is the same in all."
+        f"A difference is a method's loss minus that of {rivals[0]}{control}, paired by seed. The value after ± is "
+        f"half of its 95 % interval by Student's t with {found.asked.seeds} seeds. A method is called lower or higher "
+        f"if its difference is significant at 5 % after Holm's correction for all {len(found.differences)} "
+        "differences. Otherwise the difference is within the noise. A seed sets the initial weights, the order of the "
+        "data and the search. The data split is the same for all seeds."
     )

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: losses, schedules, over-fitting of the validation set, the outer search."""
+"""Pictures of a comparison: losses, schedules, validation against test loss, and the outer search."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator
 
+from ray_deltastn.compare.outcomes import best_trial, finite, spending
 from ray_deltastn.compare.plan import CONTENDERS
-from ray_deltastn.compare.tables import best_trial, finite, spending
 from ray_deltastn.reports.page import panels, save, style
 from ray_deltastn.training.columns import VALUES
 
 LOSS, SCHEDULES, SCATTER, OUTER = "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
-#: Colour and line of each method: dashed where hyperparameters are constant, solid where the method tunes them.
+#: Colour and line of each method. Solid lines are methods that tune their hyperparameters during training.
 LOOKS = {
     "fixed": ("#1f2933", (0, (1, 1))),
     "grid": ("#9aa3ad", ":"),
@@ -30,9 +30,9 @@ LOOKS = {
     "delta-stn": ("#00798c", "-"),
     "hybrid": ("#3f8f3a", "-"),
 }
-#: Shape of each method's points, so that those of two methods in one place can be told apart.
+#: Marker of each method, so that overlapping points can be distinguished.
 SHAPES = dict(zip(LOOKS, "X^osDPvh*d", strict=True))
-#: Trials this many times worse than the best are all drawn at the end of the axis.
+#: Losses above this multiple of the best one are drawn at the end of the axis.
 FAR = 10.0
 
 
@@ -43,14 +43,14 @@ def draw(
     copies: pd.DataFrame | None,
     out: Path,
 ) -> list[str]:
-    """Draw the pictures of a comparison into its folder, and remove what an earlier one has left.
+    """Draw the pictures of a comparison; pictures of an earlier call are removed.
 
     Args:
         results: one row per report, see `gather`.
         space: kind and bounds of each hyperparameter, by name.
         outer: names of the outer options in a trial's config.
-        copies: what `pbt` copied, with `method` and `seed`; None for nothing.
-        out: folder.
+        copies: copies made by `pbt`, with the columns `method` and `seed`; None if there are none.
+        out: folder to write to.
 
     Returns:
         Names of the files.
@@ -71,17 +71,19 @@ def draw(
 
 
 def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Best loss so far over what had been spent, on one grid for all seeds.
+    """Best loss so far over the cost so far, on one grid for all seeds.
+
+    The grid goes from the first report of any seed to the last report of any seed, with equal ratios for seconds. A
+    seed keeps its best loss after its last report.
 
     Args:
         results: one row per report.
-        method: whose.
-        spent: `spent_epochs` or `spent_seconds`.
-        points: of the grid, from the first report of any seed to the last, in equal ratios for seconds; a run that
-            ended before stays at its best.
+        method: name of the method.
+        spent: column of the cost, `spent_epochs` or `spent_seconds`.
+        points: number of points of the grid.
 
     Returns:
-        The grid `(points,)`, and `(seeds, points)` losses, NaN before a seed's first finite one.
+        The grid `(points,)`, and the losses `(seeds, points)`, which are NaN before the first finite loss of a seed.
     """
     runs = [spending(reports) for _, reports in results[results["method"] == method].groupby("seed")]
     spaced = np.geomspace if spent == "spent_seconds" else np.linspace
@@ -94,17 +96,25 @@ def curves(results: pd.DataFrame, method: str, spent: str, points: int = 400) ->
 
 
 def together(grid: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grid `(points,)` and losses `(seeds, points)` from where all seeds have one; without those that never had."""
+    """Drop seeds without any finite loss, and then grid points at which a seed has no loss yet.
+
+    Args:
+        grid: grid `(points,)`.
+        losses: losses `(seeds, points)`.
+
+    Returns:
+        The remaining grid and losses.
+    """
     losses = losses[~np.isnan(losses).all(1)]
     known = ~np.isnan(losses).any(0)
     return grid[known], losses[:, known]
 
 
 def plot_loss(results: pd.DataFrame, path: Path) -> Path:
-    """Draw the best validation loss so far over epochs and over seconds.
+    """Draw the best validation loss so far over epochs and over device-seconds.
 
-    The line is the mean over seeds, from where all of them have a loss, the band holds all of them, × is where a run
-    ended before the others of its kind.
+    The line is the mean over seeds, from the point at which all of them have a loss. The band covers all seeds. × marks
+    the end of a run with fewer than 98 % of the reports of the longest run.
     """
     figure, axes = panels(2, width=5.6, height=4.4)
     longest = results.groupby(["method", "seed"]).size().max()
@@ -125,14 +135,14 @@ def plot_loss(results: pd.DataFrame, path: Path) -> Path:
                     axis.plot(end[spent], end["best_so_far"], "x", color=colour, markersize=7, markeredgewidth=1.8)
         style(axis, label, "")
         _logarithmic(axis, "y", results["valid_loss"])
-    # A search may take a third of the seconds of a self-tuned run: on a plain axis nothing of it could be seen.
+    # A search may take a third of the seconds of a self-tuned run. A linear axis would squeeze it.
     _logarithmic(axes[1], "x", results["time_this_iter_s"])
     axes[0].set_ylabel("best validation loss so far")
     return _with_legend(figure, axes, path)
 
 
 def _logarithmic(axis: Any, which: str, values: pd.Series) -> None:
-    """A logarithmic axis with plain numbers, where all values are positive."""
+    """Make an axis logarithmic, with plain numbers, if all values are positive."""
     if (finite(values).dropna() <= 0).any():
         return
     getattr(axis, f"set_{which}scale")("log")
@@ -151,13 +161,13 @@ def _with_legend(figure: Any, axes: list[Any], path: Path) -> Path:
 
 
 def history(reports: pd.DataFrame, copies: pd.DataFrame | None, trial_id: str, until: float = np.inf) -> pd.DataFrame:
-    """Reports of a network, through the trials it was copied from.
+    """Reports of a trial, in which the time before a copy comes from the trial that was copied.
 
     Args:
-        reports: of one method and seed.
-        copies: what `pbt` copied with this seed, see `lineage`; None for nothing.
-        trial_id: where it ended.
-        until: the last of its reports there.
+        reports: reports of one method and seed.
+        copies: copies made by `pbt` with this seed, see `lineage`; None if there are none.
+        trial_id: id of the trial.
+        until: `training_iteration` of the last report to include.
     """
     own = reports[(reports["trial_id"] == trial_id) & (reports["training_iteration"] <= until)]
     if copies is not None:
@@ -173,7 +183,7 @@ def history(reports: pd.DataFrame, copies: pd.DataFrame | None, trial_id: str, u
 def plot_schedules(
     results: pd.DataFrame, space: dict[str, dict[str, Any]], copies: pd.DataFrame | None, path: Path
 ) -> Path:
-    """Draw every hyperparameter over the run of the best trial of each method and seed."""
+    """Draw the hyperparameters of the best trial of each method and seed over its run."""
     figure, axes = panels(len(space), columns=2 if len(space) == 4 else 3, width=3.6, height=2.8)
     for method in results["method"].unique():
         colour, line = LOOKS[method]
@@ -202,14 +212,19 @@ def plot_schedules(
 
 
 def at_their_best(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per trial: its report with the lowest validation loss; none of a trial that never had a finite one."""
+    """One row per trial: its report with the lowest validation loss; trials without a finite loss are left out."""
     known = results[finite(results["valid_loss"]).notna()]
     found: pd.DataFrame = known.loc[known.groupby(["method", "seed", "trial_id"], sort=False)["valid_loss"].idxmin()]
     return found
 
 
 def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
-    """Draw validation against test loss: small, every trial at its best; large, the one that each seed chose."""
+    """Draw test loss over validation loss, one point per trial; the best trial of each method and seed is large.
+
+    Args:
+        trials: one row per trial, see `at_their_best`.
+        path: file to write.
+    """
     chosen = trials.loc[trials.groupby(["method", "seed"], sort=False)["valid_loss"].idxmin()]
     figure, (axis,) = panels(1, width=6.0, height=5.2)
     for method in trials["method"].unique():
@@ -227,13 +242,13 @@ def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
             label=method,
             zorder=3,
         )
-    # What came near the best is what there is to see; trials far off are left out.
+    # The axes show the best trials. Trials with much higher losses are outside.
     losses = chosen[["valid_loss", "test_loss"]]
     low, high = float(losses.min().min()), float(losses.max().max())
     room = 0.15 * max(high - low, 0.1 * abs(high))
     low, high = (0.85 * low, 1.6 * high) if low > 0 else (low - room, high + room)
     axis.plot([low, high], [low, high], color="#9aa3ad", linewidth=0.8, zorder=0)
-    style(axis, "validation loss of a trial at its best", "test loss at the same report")
+    style(axis, "lowest validation loss of a trial", "test loss of the same report")
     axis.set(xlim=(low, high), ylim=(low, high))
     for which in ("x", "y"):
         _logarithmic(axis, which, pd.Series([low, high]))
@@ -242,12 +257,12 @@ def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
 
 
 def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
-    """Draw the outer options of every trial of the searching methods and the loss each reached, as one line.
+    """Draw a line per trial of the searching methods through its outer options and its best validation loss.
 
     Args:
-        trials: at their best, see `at_their_best`.
+        trials: one row per trial, see `at_their_best`.
         outer: names of the options in a trial's config.
-        path: of the picture.
+        path: file to write.
     """
     loss, least = trials["valid_loss"], float(trials["valid_loss"].min())
     worst = min(float(loss.max()), least + (FAR - 1) * abs(least))
@@ -261,7 +276,7 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
     figure, axes = panels(len(methods), columns=3, width=max(3.6, 0.9 * len(ticks)), height=3.2)
     for axis, method in zip(axes, methods, strict=True):
         mine = (trials["method"] == method).to_numpy()
-        order = np.argsort(-heights[mine][:, -1], kind="stable")  # the best on top
+        order = np.argsort(-heights[mine][:, -1], kind="stable")  # the best trials are drawn last, on top
         drawn = LineCollection(
             [np.column_stack([np.arange(heights.shape[1]), row]) for row in heights[mine][order]],
             array=heights[mine][order, -1],
@@ -291,10 +306,10 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
 
 
 def _scale(values: pd.Series) -> tuple[np.ndarray, dict[float, str]]:
-    """Values of an option in 0 … 1, and what stands beside which place.
+    """Positions of an option's values in [0, 1], and the tick labels by position.
 
-    Numbers over several powers of ten are spread by their logarithm; names, and numbers among which some are missing,
-    stand at equal distances.
+    Positive numbers whose range spans a factor of 10 or more are placed by their logarithm, other numbers linearly.
+    Names, and numbers with missing values, are placed at equal distances.
     """
     if not pd.api.types.is_numeric_dtype(values) or values.isna().any():
         text = values.map(lambda v: "none" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v))

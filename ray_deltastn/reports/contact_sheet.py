@@ -1,4 +1,4 @@
-"""Pictures of what each hyperparameter of augmentation does to images: low end, middle and high end of its range."""
+"""Contact sheets: images under each augmentation hyperparameter at the low end, middle and high end of its range."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ from ray_deltastn.training.data import stream
 
 LEVELS = ("low", "mid", "high")
 
-#: Changes images (B, C, H, W) in the way of a pass_values.
+#: Changes images (B, C, H, W) with the hyperparameters of a `PassValues`.
 Act = Callable[[Tensor, PassValues], Tensor]
 
 
 class NoImagesError(ValueError):
-    """The task has no images, or no hyperparameter that acts on them."""
+    """The task has no images, or no hyperparameter acts on its images."""
 
 
 def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0) -> Path:
-    """Draw the first training images under each hyperparameter that acts on them, one row each, and write a PNG.
+    """Draw the first training images under each hyperparameter that acts on images, one row each, as a PNG.
 
-    A row's hyperparameter takes the ends and the middle of its range (its bounds, or where it has none the range of
-    black-box search); those that share its augmentation have their initial values, all other augmentations are off.
+    In a row, the hyperparameter takes the two ends and the middle of its range. The range is given by its bounds, or by
+    its search range if it has no bounds. Other hyperparameters of the same augmentation keep their initial values, and
+    all other augmentations are off.
 
     Args:
-        task: a task on images (B, C, H, W), in [0, 1], in bytes, or standardised; it may be in use.
+        task: a task on images (B, C, H, W) that are in [0, 1], bytes, or standardised. A tuner may be using it.
         path: file to write.
-        examples: images per level.
+        examples: number of images per level.
         seed: seed of the augmentation.
 
     Returns:
         The path.
 
     Raises:
-        NoImagesError: if the task's inputs are no images, or no hyperparameter acts on them.
+        NoImagesError: if the task's inputs are not images, or no hyperparameter acts on them.
     """
     x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed).in_order()))
     if x.dim() != 4:
-        raise NoImagesError(f"a contact sheet needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
+        raise NoImagesError(f"`task.train` must hold images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
     x = x[:examples]
-    # Images that are not in [0, 1] are drawn from their own darkest to their brightest point.
+    # Images outside [0, 1] are scaled so that their lowest value is black and their highest is white.
     low, high = as_float(x).min().item(), as_float(x).max().item()
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     space = task.space
     acts = [(name, act) for names, act in actors(task) for name in names]
     if not acts:
-        raise NoImagesError(f"a contact sheet needs a hyperparameter that acts on images, got none of {space.names}")
+        raise NoImagesError(f"`task.space` must hold a hyperparameter that acts on images, got only {space.names}")
     figure = Figure(figsize=(1 + 3 * 0.7 * len(x), 0.95 * len(acts) + 0.5), layout="constrained")
     axes = figure.subplots(len(acts), len(LEVELS), squeeze=False)
     for row, (name, act) in zip(axes, acts, strict=True):
@@ -79,7 +80,7 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
 
 
 def levels(space: HyperSpace, name: str) -> tuple[float, float, float]:
-    """Low end, middle and high end of a hyperparameter's range; the middle of a logarithmic one is geometric."""
+    """Low end, middle and high end of a hyperparameter's range; on a logarithmic range the middle is geometric."""
     domain = space.hyperparameters[name]
     low, high = domain.bounds
     if math.isinf(low) or math.isinf(high):
@@ -89,10 +90,10 @@ def levels(space: HyperSpace, name: str) -> tuple[float, float, float]:
 
 
 def actors(task: Task) -> list[tuple[tuple[str, ...], Act]]:
-    """What acts on the images of a task: its augmentations, and its model's dropout before the first weights.
+    """The functions that act on a task's images: its augmentations, and its model's dropout before the first weights.
 
     Returns:
-        Pairs of hyperparameters' names and a function of images (B, C, H, W) and a pass_values.
+        Pairs of hyperparameter names and a function of images (B, C, H, W) and a `PassValues`.
     """
     found: list[tuple[tuple[str, ...], Act]] = [(a.names, a) for a in task.augmentations]
     before: list[nn.Module] = []
@@ -107,8 +108,8 @@ def actors(task: Task) -> list[tuple[tuple[str, ...], Act]]:
 
 
 def _on_images(layer: Regularizer, before: tuple[nn.Module, ...]) -> Act:
-    """A layer as something that acts on images: the layers before it go first and are undone."""
-    # Copies: the task's own layers may be bound to a run, and on another device.
+    """Make a layer act on images: apply the layers before it, then the layer, then undo the layers before it."""
+    # Copy the layers, because the task's layers may be bound to a run and on another device.
     layer, before = copy.deepcopy(layer).train(), tuple(copy.deepcopy(module).cpu() for module in before)
 
     def act(x: Tensor, pass_values: PassValues) -> Tensor:

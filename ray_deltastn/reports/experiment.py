@@ -1,4 +1,4 @@
-"""Tables, pictures and one self-contained page from a results folder."""
+"""Tables, pictures and one self-contained HTML page of an experiment, from its results folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BLUE, _GREY, _ORANGE = "#2563a8", "#9aa3ad", "#c4561d"
 
 
 class Results:
-    """An experiment's results, read from its folder.
+    """Results of an experiment, read from its folder.
 
     Args:
         folder: results folder of `ray-deltastn run`.
@@ -47,8 +47,8 @@ class Results:
         self.trials = self._trials()
 
     def _trials(self) -> pd.DataFrame:
-        """One row per trial, at the report that is best by the searched metric, best trial first."""
-        # `best_valid_loss` is reached at the report whose own `valid_loss` it is.
+        """One row per trial: its best report by the metric of the search; the best trial comes first."""
+        # For `best_valid_loss`, the best report is the one with the lowest `valid_loss`.
         metric = self.config["tune"]["metric"].removeprefix("best_")
         sign = 1.0 if self.config["tune"]["mode"] == "min" else -1.0
         ranked = self.reports.assign(_rank=(sign * self.reports[metric]).fillna(math.inf))
@@ -58,7 +58,7 @@ class Results:
 
     @property
     def best(self) -> pd.Series:
-        """The report with the best validation loss of all."""
+        """The best report of all trials by the metric of the search."""
         return self.trials.iloc[0]
 
     @property
@@ -67,7 +67,7 @@ class Results:
         return [option_of(name) for name in self.config["search"]]
 
     def best_table(self) -> list[tuple[str, str]]:
-        """Name and value of what matters about the best trial."""
+        """Names and values of the table about the best trial."""
         best = self.best
         rows = [("trial", str(best["trial_id"])), ("epoch", f"{best['epoch']:.0f} of {self._epochs():.0f}")]
         for split in ("valid", "test"):
@@ -83,7 +83,7 @@ class Results:
         return float(self.reports.loc[self.reports["trial_id"] == self.best["trial_id"], "epoch"].max())
 
     def trial_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: each trial at its best validation loss, best first."""
+        """Header and rows of the table with the best report of each trial, best trial first."""
         columns = {"trial_id": "trial", "epoch": "best epoch", "valid_loss": "validation loss"}
         columns |= {
             key: key.replace("valid_", "validation ").replace("_", " ")
@@ -96,28 +96,28 @@ class Results:
         return list(columns.values()), [[_number(row[key]) for key in columns] for _, row in self.trials.iterrows()]
 
     def notes(self) -> list[str]:
-        """What a reader should know about these numbers."""
+        """Limitations and costs of the experiment, one sentence or two each."""
         last = self.reports.sort_values("training_iteration").groupby("trial_id").tail(1)
         notes = []
         if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
-            notes.append(f"{diverged} of {len(last)} trials diverged and count as infinitely bad.")
+            notes.append(f"{diverged} of {len(last)} trials diverged and have an infinite loss.")
         if (last[WARNINGS("short_run")] > 0).any():
-            notes.append("Runs were too short for λ to cross its range.")
+            notes.append("Some trials were too short for λ to cross its range.")
         if (last[WARNINGS("saturated")] > 0).any():
-            notes.append("In some trials a hyperparameter ended at its bound.")
+            notes.append("In some trials, a hyperparameter ended at its bound.")
         if WARNINGS("damaged_checkpoints") in self.reports:
             passed = self.reports.groupby("trial_id")[WARNINGS("damaged_checkpoints")].max()
             if (fell_back := int((passed > 0).sum())) > 0:
                 notes.append(
-                    f"{fell_back} of {len(last)} trials found a checkpoint damaged and went on from an earlier one."
+                    f"{fell_back} of {len(last)} trials found a damaged checkpoint and continued from an earlier one."
                 )
         if SECONDS("checkpoint") in last:
             share = last[SECONDS("checkpoint")].sum() / last[[SECONDS("checkpoint"), SECONDS("total")]].sum().sum()
             notes.append(f"Checkpoints took {100 * share:.1f} % of the trials' time.")
         if SECONDS("between") in last:
             share = last[SECONDS("between")].sum() / (last[SECONDS("between")] + last[SECONDS("total")]).sum()
-            advice = "; fewer reports (`train.steps_per_report`) cost less" if share > 0.02 else ""
-            notes.append(f"Reporting, with checkpoints, took {100 * share:.1f} % of the trials' time{advice}.")
+            advice = " A larger `train.steps_per_report` reduces this time." if share > 0.02 else ""
+            notes.append(f"Reporting, with checkpoints, took {100 * share:.1f} % of the trials' time.{advice}")
         if (driver := self.folder / DRIVER_FILE).exists():
             seconds = json.loads(driver.read_text())["searcher_seconds"]
             notes.append(f"The searcher took {seconds:.1f} s of the driver's time.")
@@ -160,8 +160,8 @@ def plot_schedules(results: Results) -> Path:
 
 
 def plot_loss(results: Results) -> Path:
-    """Draw the validation loss of every trial, and the best so far, over the time spent in trials."""
-    reports = results.reports.copy()  # in the order in which they came
+    """Draw the validation loss of every trial, and the best loss so far, over seconds inside all trials."""
+    reports = results.reports.copy()  # `results.csv` is in order of time
     reports["spent"] = reports.groupby("trial_id")[SECONDS("total")].diff().fillna(reports[SECONDS("total")]).cumsum()
     loss = reports["valid_loss"].replace([np.inf, -np.inf], np.nan)
     figure, (axis,) = panels(1, width=6.4, height=3.8)
@@ -176,19 +176,19 @@ def plot_loss(results: Results) -> Path:
         )
     axis.step(reports["spent"], loss.cummin(), where="post", color=_ORANGE, linewidth=2, label="best so far")
     axis.set_yscale("log")
-    # A trial that diverges must not squeeze all others into a line.
+    # The limit keeps the other trials readable if one diverges.
     axis.set_ylim(top=1.5 * reports.groupby("trial_id")["valid_loss"].first().replace(np.inf, np.nan).max())
-    style(axis, "seconds in trials, all together", "validation loss")
+    style(axis, "seconds inside trials, summed over trials", "validation loss")
     axis.legend(frameon=False)
     return save(figure, results.folder / LOSS)
 
 
 def _write_page(results: Results) -> Path:
-    """Write `report.html` with the pictures and the tables inside."""
+    """Write `report.html`, which contains the pictures and the tables."""
     header, rows = results.trial_table()
     drawn = [
-        ("Schedules", "Hyperparameters of the best trial over its epochs; the band is s(λ ± σ).", SCHEDULES),
-        ("Loss over time", "Validation loss of every trial over the time spent in all of them.", LOSS),
+        ("Schedules", "Hyperparameters of the best trial over its epochs. The band is s(λ ± σ).", SCHEDULES),
+        ("Loss over time", "Validation loss of every trial over the seconds spent inside all trials.", LOSS),
         ("Augmentation", "Training images at the low end, the middle and the high end of each range.", SHEET),
     ]
     pictures = [Picture(h, text, results.folder / name, wide=name == SCHEDULES) for h, text, name in drawn]
@@ -207,7 +207,7 @@ def _write_page(results: Results) -> Path:
 
 
 def draw_augmentation(results: Results) -> None:
-    """Draw the contact sheet of a task on images, once; it needs the task's data."""
+    """Draw the contact sheet of a task on images, unless the file exists; it needs the task's data."""
     config, path = results.config, results.folder / SHEET
     if path.exists():
         return
@@ -216,12 +216,18 @@ def draw_augmentation(results: Results) -> None:
         contact_sheet(task, path)
     except NoImagesError:
         pass
-    except (FileNotFoundError, ValueError) as error:  # a report may be written again where the task is not
-        logger.warning("no picture of the augmentation: %s", error)
+    except (FileNotFoundError, ValueError) as error:  # the task or its data may be missing on this machine
+        logger.warning("the augmentation picture could not be drawn: %s", error)
 
 
 def write_report(folder: Path) -> Results:
-    """Write the pictures and the page into a results folder.
+    """Write the pictures and the page of an experiment to its results folder.
+
+    Args:
+        folder: results folder of `ray-deltastn run`.
+
+    Returns:
+        The results that the page shows.
 
     Raises:
         FileNotFoundError: if the folder holds no finished experiment.

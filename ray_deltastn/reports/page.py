@@ -1,4 +1,4 @@
-"""Pictures and pages: how all of them look, and one self-contained HTML file from a template."""
+"""The common style of the pictures, and self-contained HTML pages from templates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a page.
+    """A picture on a page.
 
     Attributes:
-        heading: above it.
-        text: what it shows, in a sentence.
+        heading: heading above the picture.
+        text: explanation of the picture.
         path: PNG file.
-        wide: keeps its width on a phone, where it is scrolled sideways.
+        wide: whether the picture keeps a readable width on a phone, where it can be scrolled sideways.
     """
 
     heading: str
@@ -34,14 +34,14 @@ class Picture:
 
     @property
     def least(self) -> int:
-        """Pixels of the page below which its text could not be read."""
+        """Smallest width at which the text in the picture is readable, in pixels of the page."""
         with Image.open(self.path) as image:
             width: int = image.width
         return width // 2
 
     @property
     def data(self) -> str:
-        """The file in base64, as it stands in the page."""
+        """Content of the file in base64, as it is embedded in the page."""
         return base64.b64encode(self.path.read_bytes()).decode()
 
 
@@ -49,9 +49,12 @@ def write_page(template: str, path: Path, **values: Any) -> Path:
     """Write a page that needs no other file and no network.
 
     Args:
-        template: file in `templates/`; what all pages share is in `templates/page.html`.
-        path: of the page.
-        **values: what the template reads; `pictures` is a list of `Picture`.
+        template: file in `templates/`; `templates/page.html` is the common part of all pages.
+        path: file to write.
+        **values: variables of the template; `pictures` is a list of `Picture`.
+
+    Returns:
+        The path.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ray_deltastn.reports"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -61,7 +64,17 @@ def write_page(template: str, path: Path, **values: Any) -> Path:
 
 
 def panels(count: int, columns: int = 4, width: float = 3.1, height: float = 2.5) -> tuple[Figure, list[Any]]:
-    """A figure and its axes, so many of them, in rows."""
+    """Create a figure with panels in rows.
+
+    Args:
+        count: number of panels.
+        columns: largest number of panels in a row.
+        width: width of a panel, in inches.
+        height: height of a panel, in inches.
+
+    Returns:
+        The figure and its axes, one per panel.
+    """
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -72,7 +85,7 @@ def panels(count: int, columns: int = 4, width: float = 3.1, height: float = 2.5
 
 
 def style(axis: Any, x: str, y: str) -> None:
-    """Axis labels, a faint grid, no box."""
+    """Set the labels of an axis, add a light grid, and remove the top and right lines."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.set_xlabel(x)
@@ -80,6 +93,6 @@ def style(axis: Any, x: str, y: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
+    """Write a figure as PNG and return the path."""
     figure.savefig(path, dpi=130)
     return path

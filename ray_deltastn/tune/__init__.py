@@ -1,4 +1,4 @@
-"""The Ray floor: trials that tune themselves, and searchers for what they cannot tune."""
+"""Ray Tune integration: trials that tune their regularisation, and searchers for the other options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Only the driver needs scikit-optimize: workers start faster without it.
+    # Only the driver needs scikit-optimize. Workers start faster without it.
     if name == "SkOptSearch":
         from ray_deltastn.tune.search.skopt_search import SkOptSearch
 

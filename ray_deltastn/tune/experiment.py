@@ -1,4 +1,4 @@
-"""Run an experiment from its configuration, or continue one that was killed; never start over unasked."""
+"""Run an experiment from its configuration, or resume an interrupted one without restarting its trials."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 
-class _SameTrials(Callback):
-    """Stops a resumed experiment in which Tune has lost trials, instead of letting it start over."""
+class _AllTrialsRestored(Callback):
+    """Stops a resumed experiment if Tune has lost trials; Tune would start new ones instead."""
 
     def __init__(self, known: Collection[str]) -> None:
         self.known = set(known)
@@ -61,60 +61,63 @@ class _SameTrials(Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         lost = self.known - {trial.trial_id for trial in trials}
         if lost:
-            raise ResumeError(f"every trial must be restored, got {len(lost)} of {len(self.known)} lost")
+            raise ResumeError(
+                f"`trials` must all be restored, got {len(lost)} of {len(self.known)} missing, such as {min(lost)!r}"
+            )
 
 
 class _Ended(Callback):
-    """Which trials have come to their end, by themselves or by the scheduler.
+    """Records the trials that have ended: finished, stopped by the scheduler, or failed.
 
     Args:
-        before: those that had when the experiment was interrupted.
+        before: ids of the trials that had ended before the experiment was resumed.
     """
 
     def __init__(self, before: Collection[str]) -> None:
         self.trials = set(before)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count a trial (called by Tune)."""
+        """Record a trial that ended (called by Tune)."""
         self.trials.add(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count a trial that Tune has given up (called by Tune)."""
+        """Record a trial that failed and is not restarted (called by Tune)."""
         self.trials.add(trial.trial_id)
 
 
 def run_experiment(
     config: ExperimentConfig, out: Path, resume: bool = False, trust: bool = False, address: str | None = None
 ) -> pd.DataFrame:
-    """Run all trials and write `results.csv`, and `results.parquet` with the same.
+    """Run all trials and write the reports to `results.csv` and `results.parquet`.
 
     Args:
         config: the experiment.
-        out: results folder, made if it is missing.
-        resume: continue the experiment in `out`. Our own states there are read as data; Tune unpickles its own, which
-            can run any code.
-        trust: resume a folder that belongs to someone else, too.
-        address: of a Ray cluster that is already running; by default `$RAY_ADDRESS`, else this machine alone.
+        out: results folder; it is created if missing.
+        resume: continue the experiment in `out`. Tune unpickles its states there, which can run any code. The
+            package's own states are read as data only.
+        trust: resume even if the folder belongs to another user.
+        address: address of a running Ray cluster. By default it is `$RAY_ADDRESS`; if that is not set, Ray starts on
+            this machine.
 
     Returns:
         One row per report of every trial.
 
     Raises:
-        ResumeError: if `resume` is set and there is nothing to continue or the configuration differs; or if it is not
-            set and `out` holds an experiment that has not ended.
-        ValueError: if the task or an option breaks a rule, or a machine of the cluster does not see `out`; raised
-            before any trial starts.
-        ConnectionError: if there is no cluster at the address.
+        ResumeError: if `resume` is set and `out` holds no experiment to continue, or one with another configuration;
+            or if `resume` is not set and `out` holds an unfinished experiment.
+        ValueError: if the task or an option breaks a rule, or a machine of the cluster cannot access `out`. It is
+            raised before any trial starts.
+        ConnectionError: if no cluster runs at the address.
     """
-    out = out.resolve()  # Arrow, under Tune, refuses relative paths.
+    out = out.resolve()  # Tune's file layer (Arrow) refuses relative paths.
     if resume and not (out / CONFIG_FILE).exists():
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     if resume and not trust:
         check_owner(out)
-    # Mistakes in the task show here, in one line, not in a worker's traceback.
+    # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports = check_task(config)
     if not ray.is_initialized():
-        # Ray would join whatever cluster it finds on this machine, a dead one's remains too.
+        # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         dashboard = False if where == "local" else None
         ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
@@ -150,7 +153,7 @@ def _run(
 ) -> pd.DataFrame:
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
-        progress.console.print("Tune's last state was damaged; continuing from the one before it", highlight=False)
+        progress.console.print("Tune's newest state was damaged; continuing from the previous one", highlight=False)
     known = check_resumable(config, out) if resume else {}
     ended = _Ended([name for name, status in known.items() if status == "TERMINATED"])
     if not resume:
@@ -159,7 +162,7 @@ def _run(
             (out / name).unlink(missing_ok=True)
         write_whole(out / SPACE_FILE, json.dumps(space, indent=2) + "\n")
         write_whole(out / CONFIG_FILE, json.dumps(config.model_dump(), indent=2) + "\n")
-    # TensorBoard's writer would say so for every number of a diverged trial.
+    # TensorBoard's writer logs a warning for every NaN or infinite value of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     budget = EpochBudget(config.tune.budget, _epochs_so_far(out, known)) if config.tune.budget else None
     started = time.monotonic()
@@ -192,13 +195,13 @@ def _run(
                     KeepStates(out / TRIALS_FOLDER, out / STATES_FOLDER),
                     PruneCheckpoints(out / STATES_FOLDER, keep=4 if config.tune.scheduler in PAUSING else 2),
                     ended,
-                    *([_SameTrials(known)] if resume else []),
+                    *([_AllTrialsRestored(known)] if resume else []),
                 ],
                 resume="AUTO+ERRORED" if resume else False,
                 verbose=0,
             )
     except tune.TuneError as error:
-        # Tune raises the text of what one of our callbacks raised.
+        # Tune wraps an error of a callback in a TuneError. Raise the original.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
@@ -206,16 +209,17 @@ def _run(
         progress.close()
         _note_driver(out / DRIVER_FILE, searcher.seconds, time.monotonic() - started)
     if len(ended.trials) < config.tune.num_samples and not (budget and budget.stop_all()):
-        # Tune ends an interrupted experiment as it ends any other, and calls its trials terminated.
+        # Tune returns normally after an interrupt and marks all trials as terminated.
         raise KeyboardInterrupt
     failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
     if not is_written(out / TRIALS_FOLDER) or any(map(lacked_room, analysis.trials)):
-        # Not an end: what is missing can still be had.
+        # The experiment can be resumed once the disk has free space, so it must not count as ended.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     if failed:
         where = out / TRIALS_FOLDER / failed[0] / "error.txt"
         progress.console.print(
-            f"{len(failed)} of {len(analysis.trials)} trials failed; the first: {where}", highlight=False
+            f"{len(failed)} of {len(analysis.trials)} trials failed; the error of the first is in {where}",
+            highlight=False,
         )
     log = out / TRIALS_FOLDER / "pbt_global.txt"
     if log.exists():
@@ -227,18 +231,19 @@ def _run(
 
 def lacked_room(trial: Any) -> bool:
     """Whether a trial failed because its checkpoint could not be written."""
-    error = str(trial.get_error()).rpartition("Failure #")[2] if trial.status == "ERROR" else ""  # the last one
+    # Tune's text holds all failures of the trial. Only the last one counts.
+    error = str(trial.get_error()).rpartition("Failure #")[2] if trial.status == "ERROR" else ""
     return os.strerror(errno.ENOSPC) in error or NO_ROOM in error
 
 
 def _epochs_so_far(out: Path, known: Collection[str]) -> dict[str, int]:
-    """Epochs of the trials that go on; those that Tune has lost begin again, and their epochs with them."""
+    """Epochs trained so far, by trial id; trials that Tune has lost are left out, because they start again."""
     logged = read_log(out).items()
     return {name: int(last_of_each(reports)[-1].result["epoch"]) for name, reports in logged if name in known}
 
 
 def _note_driver(path: Path, searcher: float, wall: float) -> None:
-    """Add seconds of this run's searcher, and of the run itself, to those of earlier ones of the same experiment."""
+    """Add this run's seconds, of the searcher and in total, to those of earlier runs of the same experiment."""
     before = json.loads(path.read_text()) if path.exists() else {}
     spent = {"searcher_seconds": searcher, "wall_seconds": wall}
     total = {key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}
@@ -257,11 +262,12 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
 
 
 def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
-    """Build the task once, as a trial would, and check what the experiment says of it.
+    """Build the task once, as a trial does, and check the experiment against it.
 
     Returns:
-        Kind, initial value and bounds of the task's hyperparameters by name, as plain values; the experiment with every
-        searched hyperparameter spelt out; and how many reports a whole trial makes, at most.
+        Three values: kind, initial value and bounds of each hyperparameter, by name; the experiment, in which
+        `hyperparameters: all` is replaced by the name and range of each hyperparameter; and the largest number of
+        reports of one trial.
 
     Raises:
         ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
@@ -274,7 +280,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     for method in config.methods():
         check_differentiable(task, get_method(method))
     for name in (*config.options, *searched):
-        # A task may read an option later, or in some cases only: what is refused is a slip of the pen.
+        # A task may read an option later or not at all, so only a name that looks misspelt is refused.
         near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)
         if name not in watched.read and near:
             raise ValueError(unknown_key(f"options.{name}", [f"options.{near[0]}"]))

@@ -1,4 +1,4 @@
-"""What must hold before an experiment starts or goes on: a free folder, one command, a cluster that can run it."""
+"""Checks before an experiment starts or resumes: its folder, its saved states, and the cluster."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ from ray_deltastn.tune.folder.states import state_files, trial_statuses
 
 logger = logging.getLogger(__name__)
 
-#: How often, and how long in seconds, a machine is asked for the results folder; one that has died is not.
+#: Attempts to ask a machine whether it sees the results folder, and seconds to wait for each answer.
 ATTEMPTS, ANSWER_SECONDS = 5, 60.0
 
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Hold a results folder against other commands; a killed one holds it no longer."""
+    """Lock a results folder against other commands; the lock of a killed command is released.
+
+    Raises:
+        ResumeError: if another command holds the lock.
+    """
     lock = FileLock(out / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ResumeError(f"`{out}` must not be in use by another command, got one that is still running") from None
+        raise ResumeError(f"`{out}` must not be in use by another command, got a command that is running") from None
     try:
         yield
     finally:
@@ -49,14 +53,20 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def unfinished(out: Path) -> bool:
-    """Whether a results folder holds an experiment that has begun and not ended."""
+    """Whether a results folder holds an experiment that has started and not ended."""
     return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
 
 
 def check_free(out: Path) -> None:
-    """Refuse an unfinished experiment in the way; move a finished one aside."""
+    """Rename the results folder of a finished experiment, so that a new one can use its name.
+
+    Raises:
+        ResumeError: if the folder holds an unfinished experiment.
+    """
     if unfinished(out):
-        raise ResumeError(f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove it")
+        raise ResumeError(
+            f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove the folder"
+        )
     if (out / RESULTS_FILE).exists():
         number = 1
         while (kept := out.with_name(f"{out.name}.{number}")).exists():
@@ -65,48 +75,53 @@ def check_free(out: Path) -> None:
 
 
 def check_owner(out: Path) -> None:
-    """Refuse states of someone else: Tune unpickles them, which can run any code."""
+    """Check that all states belong to this user, because Tune unpickles them, which can run any code.
+
+    Raises:
+        ResumeError: if a file belongs to another user, or is a pickle that this package never writes.
+    """
     for path in (out, *(file for part in (TRIALS_FOLDER, STATES_FOLDER) for file in (out / part).rglob("*"))):
-        # Ray unpickles such a file wherever it lies in a checkpoint; ours have none.
+        # Ray unpickles a file of this name in any checkpoint. This package never writes one.
         if path.name == "_dict_checkpoint.pkl":
             raise ResumeError(
-                f"`{path}` must not be there: Tune would unpickle it, which can run any code, and no checkpoint of "
-                "ours has it; --trust resumes it all the same"
+                f"`{path}` must not exist: Tune would unpickle it, which can run any code, and this package never "
+                "writes such a file; use --trust to resume anyway"
             )
         owner = path.lstat().st_uid if hasattr(os, "getuid") else None
         if owner is not None and owner != os.getuid():
             raise ResumeError(
                 f"`{path}` must belong to you, got user {owner}: Tune unpickles its states, which can run any code; "
-                "--trust resumes it all the same"
+                "use --trust to resume anyway"
             )
 
 
 def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
-    """Status by id of the trials of the experiment to resume.
+    """Check that an experiment can be resumed, and return the status of each trial by its id.
 
     Raises:
-        ResumeError: if its configuration is another one, or Tune's states are missing or damaged.
+        ResumeError: if the configuration differs from the saved one, or Tune's states are missing or damaged.
     """
     saved = json.loads((out / CONFIG_FILE).read_text())
     now = json.loads(json.dumps(config.model_dump()))
     for section in now:
         if saved.get(section) != now[section]:
             raise ResumeError(
-                f"`{section}` must be that of the experiment to resume, got {now[section]!r}, "
-                f"there {saved.get(section)!r}"
+                f"`{section}` must be the same as in the experiment to resume, got {now[section]!r} instead of "
+                f"{saved.get(section)!r}"
             )
     states = state_files(out / TRIALS_FOLDER)
     if not states:
         raise ResumeError(
-            f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: it was killed too early"
+            f"`{out / TRIALS_FOLDER}` must hold Tune's experiment state, got none: the experiment was killed before "
+            "Tune wrote one; remove the folder and start again"
         )
     try:
         known = trial_statuses(states[-1])
-        # Tune's own generator of random and grid points has a state of another name.
+        # The state of Tune's own random and grid search has another file name.
         kinds = ("search*state*", "basic-variant-state*")
         searchers = sorted(path for kind in kinds for path in (out / TRIALS_FOLDER).glob(kind))
         if not searchers:
-            raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got none")
+            raise ResumeError(f"`{out / TRIALS_FOLDER}` must hold the searcher's state, got no such file")
         for path in searchers:
             if path.name.startswith("searcher-state-") and config.tune.searcher == "bo":
                 json.loads(path.read_text())
@@ -116,10 +131,10 @@ def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
 
 
 def slots_of(config: ExperimentConfig) -> int:
-    """How many trials the cluster can run at a time.
+    """Number of trials that the cluster can run at the same time.
 
     Raises:
-        ValueError: if no machine can run one: Tune would wait for ever.
+        ValueError: if no machine can run a trial; Tune would wait forever.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": config.tune.cpu, "GPU": config.tune.gpu}
@@ -133,15 +148,17 @@ def slots_of(config: ExperimentConfig) -> int:
                 key = f"tune.{name.lower()}"
                 raise ValueError(f"`{key} <= {name}s of the largest machine` must hold, got {amount:g} and {most:g}")
         raise ValueError(
-            f"one machine must have both {config.tune.cpu:g} CPUs and {config.tune.gpu:g} GPUs for a trial, got none"
+            f"`tune.cpu` and `tune.gpu` must fit one machine together, got {config.tune.cpu:g} CPUs and "
+            f"{config.tune.gpu:g} GPUs"
         )
     return slots
 
 
 def check_shared(out: Path) -> None:
-    """Raise ValueError unless every machine of the cluster sees the same folder.
+    """Check that every machine of the cluster can access the results folder; a machine that dies meanwhile is ignored.
 
-    A machine that dies meanwhile is not asked.
+    Raises:
+        ValueError: if a machine cannot access the folder, or does not answer.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
@@ -151,13 +168,13 @@ def check_shared(out: Path) -> None:
         for node, answer in zip(nodes, first, strict=True):
             if _sees(node, mark.name, answer) is False:
                 raise ValueError(
-                    f"`--out` must be storage that every machine of the cluster shares, got {out}, which "
-                    f"{node['NodeManagerAddress']} does not see: trials could not move when a machine dies"
+                    f"`--out` must be storage that every machine of the cluster shares, got {out}, which machine "
+                    f"{node['NodeManagerAddress']} cannot access"
                 )
 
 
 def _sees(node: Mapping[str, Any], path: str, answer: Any) -> bool | None:
-    """Whether a machine sees a file; None if it has died."""
+    """Whether a machine sees a file; None if the machine has died."""
     for attempt in range(ATTEMPTS):
         try:
             return bool(ray.get(answer, timeout=ANSWER_SECONDS))
@@ -166,12 +183,12 @@ def _sees(node: Mapping[str, Any], path: str, answer: Any) -> bool | None:
         except RayError as error:
             reason = error
         if node["NodeID"] not in {other["NodeID"] for other in ray.nodes() if other["Alive"]}:
-            logger.warning("machine %s died before it said whether it sees %s", node["NodeManagerAddress"], path)
+            logger.warning("machine %s died before it answered whether it sees %s", node["NodeManagerAddress"], path)
             return None
         time.sleep(attempt)
         answer = _ask(node, path)
     address = node["NodeManagerAddress"]
-    raise ValueError(f"`--address` must be a cluster whose machines answer, got none from {address}: {reason}")
+    raise ValueError(f"`--address` must be a cluster whose machines answer, got no answer from {address}: {reason}")
 
 
 def _ask(node: Mapping[str, Any], path: str) -> Any:

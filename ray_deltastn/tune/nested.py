@@ -1,4 +1,4 @@
-"""Nested mappings as flat ones with dotted names, and back."""
+"""Convert nested mappings to flat ones with dotted names, and back."""
 
 from __future__ import annotations
 

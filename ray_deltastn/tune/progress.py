@@ -1,4 +1,4 @@
-"""Live progress of an experiment: one line per trial, in which the hyperparameters move."""
+"""Live progress of an experiment: one line per trial, with its hyperparameters at the start and now."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rich.table import Table
 
 from ray_deltastn.training.columns import VALUES, WARNINGS
 
-#: Updates of the table in a second, at most.
+#: Largest number of updates of the table per second.
 REFRESHES = 4
 
 
 class NotebookTable:
-    """A table in the output of a notebook's cell, changed in place.
+    """A table in the output of a notebook cell, updated in place.
 
-    Rich's own live display there needs ipywidgets, and prints anew without.
+    Rich's live display needs ipywidgets in a notebook. Without them it prints a new table at every update.
 
     Args:
-        table: what is shown first.
+        table: the first table to show.
     """
 
     def __init__(self, table: Table) -> None:
@@ -33,29 +33,29 @@ class NotebookTable:
         self._shown = float("-inf")
 
     def start(self) -> None:
-        """Show the table below what the cell has printed so far."""
+        """Show the table below the output of the cell so far."""
         self._handle = importlib.import_module("IPython.display").display(self.table, display_id=True)
         self._shown = time.monotonic()
 
     def update(self, table: Table, refresh: bool = False) -> None:
-        """Change the table, unless that was done a moment ago; with `refresh` in any case."""
+        """Replace the table, at most `REFRESHES` times per second; with `refresh`, always."""
         moment = time.monotonic()
         if refresh or moment - self._shown >= 1 / REFRESHES:
             self._handle.update(table)
             self._shown = moment
 
     def stop(self) -> None:
-        """Leave the table as it is."""
+        """Do nothing; the last table stays in the output."""
 
 
 class Progress(Callback):
-    """A table that refreshes in a terminal or a notebook; elsewhere a line per trial every few seconds.
+    """Shows a live table in a terminal or a notebook; elsewhere it prints one line per trial every few seconds.
 
     Args:
         searched: names of the searched options, shown as columns.
-        trials: number of trials planned.
-        console: where to write.
-        every: seconds between a trial's lines where there is no table.
+        trials: number of planned trials.
+        console: output; by default standard output.
+        every: seconds between two lines of a trial if there is no table.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Progress(Callback):
         self._started = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune saves its callbacks with the experiment; a terminal is not part of that.
+        # Tune saves its callbacks with the experiment. A console cannot be saved.
         return {"searched": self.searched, "trials": self.trials, "every": self.every}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class Progress(Callback):
         self._show(trial.trial_id, force=bool(result.get("done")))
 
     def note(self, trial_id: str, state: str, config: dict[str, Any], reports: Sequence[dict[str, Any]]) -> None:
-        """Take over a trial from its files: its state, its config and its reports so far."""
+        """Set the state, the config and the reports so far of a trial, as read from files."""
         row = self._rows.setdefault(trial_id, {"number": len(self._rows) + 1})
         row.update(state=state, config=config)
         if reports:
@@ -112,11 +112,11 @@ class Progress(Callback):
         self._show(trial.trial_id, force=True)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Leave the last table on the screen (called by Tune)."""
+        """Show the last table and stop the live display (called by Tune)."""
         self.close()
 
     def close(self) -> None:
-        """Stop the live display."""
+        """Show the last table and stop the live display."""
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
@@ -142,7 +142,7 @@ class Progress(Callback):
     def _cells(self, row: dict[str, Any]) -> list[str]:
         last, first = row.get("last", {}), row.get("first", {})
         losses = [f"{last[key]:.4f}" if key in last else "" for key in ("valid_loss", "best_valid_loss")]
-        options = [_short(_reach(row.get("config", {}), name)) for name in self.searched]
+        options = [_short(_value_at(row.get("config", {}), name)) for name in self.searched]
         began, now = VALUES.of(first), VALUES.of(last)
         moves = [f"{_short(began[n])}→{_short(now[n])}" if n in now else "" for n in self._hyperparameters()]
         return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
@@ -151,11 +151,11 @@ class Progress(Callback):
         return self.table(f", {time.monotonic() - self._started:.0f} s")
 
     def table(self, more: str = "", most: int | None = 20) -> Table:
-        """One line per trial.
+        """The table with one line per trial.
 
         Args:
-            more: what the title says after the number of trials.
-            most: how many trials are shown, the last ones; None for all.
+            more: text to add to the title.
+            most: largest number of trials to show, the newest ones; None shows all.
         """
         done = sum(not row["state"].startswith(("running", "waiting")) for row in self._rows.values())
         table = Table(title=f"{done} of {self.trials} trials ended{more}", title_justify="left")
@@ -168,7 +168,7 @@ class Progress(Callback):
         return table
 
     def _fitting(self, lines: list[list[str]]) -> list[int]:
-        """Columns that fit the terminal; searched options go first, then state and loss, then hyperparameters."""
+        """Columns that fit the terminal; removes searched options first, then loss and state, then hyperparameters."""
         widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
         searched = range(5, 5 + len(self.searched))
         shown = list(range(len(widths)))
@@ -179,7 +179,7 @@ class Progress(Callback):
         return shown
 
 
-def _reach(config: dict[str, Any], name: str) -> Any:
+def _value_at(config: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         config = config.get(part, {}) if isinstance(config, dict) else {}
     return config

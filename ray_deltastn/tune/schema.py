@@ -1,4 +1,4 @@
-"""JSON schemas of the YAML files, by which editors know every key, its type and its choices."""
+"""JSON schemas of the YAML files; they tell editors every key, its type and its allowed values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def schema(kind: type[ExperimentConfig]) -> dict[str, Any]:
     """JSON schema of a configuration file.
 
     Args:
-        kind: `ExperimentConfig`, or a kind of it.
+        kind: `ExperimentConfig` or a subclass.
     """
     found = kind.model_json_schema()
     properties = _described(found["properties"], ExperimentConfig, kind)
     section = found["$defs"]["TuneSection"]
     section.update(properties=_described(section["properties"], TuneSection), description="How the trials are run.")
-    section["properties"]["searcher"]["enum"].append("skopt")  # the other name of `bo`
+    section["properties"]["searcher"]["enum"].append("skopt")  # another name for `bo`
     options = _options()
     domain = {"type": "string", "pattern": rf"^\s*({'|'.join(DOMAINS)})\(.*\)\s*$"}
     searched = {
@@ -59,12 +59,12 @@ def _options() -> dict[str, Any]:
     found = _described(Settings.model_json_schema()["properties"], Settings)
     found["method"] = {"enum": list(get_args(MethodName)), "description": found["method"]["description"]}
     for name in PRESETS["paper"]:
-        found[name].pop("default")  # the preset decides
+        found[name].pop("default")  # the preset sets the default
     return {"type": "object", "properties": found, "additionalProperties": False}
 
 
 def _described(properties: dict[str, Any], *kinds: type[BaseModel]) -> dict[str, Any]:
-    """Properties with what the docstrings of their classes say of them."""
+    """Properties with their descriptions, taken from the docstrings of the classes."""
     texts = {name: " ".join(text.split()) for kind in kinds for name, text in _ENTRY.findall(_doc(kind))}
     plain = {n: {k: v for k, v in one.items() if k != "title"} for n, one in properties.items()}
     return {name: {**one, "description": texts[name]} for name, one in plain.items()}

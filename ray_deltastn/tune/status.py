@@ -1,4 +1,4 @@
-"""How far an experiment is, from its files alone: running, stopped or ended."""
+"""State and progress of an experiment, read from its files only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ray_deltastn.tune.progress import Progress
 
 
 def state_of(out: Path) -> str:
-    """What an experiment is doing: `ended`, `running` or `stopped`.
+    """State of an experiment: `ended`, `running` or `stopped`.
 
     Raises:
-        FileNotFoundError: if the folder holds none.
+        FileNotFoundError: if the folder holds no experiment.
     """
     if not (out / CONFIG_FILE).exists():
         raise FileNotFoundError(f"`{out}` must hold an experiment, got no {CONFIG_FILE}")
@@ -37,13 +37,16 @@ def state_of(out: Path) -> str:
 
 
 def status(out: Path, console: Console) -> tuple[str, Table]:
-    """State and table of an experiment, one line per trial with its hyperparameters' way so far.
+    """State of an experiment, and a table with one line per trial.
 
-    A trial that found a checkpoint damaged and went on from an earlier one "fell back".
+    The state "fell back" means that a checkpoint was damaged and the trial continued from an earlier one.
 
     Args:
         out: results folder.
-        console: where the table will be shown.
+        console: the console that will show the table; its width decides which columns fit.
+
+    Returns:
+        The state, see `state_of`, and the table.
 
     Raises:
         FileNotFoundError: if the folder holds no experiment.

@@ -1,4 +1,4 @@
-"""Δ-STN as a Tune trial: the trial tunes regularisation itself, the searcher around it the rest."""
+"""Δ-STN as a Tune trial: the trial tunes its regularisation, and Tune's searcher tunes the other options."""
 
 from __future__ import annotations
 
@@ -30,43 +30,52 @@ _NO_MEMORY = (
     "out of device memory: lower `batch_size` or `valid_batch_size`, use `preset: fast` or `precision: bf16`, or raise "
     "`resources.gpu`"
 )
-#: What a trial says of a disk that is full.
+#: Part of the error text when the disk is full.
 NO_ROOM = "must have room for a checkpoint"
 
 
 class DeltaSTNTrainable(Trainable):
-    """Trial that trains a task and tunes its regularisation online.
+    """Tune trial that trains a task and tunes its regularisation online.
 
-    Its `config` holds
+    Keys of `config`:
 
-    - `task`: a function `build(config) -> Task`, an import string `"module:function"`, or a ready task's name;
-    - any option of `Settings` (`method`, `epochs`, `lr`, …), constant or a Tune domain;
-    - `resources`: `{"cpu": 1, "gpu": 0.25}`, what one trial asks of Ray (one CPU by default);
-    - `warm_start`: `{"values": {...}, "scale": {...}}` by hyperparameter, to begin with in place of the task's own
-      (see `WarmStart`);
-    - whatever else `build` reads.
+    - `task`: a function `build(config) -> Task`, an import string `"module:function"`, or the name of a ready task;
+    - any option of `Settings` (`method`, `epochs`, `lr`, …), as a constant or a Tune domain;
+    - `resources`: what one trial requests from Ray, such as `{"cpu": 1, "gpu": 0.25}`; the default is one CPU;
+    - `warm_start`: `{"values": {...}, "scale": {...}}`, each by hyperparameter; the trial starts with these instead of
+      the task's initial values (see `WarmStart`);
+    - any other key that `build` reads.
 
-    Reports are those of `SelfTuner.step`, with `timestamp` (when it was made, in Unix time, in seconds),
-    `seconds/checkpoint`, `seconds/between` (wall time between this trial's steps so far, in which Tune saves
-    checkpoints and takes reports) and `warning/damaged_checkpoints` (the number of those passed over for an earlier
-    one). A diverged trial ends as a finished one with infinite losses and the reason in `stop_reason`, and so does one
-    that runs out of device memory. After a checkpoint is loaded, the own config of the trial wins: a learning rate that
-    a scheduler has changed takes effect.
+    A report holds the columns of `SelfTuner.step`, and these:
+
+    - `timestamp`: Unix time of the report, in seconds;
+    - `seconds/checkpoint`: seconds spent on checkpoints so far;
+    - `seconds/between`: seconds between the steps of this trial so far, in which Tune saves checkpoints and processes
+      reports;
+    - `warning/damaged_checkpoints`: number of damaged checkpoints that the trial skipped when it resumed.
+
+    A trial that diverges, or runs out of device memory during training, ends as finished, with infinite losses and the
+    reason in `stop_reason`. After a checkpoint is loaded, the trial's config takes precedence over it: a learning rate
+    that a scheduler has changed takes effect.
 
     Raises:
         ValueError: in `setup`, if the config or the task breaks a rule.
-        OutOfMemoryError: in `setup`, with advice, if the device has no room for the task.
+        OutOfMemoryError: in `setup`, if the device has too little memory for the task.
     """
 
     tuner: SelfTuner
     _saving = 0.0  # seconds spent on checkpoints
-    _between = 0.0  # seconds between steps, with those
-    _left: float | None = None  # when the last step ended
-    _damaged = 0  # checkpoints passed over
+    _between = 0.0  # seconds between steps, including `_saving`
+    _left: float | None = None  # time at which the last step ended
+    _damaged = 0  # number of damaged checkpoints that were skipped
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        """CPUs and (fractional) GPUs of one trial, from `config["resources"]`."""
+        """CPUs and (fractional) GPUs of one trial, from `config["resources"]`.
+
+        Raises:
+            ValueError: if a resource is unknown, or an amount is negative or not a number.
+        """
         return PlacementGroupFactory([_bundle(config)])
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -81,7 +90,7 @@ class DeltaSTNTrainable(Trainable):
         cpus, gpus = self._granted(config)
         if gpus == 0 and options.get("device", "auto") == "auto":
             options["device"] = "cpu"
-        # Ray sets OMP_NUM_THREADS in its workers, but an actor reused for another trial may be granted more.
+        # Ray sets OMP_NUM_THREADS when a worker starts, but a reused actor may have more CPUs for its next trial.
         torch.set_num_threads(max(1, int(cpus)))
         try:
             with random_state.isolated(Settings(**options).seed):
@@ -98,17 +107,17 @@ class DeltaSTNTrainable(Trainable):
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
         granted = self.trial_resources
         bundle = granted.bundles[0] if granted is not None and granted.bundles else _bundle(config)
-        # Outside a trial nobody has counted GPUs: use what PyTorch finds.
+        # Outside Tune, Ray assigns no GPU. Use the one that PyTorch finds.
         gpus = bundle.get("GPU", 0.0) if granted is not None else float(torch.cuda.is_available())
         return bundle.get("CPU", 1.0), gpus
 
     def step(self) -> dict[str, Any]:
-        """Train up to the next report (called by Tune)."""
-        # A state copied from a trial that had ended has nothing left to train.
+        """Train until the next report (called by Tune)."""
         if self.iteration == 0:
-            self._go_on()
+            self._continue_from_newest()
         if self._left is not None:
             self._between += time.perf_counter() - self._left
+        # The loaded state may be from a trial that had already ended.
         if self.tuner.done:
             return self._complete(self.tuner.last_report)
         try:
@@ -116,7 +125,7 @@ class DeltaSTNTrainable(Trainable):
         except RuntimeError as error:
             if not _lacks_memory(error):
                 raise
-            # Trying again would end in the same way; a finished, bad trial tells the searcher so.
+            # A restart would fail in the same way. An infinite loss tells the searcher to avoid this region.
             report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
         self._left = time.perf_counter()
         return self._complete(report)
@@ -127,10 +136,10 @@ class DeltaSTNTrainable(Trainable):
         return {**report, **own, "done": self.tuner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the whole state, all at once or not at all (called by Tune).
+        """Write the trial's state atomically (called by Tune).
 
         Raises:
-            OSError: if it cannot be written; the checkpoints before it stay.
+            OSError: if the state cannot be written; earlier checkpoints stay.
         """
         started = time.perf_counter()
         path = Path(checkpoint_dir, STATE_FILE)
@@ -140,29 +149,29 @@ class DeltaSTNTrainable(Trainable):
         try:
             with written_whole(path) as draft:
                 torch.save(state, draft)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError where the disk is full
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError when the disk is full
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
             raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {_first_line(error)}") from error
         self._saving += time.perf_counter() - started
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Continue from a state; no code in it is run (called by Tune).
+        """Continue from a checkpoint, read as data only (called by Tune).
 
-        A damaged state is passed over for the newest readable one before it in the same trial, and counted in the
-        reports from there on.
+        If the checkpoint is damaged, the trial continues from the newest earlier checkpoint that is readable. Later
+        reports count the damaged ones.
 
         Raises:
-            ValueError: if no file is readable, or the state is of another task or method.
+            ValueError: if no checkpoint is readable, or the state belongs to another task or method.
         """
         folder = Path(checkpoint)
         try:
             state = _read(folder / STATE_FILE)
         except ValueError as error:
-            state = self._earlier(folder, error)
-        self._take(state)
+            state = self._read_earlier(folder, error)
+        self._restore(state)
 
-    def _earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
-        """The newest readable state before a damaged one, from which Tune's count goes on."""
+    def _read_earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
+        """The newest readable state before a damaged checkpoint; sets Tune's iteration to that of the state."""
         older = [path for path in folder.parent.glob(f"{CHECKPOINT}*") if path.name < folder.name]
         for path in sorted(older, reverse=True) if folder.name.startswith(CHECKPOINT) else ():
             self._damaged += 1
@@ -175,18 +184,18 @@ class DeltaSTNTrainable(Trainable):
             return state
         raise reason
 
-    def _take(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; what it counts of damage is this trial's only if the state is its own."""
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Load a state, and its count of damaged checkpoints if the state was written by this trial."""
         self.tuner.load_state_dict(state)
         self._saving, self._between, self._left = state.get("saving", 0.0), state.get("between", 0.0), None
         if state.get("trial_id") == self.trial_id:
             self._damaged += state.get("damaged", 0)
 
-    def _go_on(self) -> None:
-        """Begin where the trial has been before.
+    def _continue_from_newest(self) -> None:
+        """Continue from the newest checkpoint of this trial, if there is one.
 
-        A driver killed before it saved its own state does not know of the newest checkpoints, and would start a trial
-        over that has some.
+        A driver that was killed before it saved its state does not know the newest checkpoints. After it resumes, it
+        would restart such a trial from the beginning.
         """
         storage = getattr(self, "_storage", None)
         folder = Path(storage.trial_fs_path) if storage is not None else None
@@ -198,15 +207,15 @@ class DeltaSTNTrainable(Trainable):
             except ValueError:
                 damaged += 1
                 continue
-            if state.get("trial_id") == self.trial_id:  # and not of another run in a folder of the same name
+            if state.get("trial_id") == self.trial_id:  # another run may have used a folder of the same name
                 states.append(state)
-                damaged = 0  # so far, behind this one
+                damaged = 0  # counts the damaged checkpoints that are newer than this one
         if states:
             newest = max(states, key=lambda state: state["iteration"])
             self._damaged = damaged
-            self._take(newest)
+            self._restore(newest)
             self._iteration = newest["iteration"]
-            logger.info("continuing from report %d, of which the driver did not know", self._iteration)
+            logger.info("continuing from the checkpoint of report %d, which the driver did not know", self._iteration)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process (called by Tune when actors are reused)."""
@@ -215,7 +224,7 @@ class DeltaSTNTrainable(Trainable):
         return True
 
     def cleanup(self) -> None:
-        """Let go of the model and its device memory (called by Tune at the end)."""
+        """Release the model and its device memory (called by Tune at the end)."""
         if "tuner" in self.__dict__:
             self.tuner.release()
             del self.tuner
@@ -240,16 +249,16 @@ def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A state from its file, read as data only."""
+    """Read a state from its file, as data only."""
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return found
-    except Exception as error:  # a damaged file makes torch.load fail in any way
+    except Exception as error:  # torch.load raises many kinds of exception for a damaged file
         raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
 
 
 def _lacks_memory(error: RuntimeError) -> bool:
-    """Whether the device has no memory left; libraries of its maker say so in words of their own."""
+    """Whether the device is out of memory; cuBLAS and cuDNN report it with their own status codes."""
     return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
 
 

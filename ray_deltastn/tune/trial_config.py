@@ -1,4 +1,4 @@
-"""Names and types of a trial's config, for editors and type checkers."""
+"""Keys and types of a trial's config, for editors and type checkers."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ray_deltastn.methods import Method, MethodName
 from ray_deltastn.task import Task
 from ray_deltastn.training.options import OptionsOf
 
-#: What `tune.grid_search` gives.
+#: Return type of `tune.grid_search`.
 GridSearch = dict[str, Any]
 
 
 class Resources(TypedDict, total=False):
-    """What one trial asks of Ray: CPUs, and GPUs, which may be a fraction."""
+    """CPUs and (fractional) GPUs that one trial requests from Ray."""
 
     cpu: float
     gpu: float
 
 
 class Start(TypedDict):
-    """Values and perturbation scales that a trial begins with, by hyperparameter, see `WarmStart`."""
+    """Initial values and perturbation scales of a trial, by hyperparameter; see `WarmStart`."""
 
     values: Mapping[str, float]
     scale: Mapping[str, float]
 
 
 class TrialConfig(OptionsOf[Domain | GridSearch], total=False):
-    """Config of a `DeltaSTNTrainable`: the task, and any option as a value or as one of Tune's domains.
+    """Config of a `DeltaSTNTrainable`: the task, and any option as a value or as a Tune domain.
 
-    Keys that only `task` itself reads are not part of it; add them with `{**config, "width": 100}`.
+    Keys that only the task reads are not included; add them with `{**config, "width": 100}`.
 
-    Example:
+    Examples:
         >>> config: TrialConfig = {"task": "digits-mlp", "lr": tune.loguniform(1e-2, 1e-1), "epochs": 20}
         >>> config["epochs"]
         20

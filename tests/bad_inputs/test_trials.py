@@ -1,4 +1,4 @@
-"""Mistakes in a trial's config show at once, in one line with the rule, the value got and its name."""
+"""A mistake in a trial's config or checkpoint raises a one-line error with the rule, the value and the name."""
 
 import io
 import math
@@ -56,7 +56,7 @@ MARK = Path(tempfile.gettempdir(), f"code_of_a_checkpoint_ran_{os.getpid()}")
 
 
 class Code:
-    """Leaves a mark when it is unpickled the unsafe way."""
+    """Creates the folder `MARK` if it is unpickled by an unsafe loader."""
 
     def __reduce__(self):
         return os.mkdir, (str(MARK),)
@@ -107,13 +107,13 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_changes_nothing(damage, h
     assert own.train()["valid_loss"] == undisturbed.train()["valid_loss"]
 
 
-def test_checkpoint_of_something_else_is_refused(tmp_path):
+def test_checkpoint_with_other_content_is_refused(tmp_path):
     (tmp_path / "deltastn.pt").write_bytes(other_content(b""))
     assert_refused(lambda: trial().load_checkpoint(str(tmp_path)), ValueError, ["`state`", "SelfTuner", "dict"])
 
 
 def task_of(used):
-    """The task of a tuner that lets go of it."""
+    """Release a tuner and return its task."""
     used.release()
     return used.task
 

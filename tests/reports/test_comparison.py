@@ -1,4 +1,4 @@
-"""Pictures and page of a comparison: complete without a network, and readable on a phone and a desk."""
+"""The page of a comparison is complete without a network, and readable on a phone and on a desktop."""
 
 import html
 import json
@@ -18,7 +18,7 @@ from ray_deltastn.reports.comparison import write_comparison
 from tests.reports.results import CONFIG, SPACE, made_up
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-#: What a page says of itself: widths of the window and of its content, pictures that did not load, errors.
+#: A script that records the widths of the window and its content, the pictures that did not load, and errors.
 PROBE = """<script>
 const errors = [];
 addEventListener("error", event => errors.push(String(event.message || event.target.src)), true);
@@ -33,14 +33,14 @@ addEventListener("load", () => {
 
 @pytest.fixture
 def comparison(tmp_path):
-    """Folder of a comparison that has ended."""
+    """Folder of a finished comparison."""
     (tmp_path / "comparison.json").write_text(json.dumps({"methods": list(CONTENDERS), "seeds": 2, "config": CONFIG}))
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     made_up().to_csv(tmp_path / "results.csv", index=False)
     return tmp_path
 
 
-def test_the_best_so_far_is_on_one_grid_for_all_seeds():
+def test_the_best_loss_so_far_has_one_grid_for_all_seeds():
     results = pd.DataFrame(
         {
             "method": "random",
@@ -56,12 +56,12 @@ def test_the_best_so_far_is_on_one_grid_for_all_seeds():
     assert np.isnan(losses[1, :2]).all()
     assert losses[1, 2:].tolist() == [4.0, 4.0, 1.0]
     assert pictures.curves(results, "random", "spent_seconds", points=2)[0].tolist() == [2.0, 6.0]
-    # A run that ended early stays at its best.
+    # A run that ended early keeps its best loss.
     _, losses = pictures.curves(results.iloc[[0, 1, 3, 4, 5]], "random", "spent_epochs", points=5)
     assert losses[0].tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]
 
 
-def test_the_line_begins_where_all_seeds_have_a_loss_and_never_rises():
+def test_the_mean_line_starts_when_all_seeds_have_a_loss_and_never_rises():
     results = made_up(epochs=5)
     results = results.assign(time_this_iter_s=np.where(results["seed"] == 0, 0.5, 3.0))
     for method in ("random", "bo"):
@@ -72,7 +72,7 @@ def test_the_line_begins_where_all_seeds_have_a_loss_and_never_rises():
     assert pictures.together(np.array([1.0, 2.0]), never)[1].tolist() == [[3.0, 2.0]]
 
 
-def test_a_trial_stands_at_its_best_report_and_not_at_all_if_it_had_none():
+def test_a_trial_is_drawn_at_its_best_report_and_left_out_without_a_finite_loss():
     trials = pictures.at_their_best(made_up())
     assert len(trials) == 2 * (2 * 6 + 4) - 2
     assert (trials["epoch"] == 3).all()
@@ -92,10 +92,10 @@ def test_page_holds_everything(comparison):
     assert table.count("| ") > 9 * len(CONTENDERS)
     assert table.count("\n- ") == len(found.differences) == 2 * (len(CONTENDERS) - 1 + 3)
     assert len(pd.read_csv(comparison / "differences.csv")) == len(found.differences)
-    assert "<li>bo, seed 0: 6 of 16 epochs, trials diverged or failed</li>" in page
+    assert "<li>bo, seed 0: 6 of 16 epochs (trials diverged or failed)</li>" in page
 
 
-def test_nothing_stale_is_drawn_and_nothing_infinite_breaks_the_page(comparison):
+def test_old_pictures_are_removed_and_infinite_losses_do_not_break_the_page(comparison):
     write_comparison(comparison)
     results = made_up()
     results.loc[results["method"] == "stn", ["valid_loss", "test_loss"]] = math.inf
@@ -103,17 +103,17 @@ def test_nothing_stale_is_drawn_and_nothing_infinite_breaks_the_page(comparison)
     results.to_csv(comparison / "results.csv", index=False)
     found = write_comparison(comparison)
     verdicts = {(d.method, d.outcome): d.verdict for d in found.differences}
-    assert verdicts["stn", "best_valid_loss"] == "no pair of finite losses with 2 of 2 seeds: no statement"
+    assert verdicts["stn", "best_valid_loss"] == "no conclusion: 2 of 2 seeds have no pair of finite losses"
     assert (comparison / pictures.SCATTER).exists()
     only = results[results["method"] == "stn"].drop(columns=["test_loss"])
     only.to_csv(comparison / "results.csv", index=False)
     found = write_comparison(comparison)
     assert not any((comparison / name).exists() for name in (pictures.LOSS, pictures.SCATTER, pictures.OUTER))
     assert "data:image/png" not in (comparison / "report.html").read_text()
-    assert "random, seed 1: 0 of 16 epochs, no report, or not run yet" in found.notes()
+    assert "random, seed 1: 0 of 16 epochs (no finished experiment)" in found.notes()
 
 
-def test_a_copied_network_is_drawn_with_the_past_of_the_trial_it_came_from():
+def test_the_history_of_a_copied_trial_includes_the_trial_it_was_copied_from():
     reports = pd.DataFrame(
         [{"trial_id": name, "training_iteration": i, "value": f"{name}{i}"} for name in "abc" for i in range(1, 7)]
     )
@@ -137,7 +137,7 @@ def test_a_copied_network_is_drawn_with_the_past_of_the_trial_it_came_from():
         ([5.0, 5.0, 5.0], [0.0, 0.0, 0.0], {0.0: "5", 1.0: "5"}),
     ],
 )
-def test_options_stand_at_their_places(values, places, marks):
+def test_values_of_an_option_have_positions_and_tick_labels(values, places, marks):
     found, beside = pictures._scale(pd.Series(values))
     assert found.tolist() == pytest.approx(places)
     assert beside == marks
@@ -149,7 +149,7 @@ def test_a_folder_without_a_comparison_is_refused(tmp_path):
 
 
 def browse(page, folder, width, dark, *options):
-    """Run the browser on a page; its output and what it says to the console."""
+    """Run the browser on a page; returns its output and its console messages."""
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *scheme, *options]
     command += [f"--user-data-dir={folder}", f"--window-size={width},900", "--enable-logging=stderr", page.as_uri()]
@@ -159,10 +159,10 @@ def browse(page, folder, width, dark, *options):
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
-def test_page_in_a_browser_overflows_nowhere_loads_all_and_has_no_errors(comparison, tmp_path, width, dark):
+def test_page_in_a_browser_has_no_overflow_no_missing_picture_and_no_error(comparison, tmp_path, width, dark):
     write_comparison(comparison)
     page, probed = comparison / "report.html", comparison / "probed.html"
-    # A frame is as narrow as a phone; a window is never under 500 pixels.
+    # The browser's window is at least 500 pixels wide, so a frame is used for the width of a phone.
     inside = html.escape(page.read_text().replace("<head>", f"<head>{PROBE}", 1))
     probed.write_text(f'<iframe width="{width}" height="900" srcdoc="{inside}" frameborder="0"></iframe>')
     output, said = browse(probed, tmp_path / "user", 2000, dark, "--dump-dom")

@@ -1,4 +1,4 @@
-"""Contact sheets: which hyperparameters are drawn, at which values, and what is left alone."""
+"""Contact sheets draw the hyperparameters that act on images, at the right values, and do not change the task."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def small_task(**changes):
     return rd.Task(**{**parts, **changes})
 
 
-def test_what_acts_on_the_images_is_drawn():
+def test_hyperparameters_that_act_on_images_are_drawn():
     assert [names for names, _ in actors(small_task())] == [("hue",), ("noise",), ("holes", "length"), ("drop",)]
 
 
@@ -85,11 +85,11 @@ def test_one_row_per_hyperparameter_is_written(channels, tmp_path):
     two = imread(contact_sheet(task, tmp_path / "two.png"))
     five = imread(contact_sheet(small_task(), tmp_path / "five.png"))
     assert two.std() > 0.1
-    assert five.shape[0] > 2 * two.shape[0]  # five rows against two
+    assert five.shape[0] > 2 * two.shape[0]  # five rows and two rows
 
 
 def strips_of(monkeypatch, task, path):
-    """What is drawn, row by row."""
+    """The drawn images, row by row."""
     drawn = []
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axis, strip, **_: drawn.append(strip))
     contact_sheet(task, path)
@@ -121,7 +121,7 @@ def test_standardised_images_keep_their_contrast(tmp_path, monkeypatch):
     assert len(set(plain.flatten().tolist())) == 6 * 16
 
 
-def test_a_task_in_use_stays_in_use(tmp_path):
+def test_a_task_that_a_tuner_uses_is_not_changed(tmp_path):
     task = small_task()
     tuner = rd.SelfTuner(task, epochs=1, batch_size=4, device="cpu")
     before = tuner.generator.get_state()
@@ -131,16 +131,16 @@ def test_a_task_in_use_stays_in_use(tmp_path):
     tuner.step()
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path):
+def test_a_task_without_images_or_augmentation_is_refused(tmp_path):
     flat = (torch.rand(8, 4), torch.zeros(8, dtype=torch.long))
     space = rd.HyperSpace(later=rd.Bounded(0.1, low=0.0, high=0.9))
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), rd.Dropout("later"), nn.Linear(4, 2))
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=flat, valid=flat)
-    with pytest.raises(ValueError, match=r"needs images \(B, C, H, W\), got a batch of shape \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"`task.train` must hold images .*, got a batch of shape \(8, 4\)"):
         contact_sheet(task, tmp_path / "sheet.png")
     images = (flat[0].view(8, 1, 2, 2), flat[1])
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=images, valid=images)
-    with pytest.raises(ValueError, match=r"needs a hyperparameter that acts on images, got none of \('later',\)"):
+    with pytest.raises(ValueError, match=r"`task.space` must hold a hyperparameter .*, got only \('later',\)"):
         contact_sheet(task, tmp_path / "sheet.png")
 
 
@@ -153,11 +153,11 @@ def test_report_of_an_image_task_has_the_sheet(tmp_path):
     assert (tmp_path / SHEET).read_bytes().startswith(b"\x89PNG")
 
 
-def test_report_goes_on_where_the_data_are_not(tmp_path, caplog):
+def test_report_is_written_without_the_sheet_if_the_data_are_missing(tmp_path, caplog):
     pytest.importorskip("ray")
     from ray_deltastn.reports.experiment import SHEET, draw_augmentation
 
     config = {"task": "fashion-cnn", "options": {"data_root": str(tmp_path)}, "train": {}}
     draw_augmentation(SimpleNamespace(config=config, folder=tmp_path))
     assert not (tmp_path / SHEET).exists()
-    assert "no picture of the augmentation: `fashion_mnist` must be under `data_root`" in caplog.text
+    assert "the augmentation picture could not be drawn: `fashion_mnist` must be under `data_root`" in caplog.text

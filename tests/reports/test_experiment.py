@@ -1,4 +1,4 @@
-"""What is said below the final table."""
+"""Notes below the final table of an experiment."""
 
 import json
 
@@ -10,7 +10,7 @@ from ray_deltastn.reports.experiment import Results
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two trials of two reports each; the first one's last column is left to the test."""
+    """Folder of an experiment without results; `notes` adds two trials with two reports each."""
     (tmp_path / "config.json").write_text(json.dumps({"search": {}, "tune": {"metric": "valid_loss", "mode": "min"}}))
     (tmp_path / "space.json").write_text("{}")
     return tmp_path
@@ -37,10 +37,10 @@ def notes(folder, damaged):
 
 
 @pytest.mark.parametrize("damaged", [[0, 2, 0, 0], [0, 0, 1, 0]])
-def test_trials_that_fell_back_are_counted_whenever_they_did(damaged, folder):
-    assert notes(folder, damaged) == ["1 of 2 trials found a checkpoint damaged and went on from an earlier one."]
+def test_trials_that_skipped_a_damaged_checkpoint_are_counted(damaged, folder):
+    assert notes(folder, damaged) == ["1 of 2 trials found a damaged checkpoint and continued from an earlier one."]
 
 
 @pytest.mark.parametrize("damaged", [[0, 0, 0, 0], None], ids=["none", "results of an older version"])
-def test_nothing_is_said_where_none_did(damaged, folder):
+def test_there_is_no_note_if_no_checkpoint_was_damaged(damaged, folder):
     assert notes(folder, damaged) == []

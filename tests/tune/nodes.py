@@ -1,9 +1,9 @@
-"""Three nodes on this machine, one of which dies in the middle: run by `test_nodes.py` in a process of its own.
+"""An experiment on three local nodes, one of which dies; `test_nodes.py` runs it in a separate process.
 
     python -m tests.tune.nodes OUT
 
-Writes `found.json` into OUT: the node that died, those alive at the end, and of each trial its reports and the number
-of its processes. Ray prints what it likes.
+It writes `found.json` into OUT: the node that died, the nodes that are alive at the end, and the reports and the
+number of processes of each trial.
 """
 
 import json
@@ -36,7 +36,7 @@ def main(out):
     died = {}
 
     def kill():
-        # Each trial has a checkpoint to go on from, and none has ended.
+        # Wait until each trial has a checkpoint. No trial has ended then.
         while len(list((out / "trials").glob("*/checkpoint_*/deltastn.pt"))) < 2 * TRIALS:
             time.sleep(0.1)
         died["node"] = others[0].node_id

@@ -1,8 +1,8 @@
-"""An experiment on a disk of its own that fills up, and gets room again: run by `test_disk_full.py`.
+"""An experiment on a disk that becomes full and later gets free space; `test_disk_full.py` runs it.
 
     unshare --map-root-user --mount python -m tests.tune.small_disk FOLDER
 
-Prints, as its last line, one line of JSON about what was said and what was left.
+The last line of output is JSON with the exit statuses, the error texts and the checkpoints.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def run(folder):
     ended = threading.Event()
 
     def fill():
-        # Each trial has checkpoints to go on from and Tune has written a state; they are slow enough not to have ended.
+        # Wait until each trial has two checkpoints and Tune has written a state. The trials are too slow to have ended.
         while not ended.is_set() and not (
             sum(len(list(trial.glob("checkpoint_*/deltastn.pt"))) > 1 for trial in out.glob("trials/*/")) == TRIALS
             and list(out.glob("states/experiment_state-*.json"))
@@ -61,7 +61,7 @@ def run(folder):
         room = os.statvfs(disk)
         resize(disk, (room.f_blocks - room.f_bfree) * room.f_frsize)
         for path in sorted(out.glob("trials/*/checkpoint_*/deltastn.pt")):
-            with contextlib.suppress(Exception):  # the one that is being written
+            with contextlib.suppress(Exception):  # a checkpoint that is being written
                 before[path.parts[-3]] = torch.load(path, weights_only=True)["iteration"]
 
     filling = threading.Thread(target=fill, daemon=True)
@@ -71,7 +71,7 @@ def run(folder):
     filling.join()
     left = {path.name: 0 for path in out.glob("trials/*/") if path.name in before}
     for path in out.glob("trials/*/checkpoint_*/deltastn.pt"):
-        with contextlib.suppress(Exception):  # half of one, the last
+        with contextlib.suppress(Exception):  # the last checkpoint may be incomplete
             left[path.parts[-3]] = max(left[path.parts[-3]], torch.load(path, weights_only=True)["iteration"])
     resize(disk, "64m")
     roomy = command("run", config, "--out", out, "--resume")

@@ -1,9 +1,10 @@
-"""The files that start a cluster: read by Ray's own schema, and running a configuration that exists."""
+"""The cluster files follow Ray's schema and run a configuration that exists."""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
 import ray
 import yaml
 
@@ -15,7 +16,7 @@ LAUNCHER, JOB = FOLDER / "cluster" / "launcher.yaml", FOLDER / "cluster" / "kube
 
 
 def check_command(text):
-    """The command line parses, and its configuration is one of ours."""
+    """Check that a command line can be parsed and that its configuration file exists."""
     words = text.replace("\\\n#", " ").split()
     options = _parser().parse_args(words[1:])
     assert words[0] == "ray-deltastn"
@@ -25,13 +26,13 @@ def check_command(text):
 
 
 def test_launcher_file_follows_rays_schema():
-    jsonschema = __import__("pytest").importorskip("jsonschema")
+    jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(yaml.safe_load(LAUNCHER.read_text()), schema)
     check_command(re.search(r"'(ray-deltastn run .*?)'", LAUNCHER.read_text(), re.DOTALL)[1])
 
 
-def test_kuberay_job_runs_the_same_command_where_all_pods_see_the_results():
+def test_kuberay_job_runs_the_command_on_a_volume_that_all_pods_mount():
     job = yaml.safe_load(JOB.read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     check_command(job["spec"]["entrypoint"])

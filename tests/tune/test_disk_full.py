@@ -1,4 +1,4 @@
-"""A disk that is full ends the command in one line, and the experiment goes on once there is room."""
+"""If the disk is full, the command ends with a one-line error, and the experiment can be resumed later."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ CONFIG = {
 }
 
 
-def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_the_error_says_how_to_continue(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text("task: tests.tune.tiny:build\n")
 
@@ -33,11 +33,11 @@ def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert cli.main(["run", str(config), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
-    assert said.endswith("; free some, then continue with --resume\n")
+    assert said.endswith("; free disk space, then continue with --resume\n")
 
 
 def can_mount(folder):
-    """Whether this user may mount a disk in memory, seen by its own processes alone."""
+    """Whether this user may mount a disk in memory that only its own processes see."""
     if shutil.which("unshare") is None:
         return False
     line = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
@@ -45,9 +45,9 @@ def can_mount(folder):
 
 
 @pytest.mark.ray
-def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
+def test_an_experiment_stopped_by_a_full_disk_resumes_bit_identically(tmp_path):
     if not can_mount(tmp_path):
-        pytest.skip("this user may not mount a disk in a namespace of their own")
+        pytest.skip("this user may not mount a disk in a separate namespace")
     done = subprocess.run(
         [*NAMESPACE, sys.executable, "-m", "tests.tune.small_disk", str(tmp_path)],
         cwd=ROOT,
@@ -62,7 +62,7 @@ def test_an_experiment_goes_on_to_the_bit_once_a_full_disk_has_room(tmp_path):
     status, said = found["full"]
     assert status == 1
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
-    assert said.endswith("; free some, then continue with --resume")
+    assert said.endswith("; free disk space, then continue with --resume")
     assert len(found["before"]) == 2
     for trial, iteration in found["before"].items():
         assert found["left"][trial] >= iteration > 0

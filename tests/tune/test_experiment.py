@@ -1,4 +1,4 @@
-"""The command line: run, kill, resume, refuse."""
+"""The command `run`: run, kill and resume an experiment, and refuse mistakes."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def resumed(tmp_path_factory, ray_cluster):
     assert (process.returncode, error.splitlines()[-1]) == (130, "ray-deltastn: stopped; continue with --resume")
     assert not (out / "results.csv").exists()
     process = command("run", config, "--out", out, "--resume", start_new_session=True)
-    # In the middle: one trial has ended, another has a checkpoint and goes on.
+    # Kill the driver after one trial has ended and while another one with a checkpoint is running.
     wait_for(
         lambda: len(list(trials.glob("*/checkpoint_*"))) > 3 and len(list(trials.glob("*/progress.csv"))) > 2, process
     )
@@ -60,7 +60,7 @@ def resumed(tmp_path_factory, ray_cluster):
     return folder, config, out, printed.getvalue()
 
 
-def test_a_stopped_and_killed_experiment_resumes_and_every_trial_ends_as_if_unbroken(resumed):
+def test_every_trial_of_a_resumed_experiment_ends_like_an_uninterrupted_one(resumed):
     _, _, out, _ = resumed
     results = read_results(out / "results.csv")
     assert results["trial_id"].nunique() == 6
@@ -82,7 +82,7 @@ def test_the_report_holds_both_pictures_and_all_tables(resumed):
     for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
         assert text in page
     assert all((out / name).stat().st_size > 5000 for name in ("schedules.png", "loss_over_time.png"))
-    assert not (out / "augmentation.png").exists()  # no images
+    assert not (out / "augmentation.png").exists()  # the task has no images
     assert "Best trial" in printed
     assert "validation loss" in printed
 
@@ -105,11 +105,11 @@ def test_an_unfinished_experiment_is_not_overwritten(resumed, capsys):
             "must hold readable states",
         ),
         (lambda out: [p.write_text("{") for p in out.glob("*/searcher-state-*")], [], "must hold readable states"),
-        (lambda out: None, ["train.epochs=9"], "`train` must be that of the experiment to resume"),
+        (lambda out: None, ["train.epochs=9"], "`train` must be the same as in the experiment to resume"),
     ],
     ids=["nothing", "no-state", "no-searcher", "broken-state", "broken-searcher", "other-config"],
 )
-def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damage, overrides, reason):
+def test_resume_refuses_instead_of_restarting(resumed, tmp_path, capsys, damage, overrides, reason):
     folder, config, _, _ = resumed
     out = tmp_path / "out"
     shutil.copytree(folder / "killed", out)
@@ -132,7 +132,7 @@ def test_resume_refuses_rather_than_starts_over(resumed, tmp_path, capsys, damag
         ("search.optimizer=choice(['sgd', 'adam'])", None),
     ],
 )
-def test_mistakes_show_before_any_trial_starts(resumed, tmp_path, capsys, override, reason):
+def test_mistakes_are_refused_before_any_trial_starts(resumed, tmp_path, capsys, override, reason):
     _, config, _, _ = resumed
     more = [] if reason else ["--set", "train.method=unrolled"]
     assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", override, *more]) == 1
@@ -142,18 +142,18 @@ def test_mistakes_show_before_any_trial_starts(resumed, tmp_path, capsys, overri
     assert not (tmp_path / "out").exists()
 
 
-def test_more_cpus_than_there_are_is_refused_instead_of_waited_for(resumed, tmp_path, capsys, ray_cluster):
+def test_more_cpus_than_the_machine_has_are_refused(resumed, tmp_path, capsys, ray_cluster):
     _, config, _, _ = resumed
     assert main(["run", str(config), "--out", str(tmp_path / "out"), "--set", "tune.cpu=64"]) == 1
     assert "`tune.cpu <= CPUs of the largest machine` must hold, got 64 and 2" in capsys.readouterr().err
 
 
-def test_a_folder_of_someone_else_is_resumed_only_when_trusted(resumed, capsys, monkeypatch, ray_cluster):
+def test_a_folder_of_another_user_is_resumed_only_with_trust(resumed, capsys, monkeypatch, ray_cluster):
     _, config, out, _ = resumed
     monkeypatch.setattr("os.getuid", lambda: 12345)
     assert main(["run", str(config), "--out", str(out), "--resume"]) == 1
     assert f"`{out}` must belong to you" in capsys.readouterr().err
-    with FileLock(out / ".lock"):  # trusted, it gets further
+    with FileLock(out / ".lock"):  # with --trust, the command passes this check and stops at the lock
         assert main(["run", str(config), "--out", str(out), "--resume", "--trust"]) == 1
     assert "must not be in use by another command" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
     assert (tmp_path / "out.1" / "results.csv").exists()
 
 
-def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path, capsys):
+def test_report_can_be_written_again_and_an_empty_folder_is_refused(resumed, tmp_path, capsys):
     _, _, out, _ = resumed
     (out / "report.html").unlink()
     assert main(["report", str(out)]) == 0
@@ -186,7 +186,7 @@ def test_report_can_be_written_again_and_says_what_is_missing(resumed, tmp_path,
 
 
 @pytest.mark.parametrize("trial_id", ["4371810e6", "00123456", "12345678", "0000000e"])
-def test_an_id_that_looks_like_a_number_stays_what_it_is(trial_id, tmp_path):
+def test_a_trial_id_that_looks_like_a_number_stays_text(trial_id, tmp_path):
     log = ReportLog(tmp_path)
     trial = SimpleNamespace(trial_id=trial_id, config={"lr": 0.5, "inner": {"rate": 7}})
     for moment, loss in enumerate((0.5, 0.25)):

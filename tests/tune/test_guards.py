@@ -1,4 +1,4 @@
-"""What `--resume` refuses to unpickle."""
+"""Files that `--resume` refuses to unpickle."""
 
 import os
 
@@ -15,14 +15,14 @@ def out(tmp_path):
     return tmp_path
 
 
-def test_own_states_are_fine(out):
+def test_own_states_are_accepted(out):
     (out / "states" / "tuner.pkl").touch()
     check_owner(out)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("file", ["states/searcher-state.pkl", "trials/a_00000/checkpoint_000000/deltastn.pt"])
-def test_a_file_of_another_user_is_refused_wherever_it_lies(file, out):
+def test_a_file_of_another_user_is_refused_in_every_folder(file, out):
     (out / file).touch()
     os.chown(out / file, 12345, -1)
     with pytest.raises(ResumeError, match=f"`{out / file}` must belong to you, got user 12345"):
@@ -32,5 +32,5 @@ def test_a_file_of_another_user_is_refused_wherever_it_lies(file, out):
 def test_a_checkpoint_that_ray_would_unpickle_is_refused(out):
     path = out / "trials" / "a_00000" / "checkpoint_000000" / "_dict_checkpoint.pkl"
     path.touch()
-    with pytest.raises(ResumeError, match=r"_dict_checkpoint.pkl` must not be there: Tune would unpickle it"):
+    with pytest.raises(ResumeError, match=r"_dict_checkpoint.pkl` must not exist: Tune would unpickle it"):
         check_owner(out)

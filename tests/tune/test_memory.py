@@ -1,4 +1,4 @@
-"""What a reused worker holds on to: nothing of the trials before."""
+"""A reused worker keeps no memory of earlier trials."""
 
 import gc
 
@@ -10,11 +10,11 @@ from tests.tune.tiny import CONFIG
 
 
 def live_bytes():
-    """Memory of all tensors alive in this process, counted once."""
+    """Bytes of all tensors in this process; shared storage is counted once."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):  # not `isinstance`, which wakes lazy modules
+        if issubclass(type(thing), torch.Tensor):  # `isinstance` would load lazy modules
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -41,5 +41,5 @@ def test_ten_reused_trials_hold_no_more_memory_than_one(device, used, tmp_path):
         held.append(used())
         trial.reset_config({**config, "lr": 0.01 * (number + 1), "seed": number})
     one = sum(p.numel() * p.element_size() for p in trial.tuner.model.parameters())
-    assert held[0] > 2 * one  # weights, responses and moments are in the count
+    assert held[0] > 2 * one  # the count includes weights, responses and optimiser moments
     assert held[-1] == pytest.approx(held[0], rel=0.01)

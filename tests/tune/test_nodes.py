@@ -1,4 +1,4 @@
-"""A cluster of three nodes: trials spread, one node dies, all finish; storage that is not shared is refused."""
+"""On a cluster of three nodes, all trials finish after a node dies; storage that is not shared is refused."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.ray
-def test_a_node_that_dies_takes_no_trial_with_it(found):
+def test_all_trials_finish_after_a_node_dies(found):
     assert found["died"] is not None
     assert found["died"] not in found["alive"]
     assert len(found["alive"]) == 2
@@ -29,17 +29,17 @@ def test_a_node_that_dies_takes_no_trial_with_it(found):
 
 
 @pytest.mark.ray
-def test_trials_had_spread_and_one_of_them_moved(found):
-    # One trial to a node of one CPU: the one whose node died went on in another process.
+def test_trials_run_on_different_nodes_and_one_of_them_moves(found):
+    # Each node has one CPU and runs one trial. The trial of the dead node continues in another process.
     assert sorted(found["processes"].values()) == [1, 1, 2]
 
 
-def test_storage_that_a_machine_does_not_see_is_refused(monkeypatch, tmp_path, ray_cluster):
+def test_storage_that_a_machine_cannot_access_is_refused(monkeypatch, tmp_path, ray_cluster):
     import ray
 
     nodes = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
-    guards.check_shared(tmp_path)  # both see it: they are the same
+    guards.check_shared(tmp_path)  # both entries are this machine, so both see the folder
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "exists", lambda path: True)
     answers = iter([True, False])
@@ -48,18 +48,18 @@ def test_storage_that_a_machine_does_not_see_is_refused(monkeypatch, tmp_path, r
         guards.check_shared(tmp_path)
 
 
-def test_a_machine_that_died_a_moment_ago_is_not_asked_for_the_storage(monkeypatch, tmp_path, ray_cluster, caplog):
+def test_a_machine_that_dies_during_the_check_is_ignored(monkeypatch, tmp_path, ray_cluster, caplog):
     import ray
 
     nodes = ray.nodes()
     gone = {**nodes[0], "NodeID": "0" * 55 + "f", "NodeManagerAddress": "the-late-one"}
-    known = iter([[gone, *nodes]])  # it was there a moment ago
+    known = iter([[gone, *nodes]])  # only the first list of nodes holds the dead machine
     monkeypatch.setattr(ray, "nodes", lambda: next(known, nodes))
     guards.check_shared(tmp_path)
     assert "the-late-one died" in caplog.text
 
 
-def test_a_machine_that_lives_and_does_not_answer_is_asked_again_and_refused(monkeypatch, tmp_path, ray_cluster):
+def test_a_machine_that_does_not_answer_is_asked_again_and_then_refused(monkeypatch, tmp_path, ray_cluster):
     import ray
 
     nodes, asked = ray.nodes(), []
@@ -76,7 +76,7 @@ def test_a_machine_that_lives_and_does_not_answer_is_asked_again_and_refused(mon
     monkeypatch.setattr(ray, "get", crash)
     crashes = iter([True, False, False]).__next__
     guards.check_shared(tmp_path)
-    assert len(asked) == 3  # the first one twice
+    assert len(asked) == 3  # the first machine is asked twice
     crashes = lambda: True  # noqa: E731
-    with pytest.raises(ValueError, match="`--address` must be a cluster whose machines answer, got none from"):
+    with pytest.raises(ValueError, match="`--address` must be a cluster whose machines answer, got no answer from"):
         guards.check_shared(tmp_path)

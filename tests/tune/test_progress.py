@@ -1,3 +1,5 @@
+"""Live progress in a terminal, in a notebook and in plain output."""
+
 import io
 import pickle
 import sys
@@ -33,7 +35,7 @@ def show(terminal, width=160):
     return progress, out.getvalue()
 
 
-def test_hyperparameters_move_in_the_terminal():
+def test_a_terminal_shows_first_and_last_hyperparameters():
     progress, text = show(terminal=True)
     for part in ("0.05→0.31", "0.1250", "0.25", "done", "failed", "1/2", "2/2", "2 of 2 trials ended", "dropout"):
         assert part in text, part
@@ -41,7 +43,7 @@ def test_hyperparameters_move_in_the_terminal():
 
 
 @pytest.mark.parametrize(("width", "gone"), [(70, "inner.rate"), (44, "state"), (30, "dropout")])
-def test_a_narrow_terminal_shows_fewer_columns_whole(width, gone):
+def test_a_narrow_terminal_shows_fewer_columns_without_truncation(width, gone):
     _, text = show(terminal=True, width=width)
     assert gone not in text
     assert "…" not in text
@@ -49,7 +51,7 @@ def test_a_narrow_terminal_shows_fewer_columns_whole(width, gone):
     assert "2/2" in text
 
 
-def test_without_a_terminal_each_trial_gets_lines():
+def test_without_a_terminal_each_trial_is_printed_as_lines():
     _, text = show(terminal=False)
     lines = text.strip().splitlines()
     assert len(lines) == 3
@@ -59,7 +61,7 @@ def test_without_a_terminal_each_trial_gets_lines():
 
 
 class FakeNotebook:
-    """`IPython.display` as a notebook has it: what was shown, and how often it was changed in place."""
+    """`IPython.display` that records the displayed objects and their updates."""
 
     def __init__(self):
         self.shown, self.updates = [], []
@@ -71,7 +73,7 @@ class FakeNotebook:
         return SimpleNamespace(update=self.updates.append)
 
 
-def test_a_notebook_gets_one_table_that_changes_a_few_times_a_second(monkeypatch):
+def test_a_notebook_shows_one_table_with_few_updates_per_second(monkeypatch):
     notebook, out, clock = FakeNotebook(), io.StringIO(), [0.0]
     monkeypatch.setitem(sys.modules, "IPython", notebook)
     monkeypatch.setitem(sys.modules, "IPython.display", notebook)
@@ -84,7 +86,7 @@ def test_a_notebook_gets_one_table_that_changes_a_few_times_a_second(monkeypatch
         progress.on_trial_result(number, [], trial, report(number, 0.05 + number / 1000))
     assert (len(notebook.shown), len(notebook.updates)) == (1, 4)
     progress.on_trial_result(100, [], trial, report(100, 0.4, 0.125, done=True))
-    assert len(notebook.updates) == 5  # an end shows at once
+    assert len(notebook.updates) == 5  # the end of a trial is shown immediately
     progress.close()
     progress.close()
     assert len(notebook.updates) == 6
@@ -94,7 +96,7 @@ def test_a_notebook_gets_one_table_that_changes_a_few_times_a_second(monkeypatch
         assert part in html
 
 
-def test_a_jupyter_console_without_ipython_gets_lines(monkeypatch):
+def test_a_jupyter_console_without_ipython_has_no_live_table(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", None)
     monkeypatch.setattr(progress_module.importlib.util, "find_spec", lambda name: None)
     progress = Progress(["lr"], 2, Console(file=io.StringIO(), force_jupyter=True), every=0.0)
@@ -102,13 +104,13 @@ def test_a_jupyter_console_without_ipython_gets_lines(monkeypatch):
     assert progress._live is None
 
 
-def test_progress_survives_being_saved_with_the_experiment():
+def test_progress_can_be_pickled_with_the_experiment():
     progress, _ = show(terminal=True)
     copy = pickle.loads(pickle.dumps(progress))
     assert (copy.searched, copy.trials, copy.every) == (["lr", "inner.rate"], 2, 0.0)
 
 
-def test_param_space_puts_each_domain_where_a_trial_looks_for_it():
+def test_param_space_has_each_domain_under_the_key_that_a_trial_reads():
     config = ExperimentConfig.model_validate(
         {
             "task": "digits-mlp",

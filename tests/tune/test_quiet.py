@@ -1,4 +1,4 @@
-"""What a user who has configured nothing sees of us: nothing, until they ask."""
+"""The package logs nothing unless the user configures logging, and `status` starts no cluster."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ again.train()
 
 
 @pytest.mark.parametrize(("configure", "heard"), [("", False), ("logging.basicConfig()", True)])
-def test_a_warning_is_heard_once_logging_is_configured_and_not_before(configure, heard, tmp_path):
+def test_a_warning_is_logged_only_if_logging_is_configured(configure, heard, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", TRIAL.format(configure=configure), str(tmp_path)],
         cwd=ROOT,

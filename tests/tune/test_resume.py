@@ -1,4 +1,4 @@
-"""Ctrl-C and resumption with the searchers and schedulers that keep their states in other ways."""
+"""Interrupt and resume with searchers and schedulers whose states are stored differently."""
 
 import signal
 
@@ -21,7 +21,7 @@ tune: {num_samples: 2, checkpoint_every: 2}
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", [("grid", "fifo"), ("random", "pbt")])
-def test_ctrl_c_with_the_last_trials_running_is_no_end_and_can_be_resumed(kind, tmp_path):
+def test_an_experiment_interrupted_during_its_last_trials_can_be_resumed(kind, tmp_path):
     searcher, scheduler = kind
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(CONFIG)
@@ -39,11 +39,11 @@ def test_ctrl_c_with_the_last_trials_running_is_no_end_and_can_be_resumed(kind, 
     assert results.groupby("trial_id")["training_iteration"].apply(list).tolist() == [list(range(1, 7))] * 2
 
 
-# A trial that ends, or fails, at or before a report at which all wait for each other to be copied.
+# A trial ends or fails before the report at which all trials wait for each other.
 @pytest.mark.parametrize(("what", "when"), [("ends", 2), ("fails", 2)])
-def test_a_population_does_not_wait_for_who_has_ended(what, when, tmp_path, ray_cluster):
+def test_a_population_does_not_wait_for_a_trial_that_has_ended(what, when, tmp_path, ray_cluster):
     others = {"ends": 6, "fails": 0, "lr": tune.uniform(0.1, 1.0)}
-    # The first trial is the odd one; three on two CPUs take turns.
+    # The first trial ends or fails early. Three trials share two CPUs.
     odd = tune.sample_from(lambda spec: when if next(numbers) == 0 else others[what])
     numbers = iter(range(10))
     analysis = tune.run(

@@ -1,4 +1,4 @@
-"""Whole runs on a small local cluster: what Tune does with our trials when all is well, and when it is not."""
+"""Complete runs on a small local cluster, with and without faults."""
 
 import math
 
@@ -14,7 +14,7 @@ SPACE = {**CONFIG, "lr": tune.loguniform(0.01, 0.3), "momentum": tune.uniform(0.
 
 
 def alone(config):
-    """Last report of a trial with this config, run in this process from start to end."""
+    """Last report of a trial with this config that runs in this process without interruption."""
     return finish(DeltaSTNTrainable({**config, "fault": None}))[-1]
 
 
@@ -38,7 +38,7 @@ def test_tune_run_finishes_a_hybrid_search(tmp_path):
     assert sorted(record.value for record in search.finished) == sorted(
         trial.last_result["valid_loss"] for trial in analysis.trials
     )
-    # Actors were reused; each trial's numbers are those of a fresh process nevertheless.
+    # Actors were reused, and each trial still has the numbers of a new process.
     for trial in analysis.trials:
         assert without_times(trial.last_result) == alone(trial.config)
     assert analysis.best_config["lr"] == min(analysis.trials, key=lambda t: t.last_result["valid_loss"]).config["lr"]
@@ -65,7 +65,7 @@ def test_tuner_finishes_a_hybrid_search(tmp_path):
     assert without_times(best.metrics) == alone(best.config)
 
 
-def test_faults_of_single_trials_stay_theirs(tmp_path):
+def test_a_fault_of_one_trial_does_not_affect_the_others(tmp_path):
     analysis = tune.run(
         DeltaSTNTrainable,
         config={**CONFIG, "fault": tune.grid_search([None, "raise", "nan", "kill"]), "mark": str(tmp_path / "mark")},
@@ -85,7 +85,7 @@ def test_faults_of_single_trials_stay_theirs(tmp_path):
     }
     sound = alone(CONFIG)
     assert without_times(trials[None].last_result) == sound
-    # The killed trial went on from its last checkpoint, in another process, to the very same end.
+    # The killed trial continued from its last checkpoint in another process and ended with the same numbers.
     assert (tmp_path / "mark").exists()
     assert trials["kill"].last_result["training_iteration"] == CONFIG["epochs"]
     assert without_times(trials["kill"].last_result) == sound
@@ -93,7 +93,7 @@ def test_faults_of_single_trials_stay_theirs(tmp_path):
     assert "diverged" in trials["nan"].last_result["stop_reason"]
 
 
-def test_searcher_learns_that_failed_and_diverged_trials_were_bad(tmp_path):
+def test_searcher_records_failed_and_diverged_trials_as_bad(tmp_path):
     search = SkOptSearch(random_state=2)
     tune.run(
         DeltaSTNTrainable,
@@ -141,4 +141,4 @@ def test_population_based_training_takes_effect_on_the_optimiser(tmp_path):
     assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 2
     assert scheduler._num_perturbations >= 1
     for trial in analysis.trials:
-        assert trial.last_result["lr"] == trial.config["lr"]  # the report shows the optimiser's own rate
+        assert trial.last_result["lr"] == trial.config["lr"]  # the report holds the optimiser's learning rate

@@ -1,4 +1,4 @@
-"""The JSON schemas of the YAML files are those of the code, and know every shipped file."""
+"""The JSON schemas of the YAML files agree with the code and accept every file in `configs/`."""
 
 import json
 from pathlib import Path
@@ -23,14 +23,14 @@ def errors(kind, content):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_committed_schema_is_that_of_the_code(kind, capsys):
+def test_the_committed_schema_agrees_with_the_code(kind, capsys):
     assert main(["schema", kind]) == 0
     assert json.loads(capsys.readouterr().out) == SCHEMAS[kind]
     jsonschema.Draft202012Validator.check_schema(SCHEMAS[kind])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_shipped_file_names_its_schema_and_keeps_it(path):
+def test_every_file_in_configs_names_its_schema_and_follows_it(path):
     text = path.read_text()
     assert text.startswith(f"# yaml-language-server: $schema={kind_of(path)}.schema.json\n")
     assert errors(kind_of(path), yaml.safe_load(text)) == []
@@ -49,7 +49,7 @@ def test_a_shipped_file_names_its_schema_and_keeps_it(path):
         ("tune", "samples", 3, "'samples' was unexpected"),
     ],
 )
-def test_a_slip_is_an_error(section, key, value, said):
+def test_a_mistake_is_an_error(section, key, value, said):
     content = yaml.safe_load((CONFIGS / "digits_hybrid.yaml").read_text())
     assert errors("experiment", content) == []
     content[section][key] = value

@@ -1,4 +1,4 @@
-"""How many trials a cluster can run at a time, counted machine by machine."""
+"""The number of trials that a cluster can run at the same time is counted per machine."""
 
 import pytest
 
@@ -23,15 +23,15 @@ BIG, SMALL, HEAD = {"CPU": 16.0, "GPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 
     ("wanted", "machines", "slots"),
     [
         ({"cpu": 1}, [HEAD], 8),
-        ({"cpu": 3}, [HEAD, SMALL], 2 + 1),  # what is left over on two machines makes no trial
+        ({"cpu": 3}, [HEAD, SMALL], 2 + 1),  # free CPUs of two machines cannot be added
         ({"cpu": 2, "gpu": 1}, [BIG, SMALL, HEAD], 4 + 1),  # the head has no GPU
         ({"cpu": 2, "gpu": 0.25}, [BIG, SMALL], 8 + 2),  # CPUs run out first
-        ({"cpu": 0.5, "gpu": 0.25}, [BIG, SMALL], 16 + 4),  # GPUs do
+        ({"cpu": 0.5, "gpu": 0.25}, [BIG, SMALL], 16 + 4),  # GPUs run out first
         ({"cpu": 8, "gpu": 1}, [BIG, SMALL], 2),
         ({"cpu": 1, "gpu": 2}, [BIG, SMALL], 2),
     ],
 )
-def test_slots_are_counted_on_each_machine_by_what_runs_out_first(wanted, machines, slots, monkeypatch):
+def test_slots_of_each_machine_are_limited_by_the_scarcest_resource(wanted, machines, slots, monkeypatch):
     cluster(monkeypatch, *machines)
     assert guards.slots_of(config(**wanted)) == slots
 
@@ -48,10 +48,14 @@ def test_dead_machines_do_not_count(monkeypatch):
     [
         ({"cpu": 32}, [BIG, HEAD], "`tune.cpu <= CPUs of the largest machine` must hold, got 32 and 16"),
         ({"gpu": 0.5}, [HEAD], "`tune.gpu <= GPUs of the largest machine` must hold, got 0.5 and 0"),
-        ({"cpu": 8, "gpu": 1}, [SMALL, HEAD], "one machine must have both 8 CPUs and 1 GPUs for a trial, got none"),
+        (
+            {"cpu": 8, "gpu": 1},
+            [SMALL, HEAD],
+            "`tune.cpu` and `tune.gpu` must fit one machine together, got 8 CPUs and 1 GPUs",
+        ),
     ],
 )
-def test_what_no_machine_can_run_is_refused_with_what_is_missing(wanted, machines, reason, monkeypatch):
+def test_a_trial_that_fits_no_machine_is_refused_with_the_missing_resource(wanted, machines, reason, monkeypatch):
     cluster(monkeypatch, *machines)
     with pytest.raises(ValueError) as error:  # noqa: PT011
         guards.slots_of(config(**wanted))

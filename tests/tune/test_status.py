@@ -1,4 +1,4 @@
-"""The state of an experiment, read from its files."""
+"""The state and progress of an experiment are read from its files."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def report(trial_id, iteration, loss, rate, **more):
 
 @pytest.fixture
 def out(tmp_path):
-    """An experiment of four trials: one done, one diverged, one failed, one in the middle."""
+    """An experiment of four trials: one is done, one has diverged, one has failed, and one is unfinished."""
     (tmp_path / "config.json").write_text(json.dumps({"search": {"lr": "…"}, "tune": {"num_samples": 5}}))
     log = ReportLog(tmp_path)
     for result, lr in (
@@ -41,7 +41,7 @@ def out(tmp_path):
     (tmp_path / "trials" / "c").mkdir(parents=True)
     (tmp_path / "trials" / "c" / "error.txt").write_text("a fault")
     with (tmp_path / "reports.jsonl").open("a") as file:
-        file.write('{"trial_id": "d", "resu')  # a driver killed while it wrote
+        file.write('{"trial_id": "d", "resu')  # the driver was killed while it wrote this line
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def cells(out):
     return state, table.title, {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def test_each_trial_has_its_state_and_its_hyperparameters_way(out):
+def test_each_trial_shows_its_state_and_its_first_and_last_hyperparameters(out):
     state, title, rows = cells(out)
     assert (state, title) == ("stopped", "2 of 5 trials ended")
     by_rate = {row["lr"]: row for row in rows.values()}
@@ -67,7 +67,7 @@ def test_each_trial_has_its_state_and_its_hyperparameters_way(out):
     assert (by_rate["0.4"]["epoch"], by_rate["0.4"]["best"]) == ("2", "0.7500")
 
 
-def test_a_held_folder_is_running_and_one_with_results_has_ended(out):
+def test_a_locked_folder_is_running_and_a_folder_with_results_has_ended(out):
     with FileLock(out / ".lock"):
         state, _, rows = cells(out)
         assert state == "running"
@@ -79,7 +79,7 @@ def test_a_held_folder_is_running_and_one_with_results_has_ended(out):
     assert {row["lr"]: row["state"] for row in rows.values()}["0.3"] == "failed"
 
 
-def test_a_trial_that_passed_over_a_damaged_checkpoint_says_so(out):
+def test_a_trial_that_skipped_a_damaged_checkpoint_fell_back(out):
     trial = SimpleNamespace(trial_id="d", config={"lr": 0.4})
     ReportLog(out).on_trial_result(0, [], trial, report("d", 2, 0.8, 0.1, **{"warning/damaged_checkpoints": 1.0}))
     _, title, rows = cells(out)
@@ -87,7 +87,7 @@ def test_a_trial_that_passed_over_a_damaged_checkpoint_says_so(out):
     assert title == "2 of 5 trials ended"
 
 
-def test_the_command_says_how_to_go_on(out, capsys):
+def test_the_command_says_how_to_continue(out, capsys):
     assert main(["status", str(out)]) == 0
     assert "stopped; continue with --resume" in capsys.readouterr().out
     (out / "reports.jsonl").unlink()
@@ -97,23 +97,23 @@ def test_the_command_says_how_to_go_on(out, capsys):
     assert "must hold an experiment, got no config.json" in capsys.readouterr().err
 
 
-def test_half_a_line_spoils_no_other(out):
+def test_an_incomplete_line_does_not_damage_other_lines(out):
     trial = SimpleNamespace(trial_id="d", config={"lr": 0.4})
-    ReportLog(out).on_trial_result(0, [], trial, report("d", 3, 0.5, 0.2))  # the driver that resumes
+    ReportLog(out).on_trial_result(0, [], trial, report("d", 3, 0.5, 0.2))  # the resumed driver appends
     log = read_log(out)
     assert [r.iteration for r in log["d"]] == [1, 2, 3]
     assert [r.config for r in log["d"]] == [{"lr": 0.4}] * 3
     assert log["4371810e6"][-1].result["valid_loss"] == math.inf
 
 
-def test_a_restored_trial_takes_back_what_it_had_reported_further_on(out):
+def test_repeated_reports_of_a_restored_trial_replace_the_first_ones(out):
     trial = SimpleNamespace(trial_id="e", config={"lr": 0.5})
     for iteration in (1, 2, 3, 2):
         ReportLog(out).on_trial_result(0, [], trial, report("e", iteration, 1.0 / iteration, 0.2))
     assert [r.iteration for r in last_of_each(read_log(out)["e"])] == [1, 2]
 
 
-def test_a_report_keeps_the_config_it_was_made_under(out):
-    trial = SimpleNamespace(trial_id="f", config={"lr": 0.9})  # what a scheduler has made of it for the next one
+def test_a_report_keeps_the_config_with_which_it_was_made(out):
+    trial = SimpleNamespace(trial_id="f", config={"lr": 0.9})  # a scheduler has changed it for the next report
     ReportLog(out).on_trial_result(0, [], trial, report("f", 1, 1.0, 0.2, config={"lr": 0.5}))
     assert read_log(out)["f"][0].config == {"lr": 0.5}

@@ -1,4 +1,4 @@
-"""TensorBoard's files: every report's numbers can be read back from them."""
+"""TensorBoard's files hold the numbers of every report."""
 
 import struct
 
@@ -17,7 +17,7 @@ tune: {searcher: random, num_samples: 2, max_concurrent: 2}
 
 
 def scalars(path):
-    """Tag → its values in order, from TensorBoard's records: length, checksum, event, checksum."""
+    """Steps and values by tag, from TensorBoard's records (length, checksum, event, checksum)."""
     found, data = {}, path.read_bytes()
     while data:
         (length,) = struct.unpack("<Q", data[:8])
@@ -29,8 +29,8 @@ def scalars(path):
     return found
 
 
-def test_losses_and_hyperparameters_of_each_trial_are_there(tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")  # as users have it
+def test_losses_and_hyperparameters_of_each_trial_are_written(tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")  # the default outside the tests
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(YAML)
     assert main(["run", str(config), "--out", str(out)]) == 0

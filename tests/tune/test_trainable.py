@@ -1,3 +1,5 @@
+"""A trial saves and restores bit-identically, can be reused, and reports faults."""
+
 import gc
 import math
 import warnings
@@ -43,7 +45,7 @@ def test_every_report_has_the_keys_of_the_first_and_the_metric():
     assert [report["done"] for report in reports] == [False] * 4 + [True]
 
 
-def test_time_between_steps_is_reported_and_goes_with_the_checkpoint(tmp_path, monkeypatch):
+def test_time_between_steps_is_reported_and_saved_in_the_checkpoint(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
@@ -61,7 +63,7 @@ def test_time_between_steps_is_reported_and_goes_with_the_checkpoint(tmp_path, m
     assert step(other, before=9.0) == 0.0
 
 
-def test_config_of_the_trial_wins_over_the_checkpoint(tmp_path):
+def test_config_of_the_trial_takes_precedence_over_the_checkpoint(tmp_path):
     donor = DeltaSTNTrainable({**CONFIG, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
     donor.train()
     donor.train()
@@ -104,7 +106,7 @@ def test_reset_then_load_continues_bit_identically(tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_path, caplog, monkeypatch):
+def test_a_trial_with_a_damaged_checkpoint_continues_from_the_previous_one(damaged, tmp_path, caplog, monkeypatch):
     donor = DeltaSTNTrainable(CONFIG)
     expected = []
     for number in range(3):
@@ -122,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_pat
     assert {report.pop(DAMAGED) for report in reports} == {damaged}
     assert all(report.pop(DAMAGED) == 0 for report in expected)
     assert reports == expected[3 - damaged :]
-    # It is remembered in the checkpoints from there on, by the trial itself and not by one that takes its state over.
+    # The trial saves the count in later checkpoints. A trial that copies its state starts at zero.
     trial.save(str(tmp_path / "later"))
     for own, count in ((True, damaged), (False, 0)):
         heir = DeltaSTNTrainable(CONFIG)
@@ -133,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged, tmp_pat
         assert heir.train()[DAMAGED] == count
 
 
-def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monkeypatch):
+def test_a_restarted_trial_continues_from_its_own_checkpoints(tmp_path, monkeypatch):
     donor = DeltaSTNTrainable(CONFIG)
     reports = []
     for number in range(3):
@@ -141,7 +143,7 @@ def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monk
         donor.save(str(tmp_path / f"checkpoint_{number:06}"))
     reports += finish(donor)
     trial = DeltaSTNTrainable(CONFIG)
-    # What Tune gives a trial.
+    # Tune sets this attribute in a real trial.
     trial._storage = SimpleNamespace(trial_fs_path=str(tmp_path), persist_artifacts=lambda *_, **__: None)
     stranger = DeltaSTNTrainable(CONFIG)
     stranger._storage = trial._storage
@@ -156,7 +158,7 @@ def test_a_trial_started_over_goes_on_from_checkpoints_of_its_own(tmp_path, monk
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
-def test_a_full_disk_leaves_the_checkpoints_before_and_says_so(error, tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_keeps_earlier_checkpoints(error, tmp_path, monkeypatch):
     trial = DeltaSTNTrainable(CONFIG)
     trial.train()
     trial.save(str(tmp_path / "checkpoint_000000"))
@@ -176,7 +178,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_says_so(error, tmp_path, 
     assert finish(again) == expected
 
 
-def test_without_a_readable_checkpoint_the_damage_is_said(tmp_path):
+def test_an_error_names_the_damaged_checkpoint_if_none_is_readable(tmp_path):
     donor = DeltaSTNTrainable(CONFIG)
     for number in range(2):
         donor.train()
@@ -195,7 +197,7 @@ def test_reset_frees_the_old_model():
     assert old() is None
 
 
-def test_a_state_of_a_finished_trial_repeats_its_last_report(tmp_path):
+def test_a_trial_restored_from_a_finished_one_repeats_its_last_report(tmp_path):
     donor = DeltaSTNTrainable(CONFIG)
     last = finish(donor)[-1]
     donor.save(str(tmp_path))
@@ -206,7 +208,7 @@ def test_a_state_of_a_finished_trial_repeats_its_last_report(tmp_path):
     assert without_times(report) == last
 
 
-def test_a_diverged_trial_ends_finished_and_bad_with_its_reason():
+def test_a_diverged_trial_ends_as_finished_with_infinite_loss_and_a_reason():
     trial = DeltaSTNTrainable({**CONFIG, "fault": "nan"})
     reports = finish(trial)
     assert len(reports) < CONFIG["epochs"]
@@ -240,7 +242,7 @@ def test_out_of_memory_ends_the_trial_with_advice_and_leaves_the_worker_usable(b
     [torch.OutOfMemoryError("Tried to allocate 2 GiB."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")],
     ids=["torch", "cublas"],
 )
-def test_a_task_without_room_on_the_device_fails_with_advice(error, monkeypatch):
+def test_a_task_too_large_for_the_device_fails_with_advice(error, monkeypatch):
     def full(*arguments, **options):
         raise error
 
@@ -273,7 +275,7 @@ def test_a_misspelt_option_is_warned_about_with_the_right_name():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         DeltaSTNTrainable({**CONFIG, "hyper_lrr": 0.3})
-    # hyper_lr is given too: then it is the user's own key
+    # If hyper_lr is given too, hyper_lrr is a key of the user's task.
     assert not [w for w in said if "did you mean" in str(w.message)]
     config = {key: value for key, value in CONFIG.items() if key != "hyper_lr"}
     with pytest.warns(rd.RunWarning, match="'hyper_lrr' is not an option of a trial; did you mean 'hyper_lr'"):

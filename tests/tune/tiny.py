@@ -1,4 +1,4 @@
-"""A task so small that a trial takes a fraction of a second, with faults on demand."""
+"""A small task whose trial takes less than a second, with faults for tests."""
 
 import os
 import time
@@ -13,7 +13,7 @@ import ray_deltastn as rd
 
 
 def build(config):
-    """A perceptron on random blobs; `config["fault"]` raises, kills or poisons in the third epoch."""
+    """A perceptron on random clusters; `config["fault"]` raises, kills or gives NaN in the third epoch."""
     generator = torch.Generator().manual_seed(1)
     y = torch.randint(0, 3, (96,), generator=generator)
     x = torch.randn(96, 6, generator=generator) + 2 * F.one_hot(y, 6)
@@ -54,7 +54,7 @@ CONFIG = {"task": build, "epochs": 5, "batch_size": 16, "lr": 0.1, "warmup": 1, 
 
 
 def without_times(report):
-    """What a report says about learning, without clocks and Tune's own entries."""
+    """The columns of a report that do not depend on time or on Tune."""
     keep = (
         "loss",
         "accuracy",
@@ -85,7 +85,7 @@ def finish(trial):
 
 
 class Counting(tune.Trainable):
-    """Reports a number per step; ends, or fails, at a step of its own."""
+    """Reports one number per step; ends or fails at the step that its config gives."""
 
     def setup(self, config):
         self.config, self.count = config, 0

@@ -12,7 +12,8 @@ from benchmarks.common.markdown import around, fixed, grid
 from benchmarks.common.pages import Table
 from benchmarks.common.record import cases, spread
 from benchmarks.images_report import cell
-from ray_deltastn.compare.tables import OUTCOMES, cells
+from ray_deltastn.compare.outcomes import OUTCOMES
+from ray_deltastn.compare.tables import cells
 
 #: What a page calls a method.
 NAMES = {

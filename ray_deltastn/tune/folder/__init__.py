@@ -1,1 +1,1 @@
-"""What lies in the folder of an experiment."""
+"""Files in the results folder of an experiment."""

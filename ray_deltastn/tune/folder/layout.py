@@ -1,22 +1,22 @@
-"""Names of the files in the folder of an experiment, and the error of a folder that cannot be used."""
+"""Names of the files in the results folder, and the error for a folder that cannot be used."""
 
-#: The experiment as it was asked for, and the hyperparameters of its task.
+#: The configuration of the experiment, and the hyperparameters of its task.
 CONFIG_FILE, SPACE_FILE = "config.json", "space.json"
-#: All reports of all trials; the experiment has ended when the first of the two is there.
+#: All reports of all trials. The experiment has ended if `RESULTS_FILE` exists.
 RESULTS_FILE, PARQUET_FILE = "results.csv", "results.parquet"
-#: Reports as they come, one line each.
+#: Every report, one line each, written when it arrives.
 LOG_FILE = "reports.jsonl"
-#: What the driver itself has spent, in seconds.
+#: Seconds of the searcher and of the whole experiment, measured in the driver.
 DRIVER_FILE = "driver.json"
-#: Which trial took over whose state under population-based training.
+#: Copies of states between trials by population-based training.
 LINEAGE_FILE = "lineage.csv"
-#: Held while a command runs the experiment.
+#: Lock file; a command holds it while it runs the experiment.
 LOCK_FILE = ".lock"
-#: Tune's own folder of trials, and our copies of its states.
+#: Tune's folder of trials, and the package's copies of Tune's states.
 TRIALS_FOLDER, STATES_FOLDER = "trials", "states"
-#: State of a trial in its checkpoint, and how Tune's names of checkpoint folders begin.
+#: The trial's state in a checkpoint folder, and the prefix of Tune's checkpoint folders.
 STATE_FILE, CHECKPOINT = "deltastn.pt", "checkpoint_"
 
 
 class ResumeError(RuntimeError):
-    """An experiment that cannot be continued, or that would be overwritten; the message is one line."""
+    """An experiment cannot be resumed, or would be overwritten; the message is one line."""

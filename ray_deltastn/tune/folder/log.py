@@ -1,7 +1,8 @@
-"""Every report of every trial, appended to one file by the driver: what results, status and lineage are read from.
+"""The log `reports.jsonl`: the driver appends every report of every trial, one line each.
 
-Tune's own `progress.csv` and `result.json` are written elsewhere first and copied; a driver killed while it copies can
-lose their beginning. This file is only ever appended to, line by line, where the results are.
+Results, status and lineage are read from this file. Tune writes `progress.csv` and `result.json` in another folder and
+then copies them: if the driver is killed during the copy, the first lines can be lost. The log is only appended to, in
+the results folder itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ray_deltastn.tune.folder.layout import LOG_FILE
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial, with the config it was made under."""
+    """One report of a trial, with the trial's config at that time."""
 
     trial_id: str
     result: dict[str, Any]
@@ -26,12 +27,12 @@ class Report:
 
     @property
     def iteration(self) -> int:
-        """Tune's count of the trial's reports."""
+        """Tune's number of the report within the trial, from 1."""
         return int(self.result["training_iteration"])
 
 
 class ReportLog(Callback):
-    """Appends each report to `reports.jsonl`, with the trial's config where it is new.
+    """Appends each report to `reports.jsonl`, with the trial's config if it has changed.
 
     Args:
         folder: results folder.
@@ -45,13 +46,13 @@ class ReportLog(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Write a line (called by Tune)."""
-        # The result's own: a scheduler may have changed the trial's for its next report.
+        # Use the result's config. A scheduler may already have changed the trial's config for the next report.
         config = json.loads(json.dumps(result.get("config", trial.config), default=_plain))
         line: dict[str, Any] = {"trial_id": trial.trial_id}
         if self._configs.get(trial.trial_id) != config:
             line["config"] = self._configs[trial.trial_id] = config
         line["result"] = {key: value for key, value in result.items() if key != "config"}
-        # A killed driver may have left half a line: it ends there.
+        # A killed driver may have left an incomplete line. End that line first.
         with self.path.open("a+b") as file:
             if file.tell() > 0:
                 file.seek(-1, 2)
@@ -61,10 +62,13 @@ class ReportLog(Callback):
 
 
 def read_log(folder: Path) -> dict[str, list[Report]]:
-    """Trial id → its reports in the order in which they came, repeated ones too; empty without a log.
+    """Read the log.
 
     Args:
         folder: results folder.
+
+    Returns:
+        The reports of each trial by its id, in order of arrival, with repeated ones; empty if there is no log.
     """
     path = folder / LOG_FILE
     found: dict[str, list[Report]] = {}
@@ -73,7 +77,7 @@ def read_log(folder: Path) -> dict[str, list[Report]]:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # torn by a kill
+            continue  # the driver was killed while it wrote this line
         trial_id = entry["trial_id"]
         configs[trial_id] = entry.get("config", configs.get(trial_id, {}))
         found.setdefault(trial_id, []).append(Report(trial_id, entry["result"], configs[trial_id]))
@@ -81,7 +85,11 @@ def read_log(folder: Path) -> dict[str, list[Report]]:
 
 
 def last_of_each(reports: list[Report]) -> list[Report]:
-    """Reports of a trial by iteration; one that was restored takes back what it had reported from there on."""
+    """Remove the reports that a restored trial replaced: a report replaces all earlier ones from its iteration on.
+
+    Args:
+        reports: reports of one trial in order of arrival.
+    """
     kept: list[Report] = []
     for report in reports:
         while kept and kept[-1].iteration >= report.iteration:
@@ -91,7 +99,7 @@ def last_of_each(reports: list[Report]) -> list[Report]:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy or PyTorch as Python's own; whatever else JSON does not know, as text."""
+    """Convert a NumPy or PyTorch number to a Python number, and any other value to text."""
     try:
         return value.item()
     except (AttributeError, ValueError, RuntimeError):

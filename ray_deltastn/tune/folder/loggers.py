@@ -1,4 +1,4 @@
-"""Tune's own loggers, writing while the trial already trains on."""
+"""Tune's loggers, changed to write a report after its trial has been told to continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, LoggerCallbac
 
 
 class _Later(LoggerCallback):
-    """Keeps a report until the driver's step ends: by then its trial has been told to go on, and need not wait."""
+    """Keeps reports until the driver's step ends; until then a trial would wait for the logger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,38 +21,41 @@ class _Later(LoggerCallback):
         self._waiting.append((iteration, trial, dict(result)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Write what was kept (called by Tune)."""
+        """Write the kept reports (called by Tune)."""
         self._write()
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Write what an interrupted step has left (called by Tune)."""
+        """Write the reports of an interrupted step (called by Tune)."""
         self._write()
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        """Write what was kept, and close the trial's files (called by Tune)."""
+        """Write the kept reports and close the trial's files (called by Tune)."""
         self._write()
         super().log_trial_end(trial, failed)
 
     def _write(self) -> None:
-        while self._waiting:  # what cannot be written stays for the next time
+        while self._waiting:  # a report is removed only after it was written
             super().log_trial_result(*self._waiting[0])
             self._waiting.pop(0)
 
 
 class LaterCSV(_Later, CSVLoggerCallback):
-    """`progress.csv`."""
+    """Writes `progress.csv`."""
 
 
 class LaterJson(_Later, JsonLoggerCallback):
-    """`result.json`."""
+    """Writes `result.json`."""
 
 
 class LaterTensorBoard(_Later, TBXLoggerCallback):
-    """TensorBoard's files, by far the slowest of the three."""
+    """Writes TensorBoard's files; this is by far the slowest of the three loggers."""
 
 
 def loggers() -> list[LoggerCallback]:
-    """Tune's default loggers; no TensorBoard where it is not installed or Tune's own switch is off."""
+    """Loggers of an experiment: CSV, JSON, and TensorBoard if it is installed and not disabled.
+
+    `TUNE_DISABLE_AUTO_CALLBACK_LOGGERS=1` disables TensorBoard.
+    """
     found: list[LoggerCallback] = [LaterCSV(), LaterJson()]
     if os.environ.get("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0") != "1":
         with contextlib.suppress(ImportError):

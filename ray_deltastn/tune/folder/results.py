@@ -1,4 +1,4 @@
-"""The reports of an experiment as a table: one row per report of every trial."""
+"""The results of an experiment as a table, with one row per report of every trial."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from ray_deltastn.tune.nested import flat
 
 
 def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
-    """All reports of all trials in the order in which they were made.
+    """All reports of all trials, in order of time.
 
-    Config columns are `config/<name>`, report columns as in `SelfTuner.step`; `timestamp` is when the trial made the
-    report, in Unix time, in seconds.
+    A config value has the column `config/<name>`. The report columns are those of `DeltaSTNTrainable`; `timestamp` is
+    the Unix time of the report, in seconds.
 
-    A trial that was restored reports some steps twice; the later report counts. A trial that a killed driver had begun
-    and Tune's saved state does not know was begun again under another name: the stray one is left out.
+    A restored trial reports some steps twice; the later report counts. If the driver was killed before it saved a new
+    trial, Tune starts that trial again with another id. Reports of the first id are left out.
 
     Args:
         out: results folder.
         known: ids of the experiment's trials; by default those in Tune's newest state.
+
+    Raises:
+        ResumeError: if there is no report.
     """
     known = known_trials(out) if known is None else known
     rows = [
@@ -45,9 +48,9 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
 
 
 def write_results(results: pd.DataFrame, out: Path) -> None:
-    """Write `results.parquet` and `results.csv`, each whole or not at all, the second last: with it a run has ended."""
+    """Write `results.parquet` and then `results.csv`, each atomically; `results.csv` marks the end of the run."""
     plain = results.copy()
-    # Columns of values that are neither all numbers nor all text become text.
+    # Parquet needs one type per column. Columns of mixed types become text.
     for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
         plain[name] = [v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in plain[name]]
     with written_whole(out / PARQUET_FILE) as draft:
@@ -57,10 +60,10 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Reports from a CSV file; the id of a trial stays text, also when it looks like a number (`4371810e6`)."""
+    """Read `results.csv`; trial ids are read as text, because some look like numbers (`4371810e6`)."""
     return pd.read_csv(path, dtype={"trial_id": str})
 
 
 def read_lineage(path: Path) -> pd.DataFrame:
-    """What `pbt` has copied, see `lineage`."""
+    """Read `lineage.csv`: the copies made by `pbt`, see `lineage`."""
     return pd.read_csv(path, dtype={"trial_id": str, "copied_from": str})

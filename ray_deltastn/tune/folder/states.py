@@ -1,7 +1,8 @@
-"""Copies of Tune's own states, whole ones only.
+"""Complete copies of Tune's states.
 
-Tune writes over its states in place: a full disk, or a kill at that moment, leaves half of one, and nothing to resume
-from. The copies are written beside and renamed, so the last whole one is always there.
+Tune overwrites its state files in place. If the disk is full, or the driver is killed at that moment, a file is
+incomplete and the experiment cannot be resumed. The copies are written to a temporary file and renamed, so the last
+complete state always exists.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ _SEARCHERS = ("search", "basic-variant")
 
 
 def state_files(folder: Path) -> list[Path]:
-    """Tune's experiment states in a folder, the newest last; each run of an experiment writes one of its own."""
+    """Tune's experiment states in a folder, the newest last; each run of an experiment writes one file."""
     return sorted(folder.glob(f"{_STATE}*.json"))
 
 
 def _parts(state: Path) -> list[Path]:
-    """An experiment state and what was written with it: the searcher's and the callbacks' states."""
+    """Files of one state: the experiment state, and the searcher's and the callbacks' states."""
     run = state.stem.removeprefix(_STATE)
     return sorted(path for path in state.parent.glob(f"*{run}*") if path.suffix in (".json", ".pkl"))
 
 
 def whole(state: Path) -> dict[str, bytes] | None:
-    """Contents by name of an experiment state and its other parts; None if one was not written to its end."""
+    """Contents of all files of a state, by file name; None if one of them is incomplete."""
     contents = {path.name: path.read_bytes() for path in _parts(state)}
     return contents if all(map(_is_whole, contents.values())) else None
 
 
 def _is_whole(data: bytes) -> bool:
     try:
-        if data.startswith(b"\x80"):  # a pickle, whatever its name says; no code in it is run
+        if data.startswith(b"\x80"):  # a pickle, whatever its file extension; this only reads its opcodes
             return [*pickletools.genops(data)][-1][0].name == "STOP"
         json.loads(data)
     except ValueError:
@@ -52,28 +53,29 @@ def _is_whole(data: bytes) -> bool:
 
 
 def is_written(folder: Path) -> bool:
-    """Whether the newest state in a folder, if there is one, is whole."""
+    """Whether the newest state in a folder is complete; true if there is no state."""
     states = state_files(folder)
     return not states or whole(states[-1]) is not None
 
 
 def _write(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Write all files, each in place of its namesake, or none."""
+    """Write all files, or none; files of the same names are replaced."""
     with ExitStack() as drafts:
         for name, data in contents.items():
             drafts.enter_context(written_whole(folder / name)).write_bytes(data)
 
 
 class KeepStates(Callback):
-    """Copies Tune's newest state whenever it has been written.
+    """Copies Tune's newest state each time Tune has written one.
 
-    It is copied from where Tune's driver writes it, before another thread takes it to the experiment's folder: so the
-    parts of a copy, the trials', the searcher's and the callbacks', are always of the same moment.
+    The driver first writes a state in a staging folder, and another thread then copies it to the experiment's folder.
+    This callback copies from the staging folder. So the trials', the searcher's and the callbacks' parts of a copy
+    always have the same age.
 
     Args:
-        trials: the experiment's folder, where the states are if no trial says where the driver writes them.
-        kept: where the copies go, with the times at which Tune wrote them.
-        every: seconds between looks.
+        trials: Tune's folder of the experiment; states are read there if the staging folder is unknown.
+        kept: folder of the copies. The copy of an experiment state keeps the time at which Tune wrote it.
+        every: seconds between checks for a new state.
     """
 
     def __init__(self, trials: Path, kept: Path, every: float = 1.0) -> None:
@@ -84,18 +86,18 @@ class KeepStates(Callback):
         self._written = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look for a new state (called by Tune)."""
+        """Copy a new state, if there is one (called by Tune)."""
         moment = time.monotonic()
         if moment - self._looked >= self.every:
             self._looked = moment
             self.keep(_written_in(trials))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Keep the last one (called by Tune)."""
+        """Copy the last state (called by Tune)."""
         self.keep(_written_in(trials))
 
     def keep(self, folder: Path | None = None) -> None:
-        """Copy the newest state, unless it has been copied already, is not whole, or there is no room."""
+        """Copy the newest state, unless it is already copied or incomplete, or the disk is full."""
         try:
             states = state_files(folder or self.trials)
             if not states or (written := states[-1].stat().st_mtime) == self._written:
@@ -108,47 +110,51 @@ class KeepStates(Callback):
             os.utime(self.kept / states[-1].name, (written, written))
             for path in self.kept.iterdir():
                 if path.name not in contents:
-                    path.unlink()  # of an earlier run
+                    path.unlink()  # it belongs to an earlier run
             self._written = written
         except OSError:
-            return  # the copy before stays; what a hook raises would end the experiment
+            return  # keep the previous copy; an error in a callback would end the experiment
 
 
 def _written_in(trials: list[Any]) -> Path | None:
-    """Where Tune's driver writes its states; None without a trial."""
+    """Staging folder in which Tune's driver writes its states; None if there is no trial."""
     return Path(trials[0].storage.experiment_driver_staging_path) if trials else None
 
 
 def mend(trials: Path, kept: Path) -> bool:
-    """Put the copies in place of the newest state; whether that was damaged and is mended.
+    """Replace Tune's newest state with the copy, if it is damaged or belongs to the same run as the copy.
 
-    That is done where it is damaged, or of the same run: a kill may have left parts of two moments.
+    A kill may leave the files of a state with different ages. So a state of the same run is replaced even if each of
+    its files is complete.
 
     Args:
-        trials: the experiment's folder, with Tune's states.
-        kept: where the copies are.
+        trials: Tune's folder of the experiment.
+        kept: folder of the copies.
+
+    Returns:
+        Whether the newest state was damaged or missing, and has been replaced.
     """
     newest, copies = state_files(trials), state_files(kept)
     if not copies or not trials.is_dir():
         return False
-    damaged = not newest or whole(newest[-1]) is None  # none: the driver was killed before it was there
+    damaged = not newest or whole(newest[-1]) is None  # a killed driver may have left no state
     contents = whole(copies[-1])
     if contents is None or not (damaged or newest[-1].name == copies[-1].name):
         return False
     _write(contents, trials)
     for path in _parts(newest[-1]) if newest else ():
         if path.name not in contents:
-            path.unlink()  # of a later run, which left nothing whole
+            path.unlink()  # it belongs to a later run, which left no complete state
     return damaged
 
 
 def trial_statuses(state: Path) -> dict[str, str]:
-    """Trial id → status, from Tune's experiment state."""
+    """Status of each trial by its id, from an experiment state of Tune."""
     trials = (json.loads(pair[0]) for pair in json.loads(state.read_text())["trial_data"])
     return {trial["trial_id"]: trial["status"] for trial in trials}
 
 
 def known_trials(out: Path) -> list[str]:
-    """Ids of the trials in Tune's newest saved state; none if there is no such state."""
+    """Ids of the trials in Tune's newest saved state; empty if there is no state."""
     states = state_files(out / TRIALS_FOLDER)
     return list(trial_statuses(states[-1])) if states else []

@@ -1,4 +1,4 @@
-"""Reports are logged once their trials have been told to go on, and none is lost or late at the end."""
+"""Loggers write a report after its trial has been told to continue, and they lose no report."""
 
 import pytest
 from ray.tune.logger import LoggerCallback
@@ -32,7 +32,7 @@ def report(logger, trial, loss):
     return result
 
 
-def test_reports_are_written_when_the_step_ends_in_their_order_and_as_they_were(logger):
+def test_reports_are_written_unchanged_and_in_order_when_the_step_ends(logger):
     report(logger, "a", 1.0)["loss"] = 9.0
     report(logger, "b", 2.0)
     assert logger.written == []
@@ -41,7 +41,7 @@ def test_reports_are_written_when_the_step_ends_in_their_order_and_as_they_were(
     assert logger.written == [("a", 1.0), ("b", 2.0)]
 
 
-def test_the_last_report_comes_before_the_end_of_its_trial(logger):
+def test_the_last_report_is_written_before_the_end_of_its_trial(logger):
     report(logger, "a", 1.0)
     logger.on_trial_complete(iteration=0, trials=[], trial="a")
     assert logger.written == [("a", 1.0), ("a", "end")]
@@ -54,6 +54,6 @@ def test_an_interrupted_step_loses_no_report(logger):
 
 
 @pytest.mark.parametrize(("switch", "names"), [("1", ["CSV", "Json"]), ("0", ["CSV", "Json", "TensorBoard"])])
-def test_tunes_own_switch_is_minded(switch, names, monkeypatch):
+def test_tunes_environment_variable_disables_tensorboard(switch, names, monkeypatch):
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", switch)
     assert [type(logger).__name__ for logger in loggers.loggers()] == [f"Later{name}" for name in names]

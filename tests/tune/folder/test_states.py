@@ -1,4 +1,4 @@
-"""What is kept for a resumption: Tune's states, whole, and the checkpoints that they name."""
+"""Complete copies of Tune's states, and the checkpoints that they refer to, are kept for a resume."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
 
 
 def write(folder, run, number, written):
-    """What Tune writes of a run of an experiment; the searcher generator's is a pickle, whatever its name says."""
+    """Write the files of a state as Tune does; the search generator's state is a pickle in spite of its name."""
     state = folder / f"experiment_state-{run}.json"
     state.write_text(json.dumps({"number": number}))
     (folder / f"searcher-state-{run}.json").write_text(json.dumps({"number": number}))
@@ -37,7 +37,7 @@ PARTS = ["experiment_state-1.json", "searcher-state-1.json", "search_gen_state-1
 
 
 @pytest.mark.parametrize("damaged", PARTS)
-def test_a_state_cut_short_gives_way_to_the_last_whole_one(damaged, folders):
+def test_an_incomplete_state_is_replaced_by_the_last_complete_one(damaged, folders):
     trials, kept = folders
     keep = KeepStates(trials, kept, every=0.0)
     write(trials, run=1, number=1, written=1)
@@ -45,7 +45,7 @@ def test_a_state_cut_short_gives_way_to_the_last_whole_one(damaged, folders):
     whole = contents(trials)
     assert sorted(whole) == sorted(PARTS)
     assert contents(kept) == whole
-    assert not mend(trials, kept)  # nothing is wrong
+    assert not mend(trials, kept)  # the state is complete
     write(trials, run=1, number=2, written=2)
     (trials / damaged).write_bytes((trials / damaged).read_bytes()[:-1])
     keep.on_step_end(1, [])
@@ -56,7 +56,7 @@ def test_a_state_cut_short_gives_way_to_the_last_whole_one(damaged, folders):
     assert is_written(trials)
 
 
-def test_a_later_run_that_left_nothing_whole_gives_way_to_the_one_before(folders):
+def test_a_later_run_without_a_complete_state_is_replaced_by_the_previous_run(folders):
     trials, kept = folders
     write(trials, run=1, number=1, written=1)
     KeepStates(trials, kept).keep()
@@ -67,7 +67,7 @@ def test_a_later_run_that_left_nothing_whole_gives_way_to_the_one_before(folders
     assert contents(trials) == whole
 
 
-def test_only_the_newest_run_is_kept_and_what_is_damaged_too_mends_nothing(folders):
+def test_only_the_newest_run_is_kept_and_a_damaged_copy_is_not_used(folders):
     trials, kept = folders
     keep = KeepStates(trials, kept)
     write(trials, run=1, number=1, written=1)
@@ -82,7 +82,7 @@ def test_only_the_newest_run_is_kept_and_what_is_damaged_too_mends_nothing(folde
     assert contents(trials) == before
 
 
-def test_where_there_is_no_room_the_copy_before_stays(folders, monkeypatch):
+def test_the_previous_copy_stays_if_the_disk_is_full(folders, monkeypatch):
     trials, kept = folders
     keep = KeepStates(trials, kept)
     write(trials, run=1, number=1, written=1)
@@ -121,9 +121,9 @@ def left(folder):
     return sorted(int(path.name[-1]) for path in folder.iterdir())
 
 
-def test_no_checkpoint_goes_that_a_written_state_may_point_at(tmp_path):
+def test_a_checkpoint_that_a_saved_state_may_refer_to_is_not_deleted(tmp_path):
     folder, state = tmp_path / "trial", tmp_path / "experiment_state-1.json"
-    checkpoints(folder, range(9))  # 7 and 8 were left behind by a killed run; Tune does not know them yet
+    checkpoints(folder, range(9))  # 7 and 8 are from a killed run, and Tune does not know them yet
     prune = PruneCheckpoints(tmp_path, keep=2, every=0.0)
     oldest = []
     for written, known in ((1, 2), (2, 4), (2, 5), (3, 6), (4, 6)):
@@ -132,13 +132,13 @@ def test_no_checkpoint_goes_that_a_written_state_may_point_at(tmp_path):
         trials = [trial("a", folder, known), SimpleNamespace(trial_id="b", checkpoint=None)]
         prune.on_step_end(0, trials)
         oldest.append(left(folder)[0])
-    # A state names what was known two states before it at the oldest, and one more is kept.
+    # A state may refer to the newest checkpoint of two states earlier. One more checkpoint is kept.
     assert oldest == [0, 0, 0, 1, 3]
     prune.on_experiment_end(trials)
     assert left(folder) == [5, 6, 7, 8]
 
 
-def test_at_an_end_whose_state_was_not_written_no_checkpoint_goes(tmp_path):
+def test_no_checkpoint_is_deleted_at_the_end_until_the_last_state_is_written(tmp_path):
     folder, state = tmp_path / "trial", tmp_path / "experiment_state-1.json"
     checkpoints(folder, range(5))
     state.write_text("{}")
@@ -152,7 +152,7 @@ def test_at_an_end_whose_state_was_not_written_no_checkpoint_goes(tmp_path):
     assert left(folder) == [3, 4]
 
 
-def test_a_checkpoint_that_another_trial_has_taken_over_stays(tmp_path):
+def test_a_checkpoint_that_another_trial_has_copied_is_kept(tmp_path):
     good, bad, state = tmp_path / "good", tmp_path / "bad", tmp_path / "experiment_state-1.json"
     checkpoints(good, range(9))
     checkpoints(bad, range(2))
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_another_trial_has_taken_over_stays(tmp_path):
     for written, known in enumerate((2, 5, 8, 8, 8), start=1):
         state.write_text("{}")
         os.utime(state, (written, written))
-        # Population-based training has given `bad` the state that `good` had at its first look.
+        # Population-based training copied the state of `good` at the first step to `bad`.
         prune.on_step_end(0, [trial("good", good, known), trial("bad", good, 2)])
     assert left(good) == [2, 7, 8]
     assert left(bad) == [0, 1]
