@@ -95,6 +95,7 @@ def test_page_holds_everything(comparison):
     assert "<li>bo, seed 0: 6 of 16 epochs, trials diverged or failed</li>" in page
 
 
+@pytest.mark.slow
 def test_nothing_stale_is_drawn_and_nothing_infinite_breaks_the_page(comparison):
     write_comparison(comparison)
     results = made_up()
