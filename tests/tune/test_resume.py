@@ -9,7 +9,7 @@ from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler
 from tests.tune.commands import command, wait_for
-from tests.tune.tiny import Counting
+from tests.tune.counting import Counting
 
 CONFIG = """
 task: tests.tune.tiny:build

@@ -74,6 +74,7 @@ def test_faults_of_single_trials_stay_theirs(tmp_path):
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
         max_failures=1,
         raise_on_failed_trial=False,
+        reuse_actors=True,
         verbose=0,
     )
     trials = {trial.config["fault"]: trial for trial in analysis.trials}
