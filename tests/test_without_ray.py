@@ -28,6 +28,7 @@ def run_python(code):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_package_trains_where_ray_is_missing():
     output = run_python("""
 import sys
@@ -51,6 +52,7 @@ except ImportError:
     assert output.split("\n")[:3] == ["no DeltaSTNTrainable", "no SkOptSearch", "no domains"]
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_ray():
     output = run_python("""
 import sys

@@ -223,6 +223,7 @@ def test_a_row_holds_what_the_closed_form_says():
     assert row["implicit"]["2000"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_said_to(tmp_path, capsys):
     run = [
         "--task",

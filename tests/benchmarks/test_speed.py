@@ -34,6 +34,7 @@ ROW = {
 }
 
 
+@pytest.mark.slow
 def test_rows_hold_the_figures_and_reach_them(tmp_path):
     file = tmp_path / "new" / "speed.json"
     speed.main(
@@ -61,6 +62,7 @@ def test_rows_hold_the_figures_and_reach_them(tmp_path):
     assert all(row["cpu_time_ratio"] > 0 and row["wall_time_ratio"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_options_for_speed_reach_both_sides(tmp_path, monkeypatch):
     cycles, make = [], speed.Cycle.__init__
 
@@ -105,6 +107,7 @@ def test_committed_record_holds_every_network_within_the_figures():
         assert row["saved_memory_ratio"] <= 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "least", "most"), [("ift", 8, 60), ("unrolled", 2.5, 4.5)])
 def test_methods_without_response_tune_a_penalty_on_both_sides(method, least, most):
     # ift: 20 products with a Hessian of five minibatches for 5 train steps; unrolled: those steps again, and backwards

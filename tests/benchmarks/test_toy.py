@@ -121,7 +121,7 @@ def test_optimum_is_the_best_of_a_brute_search_and_regret_is_zero_there_only(kin
     assert problem.hypergradient(lams(best)).abs() < 1e-7
     regret = problem.regret(grid)
     assert (regret >= 0).all()
-    assert problem.regret(lams(best)).item() == 0
+    assert problem.regret(lams(best)).item() < 1e-15  # the solution of one system, and of two at once, round apart
     assert (regret[(grid - best).abs() > 0.1] > 0).all()
     assert problem.regret(lams(math.nan)).item() == math.inf
 

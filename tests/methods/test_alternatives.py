@@ -235,6 +235,7 @@ def test_several_hyper_steps_look_at_the_same_window(method):
         assert len(seen[k]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings", "most"),
     [("ift", {}, 0.1), ("ift", {"implicit_solver": "neumann"}, 0.8), ("unrolled", {}, 0.8)],

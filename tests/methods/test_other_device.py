@@ -9,7 +9,10 @@ from torch.utils import backend_registration
 
 from tests.other_device import ADD_DEVICE, RUNS, WRONG
 
-pytestmark = pytest.mark.skipif(not hasattr(backend_registration, ADD_DEVICE), reason="needs a newer PyTorch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(backend_registration, ADD_DEVICE), reason="needs a newer PyTorch"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ def test_page_holds_everything(comparison):
     assert "<li>bo, seed 0: 6 of 16 epochs (trials diverged or failed)</li>" in page
 
 
+@pytest.mark.slow
 def test_old_pictures_are_removed_and_infinite_losses_do_not_break_the_page(comparison):
     write_comparison(comparison)
     results = made_up()

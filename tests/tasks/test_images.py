@@ -342,6 +342,7 @@ def test_constants_are_those_of_the_real_images(recipe: ImageRecipe, real_images
     torch.testing.assert_close(values.std((0, 2, 3)), torch.tensor(recipe.std), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fashion_cnn_learns_from_real_images(real_images):
     built = image_task(images.FASHION_CNN, {"data_root": real_images, "images": 1500})
     built.test = None

@@ -60,8 +60,9 @@ def test_broken_run_is_bit_identical_to_the_unbroken(method, data, optimiser):
     assert_resumes(lambda: make_tuner(make_task(data), method, **settings), breaks=(1, 4))
 
 
-@pytest.mark.parametrize("steps_per_report", [None, 1, 4, 7])
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    ("data", "steps_per_report"), [(data, 1) for data in DATA] + [("tensors", steps) for steps in (None, 4, 7)]
+)
 def test_run_may_be_broken_after_any_report(data, steps_per_report):
     settings = {**OPTIMISERS["adam-plateau"], "epochs": 3, "steps_per_report": steps_per_report}
     breaks = None if steps_per_report != 1 else (1, 6, 7, 8, 13)

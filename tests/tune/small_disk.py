@@ -20,7 +20,7 @@ import torch
 from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.results import read_results
 
-TRIALS = 2
+TRIALS = 1
 CONFIG = f"""
 task: tests.tune.tiny:build
 options: {{slow: 0.01}}

@@ -24,7 +24,7 @@ CONFIG = """
 task: tests.tune.tiny:build
 train: {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
-tune: {searcher: skopt, num_samples: 6, checkpoint_every: 2, max_concurrent: 2}
+tune: {searcher: skopt, num_samples: 4, checkpoint_every: 2, max_concurrent: 2}
 """
 
 
@@ -63,7 +63,7 @@ def resumed(tmp_path_factory, ray_cluster):
 def test_every_trial_of_a_resumed_experiment_ends_like_an_uninterrupted_one(resumed):
     _, _, out, _ = resumed
     results = read_results(out / "results.csv")
-    assert results["trial_id"].nunique() == 6
+    assert results["trial_id"].nunique() == 4
     for name, trial in results.groupby("trial_id"):
         assert len(list((out / "trials" / str(name)).glob("checkpoint_*"))) == 2
         assert trial["training_iteration"].tolist() == list(range(1, 25))

@@ -5,10 +5,11 @@ import signal
 import pytest
 from ray import tune
 
+from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.schedulers import make_scheduler
 from tests.tune.commands import command, wait_for
-from tests.tune.tiny import Counting
+from tests.tune.counting import Counting
 
 CONFIG = """
 task: tests.tune.tiny:build
@@ -19,9 +20,8 @@ tune: {num_samples: 2, checkpoint_every: 2}
 """
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("kind", [("grid", "fifo"), ("random", "pbt")])
-def test_an_experiment_interrupted_during_its_last_trials_can_be_resumed(kind, tmp_path):
+def test_an_experiment_interrupted_during_its_last_trials_can_be_resumed(kind, tmp_path, ray_cluster):
     searcher, scheduler = kind
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(CONFIG)
@@ -32,9 +32,7 @@ def test_an_experiment_interrupted_during_its_last_trials_can_be_resumed(kind, t
     _, error = process.communicate()
     assert (process.returncode, error.splitlines()[-1]) == (130, "ray-deltastn: stopped; continue with --resume")
     assert not (out / "results.csv").exists()
-    process = command("run", config, "--out", out, *choice, "--resume")
-    _, error = process.communicate()
-    assert process.returncode == 0, error
+    assert main(["run", str(config), "--out", str(out), *choice, "--resume"]) == 0
     results = read_results(out / "results.csv")
     assert results.groupby("trial_id")["training_iteration"].apply(list).tolist() == [list(range(1, 7))] * 2
 

@@ -74,6 +74,7 @@ def test_a_fault_of_one_trial_does_not_affect_the_others(tmp_path):
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
         max_failures=1,
         raise_on_failed_trial=False,
+        reuse_actors=True,
         verbose=0,
     )
     trials = {trial.config["fault"]: trial for trial in analysis.trials}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from ray import tune
 from torch import nn
 
 import ray_deltastn as rd
@@ -82,26 +81,3 @@ def finish(trial):
     while not reports[-1]["done"]:
         reports.append(trial.train())
     return [without_times(report) for report in reports]
-
-
-class Counting(tune.Trainable):
-    """Reports one number per step; ends or fails at the step that its config gives."""
-
-    def setup(self, config):
-        self.config, self.count = config, 0
-
-    def step(self):
-        self.count += 1
-        if self.count == self.config["fails"]:
-            raise RuntimeError("a fault on demand")
-        return {"loss": self.config["lr"], "done": self.count == self.config["ends"]}
-
-    def save_checkpoint(self, checkpoint_dir):
-        return {"count": self.count}
-
-    def load_checkpoint(self, checkpoint):
-        self.count = checkpoint["count"]
-
-    def reset_config(self, new_config):
-        self.setup(new_config)
-        return True

@@ -68,6 +68,7 @@ def test_a_trace_gives_the_numbers_of_the_steps_to_the_bit(method, settings):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),
     [("cifar10-resnet18", "delta-stn"), *(("fashion-cnn", m) for m in ("fixed", "stn", "centered-stn", "delta-stn"))],

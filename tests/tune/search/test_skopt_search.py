@@ -31,6 +31,7 @@ def test_a_running_trial_asked_again_gets_the_same_config():
     assert search.suggest("a") == search.suggest("a") != search.suggest("b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("in_flight", "seeds"), [(1, 4), (4, 2)])
 def test_branin_is_minimised_in_forty_evaluations(in_flight, seeds):
     gaps = []
