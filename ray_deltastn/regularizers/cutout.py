@@ -71,7 +71,7 @@ class Cutout:
 
     @staticmethod
     def _inside(centre: Tensor, length: Tensor, size: int) -> Tensor:
-        """Whether each of `size` pixels is within `length` pixels around each centre in [0, 1), (B, count, size)."""
+        """Whether each of `size` pixels lies in the `length` pixels around each centre in [0, 1), (B, count, size)."""
         start = (centre * size).floor() - (length / 2).floor()
         pixel = torch.arange(size, device=centre.device)
         return (pixel >= start[..., None]) & (pixel < (start + length)[..., None])

@@ -63,7 +63,7 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
     with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
         output = model(x)
         if not isinstance(output, Tensor):
-            raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
+            raise TypeError(f"the output of `model` must be a tensor, got {type(output).__name__}")
         primal, tangent = fwAD.unpack_dual(output)
     prediction: Tensor = primal
     if tangent is None:

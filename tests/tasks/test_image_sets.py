@@ -194,7 +194,7 @@ def test_a_missing_part_is_named_with_how_to_get_it(packed, tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_idx(folder, packed)
     next(folder.glob("t10k-labels*")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz` must be there too: get it again with"):
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz` must exist, got no such file; download"):
         load_images("mnist", tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_a_torn_zip_is_named(content, tmp_path):
 def test_half_of_torchvisions_files_are_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py` must hold cifar10 undamaged, got: .*get it again with"):
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py` must hold undamaged files of cifar10, got: .*download"):
         load_images("cifar10", tmp_path)
 
 
