@@ -212,7 +212,7 @@ class HyperSpace(nn.Module):
         for name, hyperparameter in self.hyperparameters.items():
             value = given.get(name, hyperparameter.initial)
             if isinstance(value, (list, tuple)) and not value:
-                raise ValueError(f"`len(schedule) >= 1` must hold, got an empty schedule for '{name}'")
+                raise ValueError(f"a `schedule` must have at least one value, got none for '{name}'")
             hyperparameter.check_value(name, value)
             column = list(value) if isinstance(value, (list, tuple)) else [value]
             table.append((column + [column[-1]] * rows)[:rows])
