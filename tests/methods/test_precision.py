@@ -82,7 +82,7 @@ def convolutions():
 
 @pytest.mark.parametrize("build", [perceptron, convolutions])
 @pytest.mark.parametrize("method", RESPONDING)
-def test_schedule_differs_from_float32_less_than_between_two_seeds(method, build):
+def test_bf16_changes_the_schedule_less_than_another_seed(method, build):
     def schedule(precision, seed=0):
         torch.manual_seed(0)
         tuner = rd.SelfTuner(
