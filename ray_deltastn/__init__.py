@@ -1,4 +1,4 @@
-"""Δ-STN inside Ray Tune: regularisation tuned online, by gradient, within each trial (Bae & Grosse 2020)."""
+"""Δ-STN inside Ray Tune: each trial tunes its own regularisation online, by gradient (Bae & Grosse 2020)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings
 if TYPE_CHECKING:
     from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, TrialConfig, WarmStart
 
-# Quiet unless the user configures logging.
+# The package logs nothing unless the user configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Names that need Ray; everything else works without it.

@@ -5,7 +5,7 @@
 | λ      | `lam`   | unconstrained value, any real number               |
 | s(λ)   | `value` | the hyperparameter in its own domain               |
 
-Both maps compute in float64: a float32 cannot tell 1 − s(15) from its neighbours.
+Both maps compute in float64, because float32 cannot resolve 1 − s(15).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def _softplus_inverse(value: Tensor) -> Tensor:
-    # log(exp(v) - 1) overflows for large v; this form does not, and keeps every digit for small v.
+    # log(exp(v) - 1) overflows for large v. This form does not overflow, and it loses no digits for small v.
     value = value.clamp_min(_TINY)
     return value + torch.log(-torch.expm1(-value))
 
@@ -33,16 +33,16 @@ def _softplus(lam: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One hyperparameter: initial value, domain, and how it is perturbed.
+    """One hyperparameter: its initial value, its domain and its perturbation.
 
     Args:
-        initial: starting value, in the hyperparameter's own domain, strictly inside its bounds.
-        scale: initial perturbation scale σ on the unconstrained axis, positive.
-        per: `"example"` draws a perturbation for each example, `"batch"` one for the whole minibatch.
-        search: range `(low, high)` for black-box search (`HyperSpace.to_tune`); by default the bounds.
+        initial: initial value in the hyperparameter's domain, strictly between its bounds.
+        scale: initial perturbation scale σ of the unconstrained value λ, positive.
+        per: `"example"` draws one perturbation per example, `"batch"` draws one for the whole minibatch.
+        search: range `(low, high)` for black-box search (`HyperSpace.to_tune`). The default is the bounds.
 
     Raises:
-        ValueError: when put into a `HyperSpace`, if a rule does not hold; the message names the hyperparameter.
+        ValueError: if a rule does not hold. `HyperSpace` checks the rules, and the message names the hyperparameter.
     """
 
     initial: float
@@ -55,7 +55,7 @@ class Hyperparameter:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lower and upper bound of the domain; infinite where there is none."""
+        """Lower and upper bound of the domain; an open side has an infinite bound."""
         return -math.inf, math.inf
 
     @staticmethod
@@ -69,9 +69,16 @@ class Hyperparameter:
         return value
 
     def check(self, name: str) -> None:
-        """Raise ValueError, naming `name`, unless the initial value, bounds, scale and options are sound."""
+        """Check the initial value, the bounds, the scale and the options.
+
+        Args:
+            name: name of the hyperparameter, for the message.
+
+        Raises:
+            ValueError: if a rule does not hold.
+        """
         low, high = self.bounds
-        # The fields of a domain are its finite bounds; an open side has none.
+        # A domain has one field for each finite bound and no field for an open side.
         bounds = {what: getattr(self, what) for what in ("low", "high") if hasattr(self, what)}
         for what, number in {"initial": self.initial, "scale": self.scale, **bounds}.items():
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -97,7 +104,15 @@ class Hyperparameter:
                 )
 
     def check_value(self, name: str, value: float | Sequence[float]) -> None:
-        """Raise ValueError, naming `name`, if a constant value lies outside the domain (bounds included)."""
+        """Check a constant value, or each value of a schedule.
+
+        Args:
+            name: name of the hyperparameter, for the message.
+            value: one value, or one value per epoch.
+
+        Raises:
+            ValueError: if a value lies outside the domain. The bounds are allowed.
+        """
         low, high = self.bounds
         for v in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high:
@@ -106,17 +121,17 @@ class Hyperparameter:
                 )
 
     def search_range(self, name: str) -> tuple[float, float]:
-        """Range for black-box search: `search`, else the bounds.
+        """Range for black-box search: `search` if given, else the bounds.
 
         Raises:
-            ValueError: if a bound is missing and `search` was not given.
+            ValueError: if the domain is open and has no `search` range.
         """
         if self.search is not None:
             return self.search
         low, high = self.bounds
         if math.isinf(low) or math.isinf(high):
             raise ValueError(
-                f"`search=(low, high)` is needed to search an open domain, got ({low}, {high}) for '{name}'"
+                f"`search=(low, high)` must be given for an open domain, got bounds ({low}, {high}) for '{name}'"
             )
         return low, high
 
@@ -128,9 +143,9 @@ class Unbounded(Hyperparameter):
 
 @dataclass(frozen=True)
 class Positive(Hyperparameter):
-    """A positive, scale-like number (weight decay): s(λ) = exp(λ).
+    """A positive number that acts by its order of magnitude, such as weight decay: s(λ) = exp(λ).
 
-    Black-box search covers three decades either side of the initial value, unless `search` says otherwise.
+    Black-box search covers three decades on each side of the initial value, unless `search` is given.
     """
 
     log_search: ClassVar[bool] = True
@@ -142,16 +157,16 @@ class Positive(Hyperparameter):
 
     @staticmethod
     def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """exp(λ)."""
+        """s(λ) = exp(λ)."""
         return torch.exp(lam)
 
     @staticmethod
     def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Natural logarithm of the value."""
+        """s⁻¹(value) = log(value)."""
         return torch.log(value.clamp_min(_TINY))
 
     def search_range(self, name: str) -> tuple[float, float]:
-        """`search`, else three decades either side of the initial value."""
+        """Range for black-box search: `search` if given, else three decades on each side of the initial value."""
         return self.search or (self.initial * 1e-3, self.initial * 1e3)
 
 
@@ -168,12 +183,12 @@ class LowerBounded(Hyperparameter):
 
     @staticmethod
     def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Low + log(1 + exp(λ))."""
+        """s(λ) = low + log(1 + exp(λ))."""
         return low + _softplus(lam)
 
     @staticmethod
     def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """V + log(1 − exp(−v)) with v = value − low."""
+        """s⁻¹(value) = v + log(1 − exp(−v)) with v = value − low."""
         return _softplus_inverse(value - low)
 
 
@@ -190,12 +205,12 @@ class UpperBounded(Hyperparameter):
 
     @staticmethod
     def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """High − log(1 + exp(−λ)), increasing in λ like all the others."""
+        """s(λ) = high − log(1 + exp(−λ)), which increases in λ like the maps of all domains."""
         return high - _softplus(-lam)
 
     @staticmethod
     def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """−(v + log(1 − exp(−v))) with v = high − value."""
+        """s⁻¹(value) = −(v + log(1 − exp(−v))) with v = high − value."""
         return -_softplus_inverse(high - value)
 
 
@@ -213,38 +228,39 @@ class Bounded(Hyperparameter):
 
     @staticmethod
     def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Scaled sigmoid."""
+        """s(λ) = low + (high − low)·sigmoid(λ)."""
         return low + (high - low) * torch.sigmoid(lam)
 
     @staticmethod
     def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """log((value − low) / (high − value))."""
+        """s⁻¹(value) = log((value − low) / (high − value))."""
         return torch.log((value - low).clamp_min(_TINY)) - torch.log((high - value).clamp_min(_TINY))
 
 
 @dataclass(frozen=True)
 class Integer(Bounded):
-    """A whole number between `low` and `high`: the scaled sigmoid, rounded *after* s.
+    """A whole number between `low` and `high`: the scaled sigmoid, rounded to the nearest whole number.
 
-    The inverse inverts the sigmoid, not the rounding; gradients do not pass the rounding and need not.
+    The inverse inverts the sigmoid and ignores the rounding. The rounding passes no gradient. Training does not need
+    one, because gradients reach λ through the response.
     """
 
     integer: ClassVar[bool] = True
 
     @staticmethod
     def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Scaled sigmoid, rounded to the nearest whole number."""
+        """s(λ) = round(low + (high − low)·sigmoid(λ))."""
         return Bounded.forward(lam, low, high).round()
 
     def check(self, name: str) -> None:
-        """As for every hyperparameter; bounds must be whole as well."""
+        """Check as for every hyperparameter, and check that the bounds are whole numbers."""
         super().check(name)
         for what, bound in (("low", self.low), ("high", self.high)):
             if bound != int(bound):
                 raise ValueError(f"`{what}` must be a whole number, got {what}={bound} for '{name}'")
 
     def check_value(self, name: str, value: float | Sequence[float]) -> None:
-        """As for every hyperparameter; constants must be whole as well."""
+        """Check as for every hyperparameter, and check that the values are whole numbers."""
         super().check_value(name, value)
         for v in value if isinstance(value, (list, tuple)) else (value,):
             if v != int(v):

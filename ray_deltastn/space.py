@@ -2,8 +2,8 @@
 
 | symbol | code        | shape  | meaning                                          |
 |--------|-------------|--------|--------------------------------------------------|
-| λ      | `lam`       | (h,)   | unconstrained hyperparameters, "current"         |
-| s(λ)   | `values`    | (…, h) | hyperparameters in their own domain              |
+| λ      | `lam`       | (h,)   | current unconstrained hyperparameters            |
+| s(λ)   | `values`    | (…, h) | hyperparameters in their own domains             |
 | σ      | `scale`     | (h,)   | perturbation scale, softplus of `raw_scale`      |
 | ε      | `eps`       | (B, h) | perturbation, one row per example                |
 """
@@ -20,22 +20,24 @@ from torch import Tensor, nn
 
 from ray_deltastn.domains import Hyperparameter
 
-#: Distance from a bounded domain's middle, on the unconstrained axis, up to which λ may start.
+#: Largest |λ| at which `start_from` starts a bounded hyperparameter.
 _STEEP = 4.0
 
 
 class HyperSpace(nn.Module):
     """Named hyperparameters with their unconstrained values λ and perturbation scales σ.
 
-    λ and σ are parameters of this module, so `state_dict`, `load_state_dict` and `to` work as for any module; a state
-    of another space is refused.
+    λ and σ are parameters of this module, so `state_dict`, `load_state_dict` and `to` work as for any module.
+    `load_state_dict` refuses the state of another space.
 
     Args:
-        hyperparameters: name = `Bounded | Positive | Integer | LowerBounded | UpperBounded | Unbounded`.
+        hyperparameters: one keyword argument per hyperparameter: its name, and a `Bounded`, `Positive`, `Integer`,
+            `LowerBounded`, `UpperBounded` or `Unbounded`.
 
     Raises:
-        ValueError: if there is none, or one breaks a rule of its domain (initial value on a bound, σ ≤ 0, …).
-        TypeError: if a value is not a hyperparameter.
+        ValueError: if there is no hyperparameter, or one breaks a rule of its domain (initial value on a bound,
+            σ ≤ 0, …).
+        TypeError: if an argument is not a hyperparameter.
 
     Examples:
         >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
@@ -61,7 +63,7 @@ class HyperSpace(nn.Module):
         self.hyperparameters = dict(hyperparameters)
         self.names = tuple(hyperparameters)
         kinds = [type(p) for p in hyperparameters.values()]
-        # One column index per kind, so that s is a handful of vectorised operations whatever h is.
+        # Columns are grouped by kind, so that s needs one vectorised call per kind for any h.
         self._kinds: list[type[Hyperparameter]] = sorted(set(kinds), key=lambda kind: kind.__name__)
         columns = [[i for i, k in enumerate(kinds) if k is kind] for kind in self._kinds]
         bounds = torch.tensor([p.bounds for p in hyperparameters.values()], dtype=torch.float64)
@@ -85,7 +87,7 @@ class HyperSpace(nn.Module):
         return len(self.names)
 
     def _apply(self, fn: Any, recurse: bool = True) -> HyperSpace:
-        # Bounds stay float64 whatever the dtype of λ: s is computed in float64.
+        # The bounds stay in float64 for every dtype of λ, because s is computed in float64.
         super()._apply(fn, recurse)
         if self._bounds.dtype != torch.float64:
             rows = list(self.hyperparameters.values())
@@ -106,10 +108,10 @@ class HyperSpace(nn.Module):
         return mapped
 
     def values(self, lam: Tensor | None = None) -> Tensor:
-        """s(λ), the hyperparameters in their own domains (Eqn. F.1); rounded where they are whole numbers.
+        """s(λ), the hyperparameters in their own domains (Eqn. F.1); values of `Integer` are rounded.
 
         Args:
-            lam: unconstrained values (…, h); by default the current λ.
+            lam: unconstrained values (…, h). The default is the current λ.
 
         Returns:
             Values (…, h) in float64.
@@ -117,16 +119,17 @@ class HyperSpace(nn.Module):
         return self._per_kind("forward", self.lam if lam is None else lam)
 
     def inverse(self, values: Tensor) -> Tensor:
-        """s⁻¹(values): unconstrained values (…, h) in float64; finite also on a bound."""
+        """s⁻¹(values), unconstrained values (…, h) in float64; they are finite on a bound too."""
         return self._per_kind("inverse", values)
 
     def start_from(self, values: Mapping[str, float], scale: Mapping[str, float] | None = None) -> None:
-        """Begin with these values and perturbation scales, learned elsewhere; hyperparameters not named stay.
+        """Set the values and the perturbation scales of some hyperparameters, for example to those of an earlier run.
 
-        λ starts no further than 4 from the middle of a bounded domain: beyond, s is so flat that nothing moves it.
+        The other hyperparameters do not change. λ of a bounded hyperparameter is clamped to [−4, 4], because s is so
+        flat outside this interval that training cannot move λ.
 
         Args:
-            values: name → value in its own domain.
+            values: name → value in its domain.
             scale: name → σ.
 
         Raises:
@@ -162,11 +165,12 @@ class HyperSpace(nn.Module):
 
         Args:
             batch: number of rows B.
-            generator: source of randomness, on the device of λ.
-            antithetic: the second half of the rows is the first with its sign changed, but for `per="batch"`.
+            generator: random generator on the device of λ; None means PyTorch's default generator.
+            antithetic: make the second half of the rows the negative of the first half. Columns with `per="batch"`
+                are not negated.
 
         Returns:
-            ε (B, h); a hyperparameter with `per="batch"` has the same entry in every row.
+            ε (B, h). A hyperparameter with `per="batch"` has the same entry in every row.
         """
         drawn = batch - batch // 2 if antithetic else batch
         z = torch.randn(drawn, len(self), generator=generator, device=self.lam.device, dtype=self.lam.dtype)
@@ -178,7 +182,7 @@ class HyperSpace(nn.Module):
 
     @property
     def differs_in_a_batch(self) -> bool:
-        """Whether the examples of a minibatch have perturbations of their own: not all are `per="batch"`."""
+        """Whether the examples of a minibatch get different perturbations: at least one is `per="example"`."""
         return any(p.per == "example" for p in self.hyperparameters.values())
 
     def entropy(self) -> Tensor:
@@ -186,17 +190,21 @@ class HyperSpace(nn.Module):
         return self.scale.log().sum() + 0.5 * len(self) * math.log(2 * math.pi * math.e)
 
     def fixed_values(self, given: Mapping[str, Any], epochs: int | None = None) -> Tensor:
-        """Constant values or schedules as a table; hyperparameters not named keep their initial value.
+        """Constant values and schedules as a table with one row per epoch.
+
+        Hyperparameters that are not named keep their initial value.
 
         Args:
-            given: name → number, or name → one number per epoch (the last one stays on).
-            epochs: length of the table; by default that of the longest schedule.
+            given: name → number, or name → one number per epoch. The last number of a schedule holds for all later
+                epochs.
+            epochs: smallest number of rows. A longer schedule makes the table longer.
 
         Returns:
-            Table (epochs, h) in float64.
+            Table (rows, h) in float64.
 
         Raises:
-            ValueError: if a name is unknown or a value lies outside its domain (bounds are allowed here).
+            ValueError: if a name is unknown, a schedule is empty, or a value lies outside its domain. The bounds are
+                allowed.
         """
         self.require(given, "`hyperparameters`")
         rows = max([epochs or 1, *(len(v) for v in given.values() if isinstance(v, (list, tuple)))])
@@ -204,23 +212,31 @@ class HyperSpace(nn.Module):
         for name, hyperparameter in self.hyperparameters.items():
             value = given.get(name, hyperparameter.initial)
             if isinstance(value, (list, tuple)) and not value:
-                raise ValueError(f"a schedule must hold at least one value, got none for '{name}'")
+                raise ValueError(f"a `schedule` must have at least one value, got none for '{name}'")
             hyperparameter.check_value(name, value)
             column = list(value) if isinstance(value, (list, tuple)) else [value]
             table.append((column + [column[-1]] * rows)[:rows])
         return torch.tensor(table, dtype=torch.float64).T.contiguous()
 
     def require(self, names: Any, where: str) -> None:
-        """Raise ValueError unless every name is one of this space's; `where` says who asked."""
+        """Check that the space has hyperparameters with these names.
+
+        Args:
+            names: names to check.
+            where: what gives the names; the message starts with it.
+
+        Raises:
+            ValueError: if a name is unknown.
+        """
         for name in names:
             if name not in self.hyperparameters:
                 known = ", ".join(self.names)
                 raise ValueError(f"{where} names the unknown hyperparameter {name!r}; the space has: {known}")
 
     def search_ranges(self) -> dict[str, tuple[str, float, float]]:
-        """Name → Tune's domain, as the name of its function and its two bounds, for black-box search.
+        """Ranges for black-box search: name → (function of `ray.tune`, its first argument, its second argument).
 
-        Both bounds → `uniform`, whole numbers → `randint`, positive → `loguniform`.
+        `Integer` gives `randint`, `Positive` gives `loguniform`, every other domain gives `uniform`.
 
         Raises:
             ValueError: if a domain is open and has no `search` range.
@@ -235,27 +251,33 @@ class HyperSpace(nn.Module):
         return ranges
 
     def to_tune(self) -> dict[str, Any]:
-        """Ray Tune domains of these hyperparameters, for black-box search with `method="fixed"`; see `search_ranges`.
+        """Ray Tune's domains of these hyperparameters, for black-box search with `method="fixed"`.
+
+        See `search_ranges`.
 
         Raises:
             ValueError: if a domain is open and has no `search` range.
         """
-        from ray import tune  # here and not above: the mathematics works without Ray
+        from ray import tune  # imported here, because this module must work without Ray
 
         return {name: getattr(tune, kind)(low, high) for name, (kind, low, high) in self.search_ranges().items()}
 
     def fingerprint(self) -> dict[str, str]:
-        """What a state must agree on: name → place, kind, bounds and sharing."""
+        """Description that a loaded state must match: name → position, kind, bounds and `per`."""
         return {
             name: f"{place}: {type(p).__name__}{p.bounds} per {p.per}"
             for place, (name, p) in enumerate(self.hyperparameters.items())
         }
 
     def get_extra_state(self) -> dict[str, str]:
-        """Fingerprint, stored with the state (called by `state_dict`)."""
+        """Fingerprint, which `state_dict` saves with the state."""
         return self.fingerprint()
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Refuse the state of another space (called by `load_state_dict`)."""
+        """Check the fingerprint of a state, called by `load_state_dict`.
+
+        Raises:
+            ValueError: if the state belongs to another space.
+        """
         if state != self.fingerprint():
-            raise ValueError(f"`state` must come from the same space, got {state}, here {self.fingerprint()}")
+            raise ValueError(f"`state` must come from the same space, got {state} for the space {self.fingerprint()}")

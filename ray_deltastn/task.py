@@ -18,22 +18,22 @@ class Task:
     """A network to train and the hyperparameters to tune while it trains.
 
     Args:
-        space: the hyperparameters; each must be used by a regulariser in `model`, `augment` or a penalty.
-        model: any module that maps a batch of inputs (B, …) to a tensor; its class and `state_dict` stay as they are.
-        loss: `loss(output, target)`, returns a mean () or one value per example (B,).
-        train: training data: a pair of tensors `(x, y)`, a `Dataset` or a `DataLoader`, of examples `(x, y)`.
-        valid: validation data, on which the hyperparameters are tuned.
-        test: test data, only ever reported; None for none.
+        space: the hyperparameters. A layer of `model`, an augmentation or a penalty must use each of them.
+        model: any module that maps a batch of inputs (B, …) to a tensor. Its class and its `state_dict` do not change.
+        loss: `loss(output, target)`, which returns a mean () or one value per example (B,).
+        train: training data: a pair of tensors `(x, y)`, or a `Dataset` or `DataLoader` with examples `(x, y)`.
+        valid: validation data, used to tune the hyperparameters.
+        test: test data, used for reports only. None means no test data.
         augment: one or more augmentations of the training inputs.
         penalty: one or more penalties in the training objective.
-        valid_loss: loss on validation data, by default `loss`.
-        valid_penalty: one or more penalties in the validation objective, which then depends on λ directly (2.4).
-        metrics: name → `metric(output, target)`, a mean over the batch; reported as `valid_<name>`, `test_<name>`.
+        valid_loss: loss on validation data. The default is `loss`.
+        valid_penalty: one or more penalties in the validation objective, which then depends on λ directly (Eqn. 2.4).
+        metrics: name → `metric(output, target)`, a mean over the batch, reported as `valid_<name>` and `test_<name>`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if a regulariser names an unknown hyperparameter or one whose domain does not suit it, or a
-            hyperparameter is used by nobody.
+        TypeError: if an argument has the wrong type.
+        ValueError: if a regulariser names an unknown hyperparameter, if the domain of a hyperparameter does not suit
+            its regulariser, or if a hyperparameter is not used.
     """
 
     space: HyperSpace
@@ -49,7 +49,7 @@ class Task:
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        #: Whether a SelfTuner has its hooks and bindings on the model.
+        #: Whether the model carries the hooks and the bindings of a `SelfTuner`.
         self.in_use = False
         if not isinstance(self.space, HyperSpace):
             raise TypeError(f"`space` must be a HyperSpace, got {type(self.space).__name__}")
@@ -71,18 +71,18 @@ class Task:
         for name in self.space.names:
             if name not in used:
                 raise ValueError(
-                    f"every hyperparameter must be used by a regulariser, got none for '{name}'; give it to a layer of "
-                    "the model, to `augment` or to `penalty`"
+                    f"every hyperparameter of `space` must be used by a regulariser, got none for '{name}'; give it to "
+                    "a layer of the model, to `augment` or to `penalty`"
                 )
 
     @property
     def regularizers(self) -> list[Regularizer]:
-        """The model's layers that read hyperparameters."""
+        """The layers of the model that read hyperparameters."""
         return [m for m in self.model.modules() if isinstance(m, Regularizer)]
 
     @property
     def samplers(self) -> list[Any]:
-        """The users of hyperparameters whose effect is drawn at random: layers of the model and augmentations."""
+        """The layers of the model and the augmentations that read hyperparameters; their effect is random."""
         return [*self.regularizers, *self.augmentations]
 
 

@@ -20,7 +20,7 @@ class Network:
     inputs: Callable[[int], torch.Tensor]
 
     def __call__(self, batch=BATCH, seed=0):
-        """(model, inputs): float64, evaluation mode, no parameter or running statistic at a special value."""
+        """Model and inputs in float64; evaluation mode; random normalisation parameters and running statistics."""
         torch.manual_seed(seed)
         model = self.build().double().eval()
         with torch.no_grad():
@@ -43,7 +43,7 @@ def words(*shape):
 
 
 class TiedEmbeddingFirst(nn.Module):
-    """Embedding whose table is also the output layer's weight; the embedding is defined first."""
+    """An embedding whose table is also the weight of the output layer; the embedding is defined first."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class TiedEmbeddingFirst(nn.Module):
 
 
 class TiedLinearFirst(nn.Module):
-    """The same with the output layer defined first, and applied at every position."""
+    """Like `TiedEmbeddingFirst`, but the output layer is defined first and is applied at every position."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ class UsedTwice(nn.Module):
 
 
 class SharedParameter(nn.Module):
-    """Two layers with one weight and biases of their own."""
+    """Two layers with the same weight and different biases."""
 
     def __init__(self):
         super().__init__()
@@ -94,7 +94,7 @@ class SharedParameter(nn.Module):
 
 
 class Attention(nn.Module):
-    """A self-attention block: normalise, project, `scaled_dot_product_attention`, residual connection, read out."""
+    """Self-attention: normalisation, projection, `scaled_dot_product_attention`, residual connection, output layer."""
 
     def __init__(self, width=4, heads=2):
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    """Residual connections, one of them added in place."""
+    """Two residual connections; one is added in place."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ class Residual(nn.Module):
 
 
 class Keyword(nn.Module):
-    """Layers called by keyword."""
+    """Layers that are called with keyword arguments."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ class Keyword(nn.Module):
 
 
 class Encoder(nn.Module):
-    """PyTorch's own encoder layer after a linear one: in evaluation mode it has a fused path that calls no layers."""
+    """PyTorch's encoder layer after a linear layer. In evaluation mode it has a fused path that calls no layers."""
 
     def __init__(self):
         super().__init__()
@@ -176,7 +176,7 @@ def half_frozen():
 
 
 def head(features, *layers):
-    """Layers, then a read-out: what comes before it has a non-trivial tangent."""
+    """Layers, followed by an output layer whose input has a nonzero tangent."""
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 3))
 
 

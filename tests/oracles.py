@@ -1,4 +1,4 @@
-"""Dense float64 oracles: every change of weight is formed, every Jacobian too, one row and one example at a time.
+"""Dense float64 oracles: they compute every weight change and every Jacobian, row by row and example by example.
 
 | symbol            | code       | shape        | meaning                                             |
 |-------------------|------------|--------------|-----------------------------------------------------|
@@ -26,7 +26,7 @@ def assert_close(value, oracle, rtol=RTOL, scale=None):
 
 
 def assert_all_close(values, oracles, rtol=RTOL):
-    """Each tensor close on the scale of the oracle's own norm, or of the largest one where it vanishes by symmetry."""
+    """Compare each tensor relative to the norm of its oracle; if that is zero by symmetry, to the largest norm."""
     values, oracles = list(values), list(oracles)
     assert len(values) == len(oracles)
     largest = max(o.norm().item() for o in oracles)
@@ -36,7 +36,7 @@ def assert_all_close(values, oracles, rtol=RTOL):
 
 
 def randomise(response, seed=0):
-    """Fill U (which starts at zero) and all directions with random numbers; padding rows keep their zeros."""
+    """Fill U, which starts at zero, and all directions with random numbers; rows for padding stay zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         response.U.normal_(generator=generator).mul_(0.5)
@@ -50,7 +50,7 @@ def randomise(response, seed=0):
 
 
 def grad(output, inputs):
-    """Gradients, with zeros where there is no dependence."""
+    """Gradients; they are zero if the output does not depend on the input."""
     return torch.autograd.grad(output, inputs, allow_unused=True, materialize_grads=True)
 
 
@@ -58,7 +58,7 @@ def grad(output, inputs):
 
 
 def structure(model, parameter):
-    """What moves together in a parameter: its rows, its columns (a table used by an embedding), or single elements."""
+    """The parts of a parameter that move together: rows, columns (if an embedding uses it) or single elements."""
     users = [m for m in model.modules() if any(p is parameter for p in m._parameters.values())]
     if parameter.dim() == 1 or any(isinstance(m, nn.LayerNorm | nn.RMSNorm) for m in users):
         return "elements"
@@ -85,7 +85,7 @@ def dense_changes(model, response, delta_row):
 
 
 def dense_weights(model, response, delta_row):
-    """w₀ + ΔW of every parameter, by name; those without response are w₀."""
+    """w₀ + ΔW of every parameter, by name; it is w₀ for a parameter without response."""
     changes = dense_changes(model, response, delta_row)
     return {name: p + changes[name] if name in changes else p for name, p in model.named_parameters()}
 
@@ -99,7 +99,7 @@ def dense_squared_norm(model, response, delta, biases=True):
     return torch.stack(norms)
 
 
-# --- predictions, one example alone --------------------------------------------------------------------------------
+# --- predictions of single examples --------------------------------------------------------------------------------
 
 
 def jacobian(model, x_row):
@@ -114,9 +114,9 @@ def jacobian(model, x_row):
 
 
 def dense_prediction(model, response, delta, x, linearised):
-    """f(x_b, w₀ + ΔW_b), or f(x_b, w₀) + J_yw ΔW_b, each example alone.
+    """f(x_b, w₀ + ΔW_b), or f(x_b, w₀) + J_yw ΔW_b if linearised, for one example at a time.
 
-    Differentiable in Θ and δ, and in w₀ too unless linearised.
+    It is differentiable in Θ and δ. If it is not linearised, it is also differentiable in w₀.
     """
     outputs = []
     for b in range(x.shape[0]):
@@ -133,11 +133,11 @@ def dense_prediction(model, response, delta, x, linearised):
     return torch.stack(outputs)
 
 
-# --- predictions of a batch that is normalised together ------------------------------------------------------------
+# --- predictions with batch statistics -----------------------------------------------------------------------------
 
 
 def batch_forward(model, weights, x):
-    """Forward of a `Sequential` by hand: one set of weights per example, batch statistics over all of them."""
+    """Forward pass of a `Sequential`, written out: one set of weights per example, batch statistics of all examples."""
     for name, layer in model.named_children():
         mine = [{k.split(".")[1]: v for k, v in w.items() if k.split(".")[0] == name} for w in weights]
         if isinstance(layer, nn.Linear):
@@ -161,7 +161,7 @@ def batch_forward(model, weights, x):
 
 
 def batch_prediction(model, response, delta, x, linearised):
-    """As `dense_prediction`, but with batch statistics shared by the examples, each of which has its own weights."""
+    """Like `dense_prediction`, but with batch statistics of all examples. Each example has its own weights."""
     changes = [dense_changes(model, response, row) for row in delta.expand(x.shape[0], -1)]
     base = dict(model.named_parameters())
 
@@ -175,7 +175,7 @@ def batch_prediction(model, response, delta, x, linearised):
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a number, shapes from data, copies of lists."""
+    """Fails on operations that make the host wait for a GPU: reading a number, shapes from data, copies of lists."""
 
     FORBIDDEN = (
         "_local_scalar_dense",
@@ -190,7 +190,7 @@ class NoSync(TorchDispatchMode):
         "bincount",
         "repeat_interleave",
     )
-    #: Ways out of PyTorch that no operation of its own is called for, on a CPU.
+    #: Methods that read a tensor on a CPU without calling an operation of PyTorch.
     WAYS_OUT = ("tolist", "numpy", "cpu", "__array__", "item")
 
     def __enter__(self):

@@ -27,7 +27,7 @@ def one(name):
 
 
 def mixed():
-    """Kinds in an order that is not theirs in the table, two of one kind."""
+    """Hyperparameters whose order is not the order of kinds inside the space; two have the same kind."""
     return HyperSpace(
         u=Unbounded(-0.3),
         b=Bounded(0.3, scale=0.5, low=0.0, high=0.95),
@@ -81,7 +81,7 @@ def test_values_are_finite_and_inside_for_any_lambda(name):
 
 
 @ALL
-def test_inverse_is_finite_on_and_at_the_bounds(name):
+def test_inverse_is_finite_at_the_bounds(name):
     space = one(name)
     for bound, sign in zip(DOMAINS[name].bounds, (-1, 1), strict=True):
         if math.isfinite(bound):
@@ -109,7 +109,7 @@ def test_derivatives_pass_gradcheck(name):
 
 
 @ALL
-def test_derivatives_are_finite_far_out(name):
+def test_derivatives_are_finite_for_large_lambda(name):
     lam = torch.linspace(-80, 80, 161)[:, None].requires_grad_()
     (slope,) = torch.autograd.grad(one(name).values(lam).sum(), lam)
     assert slope.isfinite().all()
@@ -123,7 +123,7 @@ def test_tails_towards_zero_keep_their_relative_precision(domain):
     assert value.item() == pytest.approx(sign * math.exp(-60), rel=1e-12)
 
 
-def test_softplus_domains_are_finite_past_where_exp_overflows():
+def test_softplus_domains_are_finite_where_exp_overflows():
     space = HyperSpace(a=LowerBounded(1.0), b=UpperBounded(-1.0))
     assert space.values(torch.tensor([1000.0, -1000.0])).tolist() == [1000.0, -1000.0]
 
@@ -183,7 +183,7 @@ def test_perturbations_are_independent_normals_of_the_given_scales():
     assert (tails - 0.05).abs().max() < 4 * (0.05 * 0.95 / rows) ** 0.5
 
 
-def test_scale_starts_at_the_given_one():
+def test_scale_starts_at_the_given_scale():
     scales = [p.scale for p in mixed().hyperparameters.values()]
     assert mixed().scale.tolist() == pytest.approx(scales, rel=1e-6)
 
@@ -201,7 +201,7 @@ def test_perturbations_repeat_with_the_generator():
     assert one.shape == (5, 7)
 
 
-def test_per_batch_hyperparameters_share_their_row():
+def test_per_batch_hyperparameters_have_one_perturbation_per_batch():
     space = mixed()
     generator = torch.Generator().manual_seed(0)
     eps = space.sample(6, generator)
@@ -215,7 +215,7 @@ def test_per_batch_hyperparameters_share_their_row():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6])
-def test_antithetic_perturbations_are_pairs_except_where_all_rows_are_one(rows):
+def test_antithetic_perturbations_are_pairs_except_for_per_batch_hyperparameters(rows):
     space = mixed()
     plain = space.sample(rows - rows // 2, torch.Generator().manual_seed(3))
     pairs = space.sample(rows, torch.Generator().manual_seed(3), antithetic=True)
@@ -230,7 +230,7 @@ def test_perturbation_is_differentiable_in_the_scale():
     space = mixed().double()
     probe = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def sampled(raw):  # gradcheck moves the parameter itself, in place
+    def sampled(raw):  # gradcheck changes the parameter in place
         return (space.sample(5, torch.Generator().manual_seed(0)) * probe).sum()
 
     assert torch.autograd.gradcheck(sampled, space.raw_scale)
@@ -240,7 +240,7 @@ def test_perturbation_is_differentiable_in_the_scale():
     torch.testing.assert_close(slope, (z * probe).sum(0) * torch.sigmoid(space.raw_scale))  # softplus' = sigmoid
 
 
-def test_entropy_is_that_of_independent_normals():
+def test_entropy_equals_the_entropy_of_independent_normals():
     space = mixed().double()
     oracle = torch.distributions.Normal(0.0, space.scale).entropy().sum()
     torch.testing.assert_close(space.entropy(), oracle, rtol=1e-12, atol=0)
@@ -259,10 +259,10 @@ def test_constants_and_schedules_make_a_table():
     assert table[:, 0].tolist() == [1.0, 2.0, 3.0]
     assert table[:, 1].tolist() == [0.5] * 3
     assert table[:, 2].tolist() == [4.0] * 3
-    assert table[0, 3:].tolist() == [0.01, 7.0, 1.5, -1.0]  # not named: the initial values
+    assert table[0, 3:].tolist() == [0.01, 7.0, 1.5, -1.0]  # hyperparameters that are not named
 
 
-def test_schedules_are_prolonged_by_their_last_value_and_cut():
+def test_schedules_are_extended_by_their_last_value():
     space = mixed()
     assert space.fixed_values({"u": [1.0, 2.0]}, epochs=4)[:, 0].tolist() == [1.0, 2.0, 2.0, 2.0]
     assert space.fixed_values({}, epochs=2).shape == (2, 7)
@@ -280,7 +280,7 @@ def test_schedules_are_prolonged_by_their_last_value_and_cut():
         ({"b": "0.1"}, "'b'"),
     ],
 )
-def test_unsound_constants_are_refused_by_name(given, message):
+def test_invalid_constants_are_refused_by_name(given, message):
     with pytest.raises(ValueError, match=message):
         mixed().fixed_values(given)
 
@@ -301,7 +301,7 @@ def test_tune_domains():
     domains = space.to_tune()
     expected = {
         "a": tune.uniform(0.0, 0.95),
-        "n": tune.randint(0, 5),  # the upper end is not drawn
+        "n": tune.randint(0, 5),  # `randint` excludes the upper bound
         "d": tune.loguniform(1e-7, 1e-1),
         "e": tune.loguniform(1e-6, 1e-1),
         "u": tune.uniform(-2.0, 2.0),
@@ -312,7 +312,7 @@ def test_tune_domains():
         assert type(domain.sampler) is type(expected[name].sampler)
         assert (domain.lower, domain.upper) == pytest.approx((expected[name].lower, expected[name].upper))
         for _ in range(50):
-            space.fixed_values({name: domain.sample()})  # every draw is a legal constant
+            space.fixed_values({name: domain.sample()})  # every draw is a valid constant
 
 
 def test_an_open_domain_without_range_cannot_be_searched():
@@ -322,7 +322,7 @@ def test_an_open_domain_without_range_cannot_be_searched():
         HyperSpace(low=LowerBounded(1.0)).to_tune()
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- invalid hyperparameters ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_an_open_domain_without_range_cannot_be_searched():
         (Bounded(0.5, search=(0.7, 0.2)), "search"),
     ],
 )
-def test_unsound_hyperparameters_are_refused_by_name(domain, message):
+def test_invalid_hyperparameters_are_refused_by_name(domain, message):
     with pytest.raises(ValueError, match=message) as error:
         HyperSpace(culprit=domain)
     assert "'culprit'" in str(error.value)
@@ -381,7 +381,7 @@ def test_state_round_trip(tmp_path):
         HyperSpace(b=Bounded(0.1)),  # another name
         HyperSpace(a=Bounded(0.1, high=0.5)),  # other bounds
         HyperSpace(a=LowerBounded(0.1)),  # another kind
-        HyperSpace(a=Bounded(0.1, per="batch")),  # shared otherwise
+        HyperSpace(a=Bounded(0.1, per="batch")),  # another `per`
     ],
     ids=["name", "bounds", "kind", "sharing"],
 )

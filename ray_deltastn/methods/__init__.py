@@ -1,4 +1,4 @@
-"""The methods: `fixed`, `stn`, `centered-stn`, `delta-stn`, one code path with small differences; `ift`, `unrolled`."""
+"""The methods: `fixed`, `stn`, `centered-stn` and `delta-stn`, which share one code path, and `ift` and `unrolled`."""
 
 from ray_deltastn.methods.alternatives import ImplicitSteps, UnrolledSteps
 from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hypergradient, neumann, unroll

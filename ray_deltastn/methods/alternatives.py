@@ -1,7 +1,7 @@
-"""The two alternatives to a learned response, as steps of the same loop: implicit differentiation and unrolling.
+"""Implicit differentiation and unrolling, two alternatives to a learned response in the same training loop.
 
-Both differentiate L_T in λ, which therefore may act through penalties alone: the masks of dropout and the choices of an
-augmentation have no derivative. Both look at the train steps since the last hyper step, the window.
+Both differentiate L_T in λ. So λ may act through penalties only, because dropout masks and the random choices of an
+augmentation have no derivative. Both use the train steps since the last hyper step, which are called the window.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray_deltastn.methods.steps import StepOptions, Steps
 
 
 class WindowSteps(Steps):
-    """Plain train steps that are remembered until the next cycle.
+    """Plain train steps, which are stored until the next cycle.
 
     Args:
         objective: L_T and L_V of the task under the method.
@@ -49,7 +49,7 @@ class WindowSteps(Steps):
         self.names = {p: name for name, p in self.objective.model.named_parameters() if p.requires_grad}
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Move w₀ on one minibatch, on L_T(λ, w₀), and remember it."""
+        """Move w₀ along the gradient of L_T(λ, w₀) on one minibatch, and store the minibatch."""
         if self.complete or not self.window:
             self.window.clear()
             self._used = False
@@ -59,11 +59,11 @@ class WindowSteps(Steps):
 
     @property
     def complete(self) -> bool:
-        """Whether the next train step begins a new window: λ has moved, or warm-up has come so far."""
+        """Whether the next train step begins a new window: λ has moved, or the window is full during warm-up."""
         return self._used or len(self.window) >= self.length
 
     def _begin(self) -> None:
-        """Note what a new window needs of the moment before it."""
+        """Store the state before the first step of a window."""
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move λ on one validation minibatch; the model must be in evaluation mode.
@@ -78,7 +78,7 @@ class WindowSteps(Steps):
         return loss.detach()
 
     def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         raise NotImplementedError
 
     @contextmanager
@@ -91,11 +91,11 @@ class WindowSteps(Steps):
             self.objective.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """The window, of a run that is saved inside a cycle."""
+        """The window, for a run that is saved inside a cycle."""
         return {"length": self.length, "window": [] if self.complete else list(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a window; one of another length is dropped, and the first cycle sees a shorter one."""
+        """Restore a window. A window of another length is dropped, and the first hyper step uses a shorter window."""
         device = self.objective.space.lam.device
         window = state["window"] if state["length"] == self.length else []
         self.window = [(x.to(device), y.to(device), lr) for x, y, lr in window]
@@ -105,7 +105,7 @@ class WindowSteps(Steps):
 class ImplicitSteps(WindowSteps):
     """λ moves along the implicit-differentiation hypergradient (Eqn. 2.2), with L_T on the minibatches of the window.
 
-    They are taken as one batch, also by batch normalisation.
+    The minibatches form one batch, for batch normalisation too.
 
     Args:
         objective: L_T and L_V of the task under the method.
@@ -114,8 +114,8 @@ class ImplicitSteps(WindowSteps):
         options: see `StepOptions`.
         window: train steps in a cycle, T_train.
         solver: `cg` or `neumann`.
-        iterations: products with the Hessian.
-        damping: ρ, added to its diagonal.
+        iterations: number of products with the Hessian.
+        damping: ρ, which is added to the diagonal of the Hessian.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class ImplicitSteps(WindowSteps):
         self.damping = damping
 
     def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         objective, lam = self.objective, self.objective.space.lam
         xs, ys, rates = zip(*self.window, strict=True)
         with self._training():
             train_loss = objective.train_loss(torch.cat(xs), torch.cat(ys), lam=lam)
-        # The weights settle where ∇L_T plus the optimiser's own decay vanishes.
+        # The weights converge to the point where ∇L_T plus the weight decay of the optimiser is zero.
         damping = self.damping + self.weights_optimizer.param_groups[0]["weight_decay"]
         valid_loss = objective.valid_objective(x, y, lam)
         if self.solver == "cg":
@@ -152,11 +152,11 @@ class ImplicitSteps(WindowSteps):
 
 
 class UnrolledSteps(WindowSteps):
-    """λ moves along the gradient through the train steps of the window, taken again with their graph.
+    """λ moves along the gradient through the train steps of the window, which are repeated with their graph.
 
-    The weights at the start of the window count as constant. SGD only; randomness of the model itself (a constant
-    dropout, say) and of constant augmentations is drawn anew. Running statistics of normalisation layers count as they
-    are.
+    The optimiser must be SGD. The weights at the start of the window count as constant. Random layers without
+    hyperparameters, such as constant dropout, and constant augmentations draw new random numbers in the repeated steps.
+    Running statistics of normalisation layers are used as they are.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class UnrolledSteps(WindowSteps):
         self.momenta = {name: b.detach().clone() for name, b in buffers.items() if b is not None}
 
     def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Validation objective on a minibatch and its gradient in λ, (h,)."""
+        """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         objective, lam = self.objective, self.objective.space.lam
         group = self.weights_optimizer.param_groups[0]
 
@@ -203,13 +203,13 @@ class UnrolledSteps(WindowSteps):
         return valid_loss, gradient
 
     def state_dict(self) -> dict[str, Any]:
-        """The window and the weights and momenta at its start."""
+        """The window, and the weights and momenta at its start."""
         if self.complete:
             return {**super().state_dict(), "start": {}, "momenta": {}}
         return {**super().state_dict(), "start": dict(self.start), "momenta": dict(self.momenta)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a window and its start."""
+        """Restore a window, and the weights and momenta at its start."""
         super().load_state_dict(state)
         device = self.objective.space.lam.device
         self.start = {name: w.to(device) for name, w in state["start"].items()}

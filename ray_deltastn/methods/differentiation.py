@@ -4,9 +4,9 @@ At weights w*(λ) with ∇_w L_T(λ, w*) = 0 the implicit function theorem gives
 
     ∂w*/∂λ = −H⁻¹ ∂²L_T/∂w∂λ,    H = ∂²L_T/∂w²,
 
-and with it the hypergradient d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨q, ∂²L_T/∂w∂λ⟩ with q = H⁻¹ ∇_w L_V. Neither H nor its
-inverse is formed: `conjugate_gradient` and `neumann` need only products Hv. Unrolling differentiates through the
-updates that led to the weights instead, w_{t+1} = w_t − α v_{t+1} with v_{t+1} = μ v_t + ∇_w L_T(λ, w_t).
+and with it the hypergradient d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨q, ∂²L_T/∂w∂λ⟩ with q = H⁻¹ ∇_w L_V. `conjugate_gradient`
+and `neumann` need products Hv only, so neither H nor its inverse is computed. Unrolling differentiates through the
+updates of the weights instead, w_{t+1} = w_t − α v_{t+1} with v_{t+1} = μ v_t + ∇_w L_T(λ, w_t).
 
 | symbol  | code         | shape               |
 |---------|--------------|---------------------|
@@ -31,15 +31,18 @@ Product = Callable[[Tensor], Tensor]
 def conjugate_gradient(product: Product, b: Tensor, iterations: int, tolerance: float = 1e-12) -> Tensor:
     """Solution x of Hx = b for symmetric positive definite H, by conjugate gradients (Hestenes and Stiefel 1952).
 
-    At the first direction d with dᵀHd ≤ 0, which H has where L_T is not convex, it stops for good with the x it has; if
-    that is the very first direction, b itself, it returns b, the direction that H = I would give. A solution that is
-    reached early stays. There is no test that would wait for the device.
+    H is not positive definite where L_T is not convex. At the first direction d with dᵀHd ≤ 0 the updates of x end. If
+    this is the first direction of all, which is b, the result is b, the solution for H = I. The updates also end when
+    the residual is below `tolerance`. The loop never waits for the device.
 
     Args:
         product: v (p,) ↦ Hv (p,).
         b: right-hand side (p,).
-        iterations: number of products; p of them give the solution but for rounding.
+        iterations: number of products. p products give the solution up to rounding.
         tolerance: relative residual ‖b − Hx‖/‖b‖ below which x is the solution.
+
+    Returns:
+        x (p,).
     """
     x, residual, direction = torch.zeros_like(b), b, b
     squared = residual.dot(residual)
@@ -62,13 +65,16 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int, tolerance: 
 def neumann(product: Product, b: Tensor, iterations: int, step: float) -> Tensor:
     """The truncated series α Σ_{j=0..K} (I − αH)ʲ b for H⁻¹b (Lorraine et al. 2020).
 
-    It converges for step sizes 0 < α < 2/‖H‖, along each eigenvector of H at the rate of gradient descent.
+    It converges for step sizes 0 < α < 2/‖H‖. Along each eigenvector of H it converges at the rate of gradient descent.
 
     Args:
         product: v (p,) ↦ Hv (p,).
         b: right-hand side (p,).
         iterations: number of products K.
         step: α.
+
+    Returns:
+        The sum (p,).
     """
     term = total = b
     for _ in range(iterations):
@@ -87,15 +93,15 @@ def implicit_hypergradient(
 ) -> Tensor:
     """d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨(H + ρI)⁻¹ ∇_w L_V, ∂²L_T/∂w∂λ⟩, (h,) (Eqn. 2.2).
 
-    An optimiser's own weight decay belongs to ρ: the weights settle where ∇_w L_T + ρw = 0. Exact there, as good as
-    the linear solver; elsewhere it is what the theorem's formula gives.
+    The weight decay of an optimiser is part of ρ, because the weights converge to ∇_w L_T + ρw = 0. At these weights
+    the result is as exact as the linear solver. At other weights it is the value of the formula.
 
     Args:
         train_loss: L_T(λ, w), a scalar with its graph.
         valid_loss: L_V(λ, w), a scalar with its graph.
         weights: the parameters w.
         lam: λ (h,).
-        solve: (product, b) ↦ H⁻¹b, such as `conjugate_gradient` with its iterations.
+        solve: (product, b) ↦ H⁻¹b, for example `conjugate_gradient` with a fixed number of iterations.
         damping: ρ, added to the diagonal of H.
     """
     gradient = _vector(torch.autograd.grad(train_loss, weights, create_graph=True, materialize_grads=True))
@@ -120,16 +126,19 @@ def unroll(
     weight_decay: float = 0.0,
     clip_grad: float | None = None,
 ) -> dict[str, Tensor]:
-    """Weights after steps of SGD with momentum as PyTorch takes them, with the graph through all of them.
+    """Weights after several steps of PyTorch's SGD with momentum, with the graph through all steps.
 
     Args:
         start: weights before the first step, by name.
-        momenta: momentum buffers before the first step; those that are missing are zero.
+        momenta: momentum buffers before the first step, by name. A missing buffer counts as zero.
         losses: L_T of each step, as a function of the weights.
         rates: learning rate of each step.
         momentum: μ.
-        weight_decay: the optimiser's own.
-        clip_grad: largest gradient norm; None for no clipping.
+        weight_decay: weight decay of the optimiser.
+        clip_grad: largest gradient norm; None means no clipping.
+
+    Returns:
+        Weights after the last step, by name.
     """
     weights, speeds = dict(start), dict(momenta)
     for loss, lr in zip(losses, rates, strict=True):

@@ -1,4 +1,4 @@
-"""Parts of a network held still during a pass."""
+"""Context managers that keep parts of a network constant during a pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Build no gradient for these parameters while inside, and keep no activations for it."""
+    """Compute no gradients for these parameters within the context, and keep no activations for them."""
     held = [p for p in parameters if p.requires_grad]
     for p in held:
         p.requires_grad_(False)
@@ -24,14 +24,14 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 class RunningStatistics:
-    """The normalisation layers of a model whose running statistics a pass over perturbed data must not touch."""
+    """The normalisation layers of a model whose running statistics a pass over perturbed data must not change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.batch = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.instance = [m for m in model.modules() if isinstance(m, _InstanceNorm) and m.track_running_stats]
 
     def held(self) -> AbstractContextManager[None]:
-        """Normalise by batch statistics in training mode, without updating the running ones."""
+        """Normalise with batch statistics in training mode, without an update of the running statistics."""
         return self._held() if self.batch or self.instance else nullcontext()
 
     @contextmanager
@@ -40,7 +40,8 @@ class RunningStatistics:
         for m in self.batch:
             m.track_running_stats = False
         for layer in self.instance:
-            # It has no such switch: with a momentum of zero it would still round its statistics anew.
+            # Instance normalisation has no such switch. A momentum of zero would still change the statistics by
+            # rounding errors.
             layer.running_mean = layer.running_var = None
         try:
             yield

@@ -1,4 +1,4 @@
-"""The methods, as the few choices in which they differ.
+"""The methods, and the choices in which they differ.
 
 | method         | response input | w₀ trained on        | Θ trained on               | prediction under perturbation  |
 |----------------|----------------|----------------------|----------------------------|--------------------------------|
@@ -17,21 +17,26 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 MethodName = Literal["fixed", "unrolled", "ift", "stn", "centered-stn", "delta-stn"]
-#: Where the gradient of λ may come from.
+#: Sources of the gradient of λ.
 Hypergradient = Literal["none", "response", "implicit", "unrolled"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method does.
+    """The choices that define a method.
 
     Args:
-        name: its public name.
-        hypergradient: where the gradient of λ comes from: a learned `response` Θ; `implicit` differentiation at the
-            weights; the last train steps, `unrolled`; or `none`: the hyperparameters are constant or follow a schedule.
-        centered: the response is fed the displacement from the current λ (3.1), not λ itself (2.6).
-        split: w₀ is trained without perturbation (3.9) and Θ apart from it (3.10).
-        linearized: the response acts through the network linearised at w₀ (3.13).
+        name: public name.
+        hypergradient: source of the gradient of λ. `response`: a learned response Θ. `implicit`: implicit
+            differentiation at the current weights. `unrolled`: the last train steps. `none`: the hyperparameters are
+            constant or follow a schedule.
+        centered: whether the input of the response is the displacement from the current λ (3.1). If not, it is λ
+            itself (2.6).
+        split: whether w₀ is trained without perturbation (3.9) and Θ in a separate pass (3.10).
+        linearized: whether the response acts through the network linearised at w₀ (3.13).
+
+    Raises:
+        ValueError: if `hypergradient` is unknown or the choices contradict each other.
     """
 
     name: str
@@ -50,27 +55,28 @@ class Method:
             return
         if self.linearized and not (self.centered and self.split):
             raise ValueError(
-                f"a linearised method must be centred and split, got centered={self.centered}, split={self.split} "
-                f"for '{self.name}'"
+                f"`linearized` needs `centered` and `split`, got centered={self.centered}, split={self.split} for "
+                f"'{self.name}'"
             )
         if self.split and not self.centered:
             raise ValueError(
-                f"`split` needs `centered`: w₀ must be the current weights, got both apart for '{self.name}'"
+                f"`split` needs `centered`, because w₀ must be the current weights, got split=True, centered=False for "
+                f"'{self.name}'"
             )
 
     @property
     def responds(self) -> bool:
-        """Whether it learns a response Θ."""
+        """Whether the method learns a response Θ."""
         return self.hypergradient == "response"
 
     @property
     def trains_apart(self) -> bool:
-        """Whether it trains a response Θ apart from w₀."""
+        """Whether the method trains a response Θ in a separate pass."""
         return self.responds and self.split
 
     @property
     def tunes(self) -> bool:
-        """Whether it moves λ."""
+        """Whether the method moves λ."""
         return self.hypergradient != "none"
 
 
@@ -88,10 +94,10 @@ METHODS = {
 
 
 def get_method(method: str | Method) -> Method:
-    """The method of a name; a `Method` of your own passes through.
+    """The method with a name. A `Method` is returned as it is.
 
     Raises:
-        ValueError: if there is no such method; the message has the nearest name.
+        ValueError: if no method has this name; the message suggests the nearest name.
     """
     if isinstance(method, Method):
         return method

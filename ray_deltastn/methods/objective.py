@@ -1,9 +1,9 @@
-"""The training and validation objectives L_T and L_V, under any displacement of the hyperparameters.
+"""The training and validation objectives L_T and L_V under a displacement of the hyperparameters.
 
 | symbol | code    | shape  | meaning                                                            |
 |--------|---------|--------|--------------------------------------------------------------------|
 | λ, ε   | `lam`, `eps` | (h,), (B, h) | hyperparameters and their perturbation                    |
-| δ      | `delta` | (B, h) | what the response is fed: ε + λ − λ₀ if centred, λ + ε if not      |
+| δ      | `delta` | (B, h) | input of the response: ε + λ − λ₀ if centred, λ + ε if not         |
 | ξ      | `pass_values.generator` | | randomness of dropout and augmentation                        |
 """
 
@@ -30,17 +30,18 @@ class Objective:
 
     Args:
         model: the network.
-        loss: `loss(output, target)`, a mean () or one value per example (B,).
-        valid_loss: the same for validation.
+        loss: `loss(output, target)`, which returns a mean () or one value per example (B,).
         space: the hyperparameters.
-        pass_values: what the model's regularisers read.
-        method: how the network predicts under a perturbation.
+        pass_values: the values that the regularisers of the model read.
+        method: the method, which decides how the network predicts under a perturbation.
         response: Θ, or None for a method without response.
-        augment: changes of the training inputs, in this order.
-        penalty: terms of L_T in weights and hyperparameters.
+        valid_loss: the same as `loss`, for validation. The default is `loss`.
+        augment: augmentations of the training inputs, applied in this order.
+        penalty: terms of L_T that depend on the weights and the hyperparameters.
         valid_penalty: the same for L_V, which then depends on λ directly (2.4).
-        half: run the network under bfloat16 autocast; outputs, losses, penalties and parameters stay in their own type.
-        channels_last: hand images to the network in channels-last order of memory.
+        half: whether the network runs under bfloat16 autocast. Losses, penalties and parameters stay in float32, and
+            outputs are converted to float32.
+        channels_last: whether the network gets images in the channels-last memory format.
     """
 
     def __init__(
@@ -72,30 +73,34 @@ class Objective:
         self.augment = tuple(augment)
         self.penalty = tuple(penalty)
         self.valid_penalty = tuple(valid_penalty)
-        #: Values of `fixed`, in the hyperparameters' own domain, (h,) in float64.
+        #: Values of the hyperparameters for `fixed`, in their own domains, (h,) in float64.
         self.constant: Tensor | None = None
 
     @property
     def generator(self) -> torch.Generator | None:
-        """The run's random generator on the training device; None for PyTorch's default one."""
+        """The random generator of the run, on the training device; None means PyTorch's default generator."""
         return self.pass_values.generator
 
     def sample(self, rows: int, antithetic: bool = False) -> Tensor:
-        """Perturbations ε (rows, h), differentiable in σ, see `HyperSpace.sample`."""
+        """Perturbations ε (rows, h), differentiable in σ; see `HyperSpace.sample`."""
         return self.space.sample(rows, self.generator, antithetic)
 
     def current_values(self) -> Tensor:
-        """Values of the hyperparameters now, (h,) in float64."""
+        """Current values of the hyperparameters, (h,) in float64."""
         if self.constant is not None:
             return self.constant
         with torch.no_grad():
             return self.space.values()
 
     def delta(self, lam: Tensor, eps: Tensor | None) -> Tensor | None:
-        """δ for hyperparameters λ perturbed by ε: (B, h), (1, h), or None where nothing is displaced.
+        """δ for λ perturbed by ε: (B, h), (1, h), or None without displacement.
 
-        λ₀ is λ itself, held constant: the value of λ − λ₀ is zero, its gradient is not. So it is in every hyper step,
-        also when several follow each other: w₀ stays where the train steps left it.
+        λ₀ is the current λ as a constant, so λ − λ₀ is zero and its gradient is not. This holds in every hyper step,
+        also if several hyper steps follow each other and w₀ does not move between them.
+
+        Args:
+            lam: λ (h,).
+            eps: ε (B, h), or None for no perturbation.
         """
         if self.response is None:
             return None
@@ -107,7 +112,16 @@ class Objective:
         return lam[None] if eps is None else lam + eps
 
     def predict(self, x: Tensor, delta: Tensor | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Output of the network displaced by δ, in the way of the method; `weights` stand in for w₀ by name."""
+        """Output of the network under the displacement δ, as the method predicts it.
+
+        Args:
+            x: inputs (B, …).
+            delta: δ (B, h) or (1, h), or None for no displacement.
+            weights: weights by name that replace w₀. The response then has no effect.
+
+        Raises:
+            TypeError: if the output of the model is not a tensor.
+        """
         x = self.in_order(x)
         with self.precision(x):
             if weights is not None:
@@ -120,15 +134,15 @@ class Objective:
                 with self.response.displaced(delta):
                     output = self.model(x)
         if not isinstance(output, Tensor):
-            raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
+            raise TypeError(f"the output of `model` must be a tensor, got {type(output).__name__}")
         return output.float() if self.half else output
 
     def in_order(self, x: Tensor) -> Tensor:
-        """Inputs in the order of memory that the network is to see; their values are the same."""
+        """`x` in the memory format for the network. The values do not change."""
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        """The arithmetic of a pass of the network on `x`."""
+        """Context of a pass of the network on `x`: bfloat16 autocast if `half`, else no change."""
         return torch.autocast(x.device.type, torch.bfloat16) if self.half else nullcontext()
 
     def train_loss(
@@ -140,17 +154,21 @@ class Objective:
         lam: Tensor | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """L_T(λ+ε, w) on a minibatch, w the weights displaced by ε; with `eps=None` L_T(λ, w₀) (Eqns. 2.5, 3.9, 3.10).
+        """L_T(λ+ε, w) on a minibatch, with weights w displaced by ε (Eqns. 2.5, 3.10); L_T(λ, w₀) without ε (Eqn. 3.9).
 
         Args:
-            x: inputs (B, …), not yet augmented.
+            x: inputs (B, …) before augmentation.
             y: targets (B, …).
-            eps: perturbation (B, h).
-            lam: λ (h,) to differentiate in; by default the current λ, and no gradient reaches it.
-            weights: what stands in for w₀, by name.
+            eps: ε (B, h), or None for no perturbation.
+            lam: λ (h,) to differentiate in. The default is the current λ, which then gets no gradient.
+            weights: weights by name that replace w₀.
 
         Returns:
-            The objective, a scalar. No gradient reaches σ.
+            The objective, a scalar. σ gets no gradient.
+
+        Raises:
+            ValueError: if `loss` returns neither a scalar nor one value per example.
+            TypeError: if the output of the model is not a tensor.
         """
         with torch.set_grad_enabled(lam is not None):
             at = self.space.lam.detach() if lam is None else lam
@@ -168,13 +186,16 @@ class Objective:
         return self._penalised(loss, self.penalty, named, delta, weights)
 
     def valid_objective(self, x: Tensor, y: Tensor, lam: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """L_V(λ, w) on a minibatch without perturbation, differentiable in λ, on which it may depend directly, and w.
+        """L_V(λ, w) on a minibatch without perturbation, differentiable in w and, if it depends on λ directly, in λ.
 
         Args:
             x: inputs (B, …).
             y: targets (B, …).
             lam: λ (h,).
-            weights: what stands in for w₀, by name.
+            weights: weights by name that replace w₀.
+
+        Returns:
+            The objective, a scalar.
         """
         loss = _mean(self.valid_loss(self.predict(x, None, weights), y), x.shape[0])
         named = self.space.named(self.space.values(lam)) if self.valid_penalty else {}
@@ -186,8 +207,11 @@ class Objective:
         Args:
             x: inputs (B, …).
             y: targets (B, …).
-            eps: perturbation (B, h), differentiable in σ.
+            eps: ε (B, h), differentiable in σ.
             entropy_weight: τ.
+
+        Returns:
+            The objective, a scalar.
         """
         lam = self.space.lam
         delta = self.delta(lam, eps)
@@ -214,7 +238,7 @@ class Objective:
         return loss
 
     def _standing_in(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All parameters by name, those given replaced, tied ones under each of their names."""
+        """All parameters by name, with `weights` in place of some; a tied parameter is under each of its names."""
         replaced = {id(self._parameters[name]): weight for name, weight in weights.items()}
         return {name: replaced.get(id(p), p) for name, p in self._parameters.items()}
 

@@ -20,12 +20,11 @@ class StepOptions:
 
     Args:
         entropy_weight: τ.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]; 1 is the paper's.
-        antithetic: train Θ on half as many examples, each under ε and under −ε; the paper draws one ε for each example.
-            A share of fewer than four rows is taken as it is, and so is every share if all hyperparameters are
-            `per="batch"`.
-        tune_scale: move σ.
-        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]. The paper uses 1.
+        antithetic: train Θ on half as many examples, each under ε and under −ε. The paper draws one ε per example. The
+            option has no effect if the share has fewer than four rows, or if all hyperparameters are `per="batch"`.
+        tune_scale: whether hyper steps move σ.
+        clip_grad: largest norm of the gradient of w₀, and of the gradient of Θ. None means no clipping.
     """
 
     entropy_weight: float = 1e-3
@@ -66,15 +65,15 @@ class Steps:
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode.
 
-        Split methods move w₀ on L_T(λ, w₀) (3.9), then Θ on E_ε L_T(λ+ε, w₀+Θε) (3.10) at the *updated* w₀;
-        others move both on one perturbed pass (2.5).
+        Split methods move w₀ on L_T(λ, w₀) (3.9), then Θ on E_ε L_T(λ+ε, w₀+Θε) (3.10) at the *updated* w₀. Other
+        methods move both on one perturbed pass (2.5).
 
         Args:
             x: inputs (B, …) on the training device.
             y: targets (B, …).
 
         Returns:
-            The objective of w₀ before the step, a detached scalar.
+            The training objective before the step, a detached scalar.
         """
         objective = self.objective
         if objective.response is None or objective.method.split:
@@ -91,16 +90,21 @@ class Steps:
         return loss.detach()
 
     def response_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of E_ε L_T(λ+ε, w₀+Θε) (3.10) in Θ, on the share of a minibatch that trains it.
+        """Gradients of E_ε L_T(λ+ε, w₀+Θε) (3.10) in Θ, on the share of a minibatch that trains Θ.
+
+        Args:
+            x: inputs (B, …) of the whole minibatch.
+            y: targets (B, …).
 
         Returns:
-            One for each of `response`, shaped as it is; None where the loss does not depend on it.
+            One gradient for each parameter in `response`, of the parameter's shape. None if the loss does not depend
+            on the parameter.
         """
         rows = max(1, round(self.options.response_fraction * x.shape[0]))
-        # Batch normalisation would take one example, twice, against itself.
+        # With fewer than four rows batch normalisation would get the same example twice and no other example.
         paired = self.options.antithetic and rows >= 4 and self.objective.space.differs_in_a_batch
         if paired:
-            # ∇L_T(λ, w₀)⊗ε, whose mean is zero, is in both with opposite signs.
+            # The gradient contains ∇L_T(λ, w₀)⊗ε, whose mean is zero. It has opposite signs in the two halves.
             rows = rows // 2 * 2
             x, y = torch.cat([x[: rows // 2]] * 2), torch.cat([y[: rows // 2]] * 2)
         elif rows < x.shape[0]:
@@ -114,7 +118,7 @@ class Steps:
         self._move(self.response_optimizer, self.response, self.response_gradients(x, y))
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Move λ, and σ if tuned, on one validation minibatch; the model must be in evaluation mode.
+        """Move λ, and σ if it is tuned, on one validation minibatch; the model must be in evaluation mode.
 
         One backward pass gives ∇_λ and ∇_σ of E_ε L_V(λ+ε, w₀+Θ(λ−λ₀+ε)) − τ·H[p(ε|σ)] (Algorithm 1).
 
@@ -132,11 +136,11 @@ class Steps:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs besides weights and optimisers to continue: nothing, for these methods."""
+        """State that a resumed run needs besides weights and optimisers. These methods need none."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore a state."""
 
     def _perturbation(self, rows: int, antithetic: bool = False) -> Tensor:
         with torch.no_grad():
@@ -161,7 +165,8 @@ class Steps:
 
 
 def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:
-    # Not PyTorch's clip_grad_norm_, which works in place: two parameters that are summed share one gradient tensor.
+    # PyTorch's clip_grad_norm_ works in place. It is wrong here, because two parameters that are added to each other
+    # share one gradient tensor.
     if not gradients:
         return []
     norms = torch._foreach_norm(gradients)

@@ -1,4 +1,4 @@
-"""What hyperparameters act on: dropout, augmentation and penalties."""
+"""Regularisers that read hyperparameters: dropout, augmentation and penalties."""
 
 from ray_deltastn.regularizers.affine import RandomAffine
 from ray_deltastn.regularizers.base import Augmentation, PassValues, Penalty, Regularizer

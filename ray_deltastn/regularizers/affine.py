@@ -1,6 +1,7 @@
 """Random rotation, translation, scale and shear in one resampling, with one strength and one draw per image.
 
-torchvision's own take one strength for a whole batch; image by image they agree with these (see the tests).
+torchvision's version takes one strength for the whole batch. On a single image both give the same result
+(`tests/regularizers/test_augmentation.py`).
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from ray_deltastn.space import HyperSpace
 class RandomAffine:
     """Rotate, shear, scale and translate each image at random about its centre, like torchvision's `RandomAffine`.
 
-    Each image draws angle ~ U[−d, d], shift ~ U[−t, t] of the width and, apart, of the height, factor ~ U[1 − s, 1 + s]
-    and horizontal shear ~ U[−h, h], and is resampled once, bilinearly. Shifts are not rounded to whole pixels.
+    Each image draws an angle ~ U[−d, d], a shift ~ U[−t, t] of the width, a shift ~ U[−t, t] of the height, a factor
+    ~ U[1 − s, 1 + s] and a horizontal shear ~ U[−h, h]. It is resampled once, bilinearly. Shifts are not rounded to
+    whole pixels.
 
     Args:
-        degrees: hyperparameter that holds the largest angle d in degrees, or a constant one; None for no rotation.
-        translate: the same for the largest shift t, as a share of width and height.
-        scale: the same for the largest change of scale s, below 1.
-        shear: the same for the largest shear h in degrees, below 90.
-        fill: value outside the image.
+        degrees: hyperparameter for the largest angle d in degrees, or a constant. None means no rotation.
+        translate: the same for the largest shift t, as a share of the width and of the height.
+        scale: the same for the largest change of scale s, at most 0.99.
+        shear: the same for the largest shear h in degrees, at most 89.
+        fill: value of pixels outside the image.
 
     Raises:
         TypeError: if a strength is neither a name nor a number.
-        ValueError: if all are None, or a strength is out of range.
+        ValueError: if all strengths are None, or a strength is out of range.
     """
 
     _MOST: ClassVar[dict[str, float]] = {"degrees": math.inf, "translate": math.inf, "scale": 0.99, "shear": 89.0}
@@ -62,7 +64,7 @@ class RandomAffine:
         self.fill = fill
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless every strength is at least zero, and below the largest that makes sense."""
+        """Raise ValueError unless the domain of every strength lies between zero and its upper limit."""
         for what, strength in self.strengths.items():
             check_domain("RandomAffine", what, strength, space, self._MOST[what])
 
@@ -70,11 +72,11 @@ class RandomAffine:
         """Resampled images of the same shape.
 
         Args:
-            x: images (B, C, H, W), or bytes.
-            pass_values: strengths and randomness of the pass.
+            x: images (B, C, H, W), floating point or uint8.
+            pass_values: strengths and random generator of the pass.
 
         Raises:
-            ValueError: if `x` is no batch of images.
+            ValueError: if `x` is not a batch of images.
         """
         x = as_images(x, "RandomAffine")
         row = x.new_empty(len(x))
@@ -92,9 +94,9 @@ class RandomAffine:
 def transform(
     x: Tensor, angle: Tensor, across: Tensor, down: Tensor, factor: Tensor, shear: Tensor, fill: float = 0.0
 ) -> Tensor:
-    """Images rotated, sheared, scaled and shifted about their centres, resampled bilinearly.
+    """Rotate, shear, scale and shift images about their centres, with bilinear resampling.
 
-    Output pixel p shows the input at M⁻¹(p − t), M = factor·R(angle)·[[1, −tan shear], [0, 1]].
+    Output pixel p shows the input at M⁻¹(p − t) with M = factor·R(angle)·[[1, −tan shear], [0, 1]].
 
     Args:
         x: images (B, C, H, W).
@@ -103,14 +105,17 @@ def transform(
         down: shift down (B,) in pixels.
         factor: scale (B,), positive.
         shear: horizontal shear (B,) in degrees.
-        fill: value outside the image.
+        fill: value of pixels outside the image.
+
+    Returns:
+        Images (B, C, H, W).
     """
     height, width = x.shape[-2:]
     turn, slope = torch.deg2rad(angle), torch.tan(torch.deg2rad(shear))
     sine, cosine = torch.sin(turn), torch.cos(turn)
-    inverse = (cosine - slope * sine, sine + slope * cosine, -sine, cosine)  # of the matrix without its factor
+    inverse = (cosine - slope * sine, sine + slope * cosine, -sine, cosine)  # inverse of M without its factor
     a, b, c, d = (part / factor for part in inverse)  # each (B,)
-    # In `affine_grid` both axes run from −1 to 1, whatever the numbers of pixels.
+    # In `affine_grid` both axes run from −1 to 1 for any number of pixels.
     theta = torch.stack(
         [
             torch.stack([a, b * (height / width), -(a * across + b * down) * (2 / width)], -1),
@@ -119,6 +124,6 @@ def transform(
         1,
     )  # (B, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    # Zeros outside become `fill`.
+    # `grid_sample` pads with zeros. Subtracting and adding `fill` turns these zeros into `fill`.
     moved = F.grid_sample(x - fill if fill else x, grid, padding_mode="zeros", align_corners=False)
     return moved + fill if fill else moved

@@ -1,7 +1,7 @@
 """How a regulariser gets the values of its hyperparameters.
 
-All regularisers of a run share one `PassValues`. Before a pass, the method puts the values of that pass into it:
-(B,) tensors where each example has its own, () tensors where all share λ.
+All regularisers of a run share one `PassValues`. Before each pass the method stores the values of the pass in it:
+tensors (B,) if each example has its own value, tensors () if all examples share s(λ).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ray_deltastn.space import HyperSpace
 
 
 class PassValues:
-    """The hyperparameters' values in the pass under way, and the run's source of randomness.
+    """The values of the hyperparameters in the current pass, and the random generator of the run.
 
     Args:
-        space: the space the values belong to.
-        generator: random generator on the training device; None for PyTorch's default one.
+        space: the space of the hyperparameters.
+        generator: random generator on the training device; None means PyTorch's default generator.
     """
 
     def __init__(self, space: HyperSpace, generator: torch.Generator | None = None) -> None:
@@ -30,14 +30,18 @@ class PassValues:
         self.values: Mapping[str, Tensor] = {}
 
     def value(self, name: str, like: Tensor) -> Tensor:
-        """Value of one hyperparameter, shaped (B or 1, 1, …) to act on `like` (B, …), in its type or at least float32.
+        """Value of one hyperparameter, (B or 1, 1, …), which broadcasts over `like` (B, …).
+
+        Its type is the type of `like`, but at least float32.
 
         Raises:
-            RuntimeError: outside a pass, when no values are set.
-            ValueError: if the values are per example and `like` has another number of rows.
+            RuntimeError: if no pass is running, so that there is no value.
+            ValueError: if there is one value per example, and `like` has another number of rows.
         """
         if name not in self.values:
-            raise RuntimeError(f"`{name}` has a value only while a method runs the model; use `model.eval()` outside")
+            raise RuntimeError(
+                f"`{name}` has a value only while a method runs the model; call `model.eval()` before any other use"
+            )
         value = self.values[name].to(_at_least_single(like.dtype))
         if value.dim() and value.shape[0] != like.shape[0]:
             raise ValueError(
@@ -47,18 +51,18 @@ class PassValues:
         return value.view(-1, *(1,) * (like.dim() - 1))
 
     def rand(self, *shape: int, like: Tensor) -> Tensor:
-        """Uniform random numbers on the device of `like`, in its type or, if that is coarser, in float32."""
+        """Uniform random numbers in [0, 1) on the device of `like`, in its type but at least in float32."""
         return torch.rand(shape, generator=self.generator, device=like.device, dtype=_at_least_single(like.dtype))
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    # bfloat16 has 8 bits: a dropout rate of 0.001 would drop three times as much.
+    # bfloat16 has 8 bits of precision, so a dropout rate of 0.001 would drop three times as many elements.
     return torch.promote_types(dtype, torch.float32)
 
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """Changes a batch of inputs on the training device, with one strength per example."""
+    """A random change of a batch of inputs on the training device, with one strength per example."""
 
     names: tuple[str, ...]
 
@@ -69,20 +73,28 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A term of the objective in the weights, as `weights` has them, and the hyperparameters."""
+    """A term of the objective that depends on the weights and on the hyperparameters."""
 
     names: tuple[str, ...]
 
     def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
-        """Penalty, (B,) with one value per example or a scalar."""
+        """The penalty: one value per example (B,), or a scalar.
+
+        Args:
+            values: name → value of the hyperparameter, (B,) or ().
+            weights: the weights w₀ + Θδ.
+        """
         ...
 
 
 class Regularizer(nn.Module):
-    """A layer without parameters that acts according to hyperparameters, in training mode only.
+    """A layer without parameters that reads hyperparameters. It has an effect in training mode only.
 
     Args:
-        names: the hyperparameters it reads.
+        names: names of the hyperparameters that it reads.
+
+    Raises:
+        TypeError: if a name is not a string.
     """
 
     def __init__(self, *names: str) -> None:
@@ -94,7 +106,7 @@ class Regularizer(nn.Module):
         self._pass_values: PassValues | None = None
 
     def bind(self, pass_values: PassValues | None) -> None:
-        """Read values from these pass values from now on; None for none."""
+        """Set the pass values from which the layer reads. None removes them."""
         self._pass_values = pass_values
 
     @property
@@ -102,17 +114,17 @@ class Regularizer(nn.Module):
         """The pass values of the run.
 
         Raises:
-            RuntimeError: if the model is used in training mode outside a run.
+            RuntimeError: if the model is in training mode and no run uses it.
         """
         if self._pass_values is None:
             raise RuntimeError(
                 f"`{type(self).__name__}({', '.join(self.names)})` has values only inside a `SelfTuner` or a trial; "
-                "use `model.eval()` outside"
+                "call `model.eval()` before any other use"
             )
         return self._pass_values
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copied or saved model is an ordinary one: it does not drag the run along.
+        # A copied or saved model does not contain the run.
         return {**self.__dict__, "_pass_values": None}
 
     def extra_repr(self) -> str:

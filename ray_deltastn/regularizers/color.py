@@ -1,6 +1,7 @@
-"""Noise on brightness, contrast, saturation and hue, with one strength and one draw per image.
+"""Random changes of brightness, contrast, saturation and hue, with one strength and one draw per image.
 
-torchvision's own take one strength for a whole batch; image by image they agree with these (see the tests).
+torchvision's version takes one strength for the whole batch. On a single image both give the same result
+(`tests/regularizers/test_augmentation.py`).
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ from ray_deltastn.space import HyperSpace
 class ColorJitter:
     """Change brightness, contrast, saturation and hue of each image at random, like torchvision's `ColorJitter`.
 
-    With u ~ U[0, 1] per image and the mean of an image's grey version written x̄, each step clamped to [0, 1]:
+    The steps run in this order, not in a random order. Each step draws one number per image, and its result is clamped
+    to [0, 1]:
 
-    - brightness s: x ← f·x, contrast s: x ← f·x + (1 − f)·x̄, saturation s: x ← f·x + (1 − f)·grey(x), each with its
-      own factor f ~ U[max(0, 1 − s), 1 + s];
-    - hue s: the hue turns by φ ~ U[−s, s] of the circle.
+    - brightness s: x ← f·x,
+    - contrast s: x ← f·x + (1 − f)·x̄, where x̄ is the mean of the grey image,
+    - saturation s: x ← f·x + (1 − f)·grey(x),
+    - hue s: the hue rotates by φ ~ U[−s, s] turns.
 
-    They act in this order, not in a random one. A strength of zero leaves the image as it is, to the bit.
+    Each of the first three steps draws its factor f ~ U[max(0, 1 − s), 1 + s]. A strength of zero returns the same
+    image, bit for bit.
 
     Args:
-        brightness: hyperparameter that holds the strength s ≥ 0, or a constant one; None leaves brightness alone.
+        brightness: hyperparameter for the strength s ≥ 0, or a constant. None means no change of brightness.
         contrast: the same for contrast.
-        saturation: the same for saturation, of colour images.
-        hue: the same for hue, of colour images, in turns of the circle: 0 ≤ s ≤ 0.5.
+        saturation: the same for saturation; it needs colour images.
+        hue: the same for hue, in turns, 0 ≤ s ≤ 0.5; it needs colour images.
 
     Raises:
         TypeError: if a strength is neither a name nor a number.
-        ValueError: if all are None, or a strength is out of range.
+        ValueError: if all strengths are None, or a strength is out of range.
     """
 
     _MOST: ClassVar[dict[str, float]] = {
@@ -68,7 +72,7 @@ class ColorJitter:
         self.names: tuple[str, ...] = names_of(*self.strengths.values())
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless every strength is at least zero, and that of hue at most 0.5."""
+        """Raise ValueError unless every strength is at least zero and the strength of hue is at most 0.5."""
         for what, strength in self.strengths.items():
             check_domain("ColorJitter", what, strength, space, self._MOST[what])
 
@@ -76,11 +80,11 @@ class ColorJitter:
         """Changed images of the same shape.
 
         Args:
-            x: images (B, C, H, W) in [0, 1], or bytes; C is 3 for saturation and hue.
-            pass_values: strengths and randomness of the pass.
+            x: images (B, C, H, W) in [0, 1], or uint8. C must be 3 for saturation and hue.
+            pass_values: strengths and random generator of the pass.
 
         Raises:
-            ValueError: if `x` is no batch of images, or saturation or hue gets images without colour.
+            ValueError: if `x` is not a batch of images, or if saturation or hue gets images without three channels.
         """
         x = as_images(x, "ColorJitter")
         coloured = [what for what in ("saturation", "hue") if what in self.strengths]
@@ -91,7 +95,7 @@ class ColorJitter:
             s = strength_value(given, pass_values, like=x)  # (B or 1, 1, 1, 1)
             if what == "hue":
                 turns = s * (2 * u - 1)  # (B, 1, 1, 1)
-                # There and back through the hue is off by a rounding: keep what does not turn.
+                # Computing the hue and inverting it makes rounding errors, so images with zero rotation are kept.
                 x = torch.where(turns == 0, x, turn_hue(x, turns))
                 continue
             low = (1 - s).clamp_min(0)
@@ -103,7 +107,7 @@ class ColorJitter:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma of colour images (B, 3, H, W) → (B, 1, H, W), with torchvision's weights; grey ones as they are."""
+    """Luma (B, 1, H, W) of colour images (B, 3, H, W), with torchvision's weights; other images do not change."""
     if x.shape[1] != 3:
         return x
     red, green, blue = x.split(1, 1)
@@ -112,29 +116,32 @@ def grey(x: Tensor) -> Tensor:
 
 
 def scale_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """f·x, clamped to [0, 1]; f (B, 1, 1, 1)."""
+    """f·x, clamped to [0, 1], for factors f (B, 1, 1, 1)."""
     return (factor * x).clamp(0, 1)
 
 
 def scale_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Distance from the image's mean grey times f, clamped to [0, 1]; f (B, 1, 1, 1)."""
+    """f·x + (1 − f)·x̄, clamped to [0, 1], for the mean x̄ of each grey image and factors f (B, 1, 1, 1)."""
     return (factor * x + (1 - factor) * grey(x).mean((1, 2, 3), keepdim=True)).clamp(0, 1)
 
 
 def scale_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Distance from each pixel's grey times f, clamped to [0, 1]; f (B, 1, 1, 1)."""
+    """f·x + (1 − f)·grey(x), clamped to [0, 1], for factors f (B, 1, 1, 1)."""
     return (factor * x + (1 - factor) * grey(x)).clamp(0, 1)
 
 
 def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Colour images with each pixel's hue turned, its value and chroma kept.
+    """Rotate the hue of each pixel, and keep its value and its chroma.
 
-    With hue H in sixths of the circle, value V and chroma C: channel n has V − C·clamp(min(k, 4 − k), 0, 1) at
-    k = (o + H) mod 6, o = 5, 3, 1 for red, green, blue.
+    A pixel has the hue H in sixths of a turn, the value V and the chroma C. Its channel is
+    V − C·clamp(min(k, 4 − k), 0, 1) with k = (o + H) mod 6, and o = 5, 3, 1 for red, green, blue.
 
     Args:
         x: images (B, 3, H, W) in [0, 1].
-        turns: shift (B, 1, 1, 1) in turns of the circle.
+        turns: rotation (B, 1, 1, 1) in turns.
+
+    Returns:
+        Images (B, 3, H, W).
     """
     red, green, blue = x.split(1, 1)  # (B, 1, H, W)
     value = x.amax(1, keepdim=True)
@@ -145,7 +152,7 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    # `arange` is made on the device; a list would be copied there from the host at every call.
+    # `arange` runs on the device. A list would be copied from the host in every call.
     offset = torch.arange(5, 0, -2, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
     k = (offset + hue + 6 * turns) % 6  # (B, 3, H, W)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Cutout: square holes in images, with a number and a size per example."""
+"""Cutout: square holes in images, with one number of holes and one size per example."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ray_deltastn.space import HyperSpace
 
 
 class Cutout:
-    """Fill `holes` squares of `length` pixels, at random places.
+    """Fill `holes` squares with a side of `length` pixels at random places.
 
-    Centres are uniform over the image and the squares are clipped at its border.
+    The centres are uniform over the image. The squares are clipped at its border.
 
     Args:
-        holes: name of the hyperparameter with the number of holes; needs an upper bound.
-        length: name of the hyperparameter with their side in pixels.
-        fill: value of the holes, one for all channels or one for each; give the data's mean, which zero is for
+        holes: hyperparameter for the number of holes. Its domain needs an upper bound.
+        length: hyperparameter for the side of the squares in pixels.
+        fill: value of the holes, one for all channels or one per channel. Give the mean of the data; it is zero for
             normalised images.
     """
 
@@ -30,16 +30,16 @@ class Cutout:
         self.fill: float | tuple[float, ...] = tuple(fill) if isinstance(fill, Sequence) else fill
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless the number of holes has an upper bound."""
+        """Raise ValueError unless the domain of the number of holes has an upper bound."""
         if math.isinf(space.hyperparameters[self.names[0]].bounds[1]):
             raise ValueError(f"`Cutout` needs an upper bound on the number of holes, got none for '{self.names[0]}'")
 
     def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
-        """Images (B, …, H, W) with their holes, of the same shape; bytes become floating point in [0, 1].
+        """Images (B, …, H, W) with holes, of the same shape; uint8 images become floating point in [0, 1].
 
         Raises:
-            ValueError: if the images have fewer than three axes or not one channel for each value of `fill`, or the
-                number of holes has no upper bound.
+            ValueError: if the images have fewer than three axes, if `fill` does not have one value per channel, or if
+                the number of holes has no upper bound.
         """
         if x.dim() < 3:
             raise ValueError(f"`Cutout` needs images (B, …, H, W), got a batch of shape {tuple(x.shape)}")
@@ -63,15 +63,15 @@ class Cutout:
             return self.fill
         if x.dim() < 4 or x.shape[-3] != len(self.fill):
             raise ValueError(
-                f"`fill` must hold one value for each channel, got {len(self.fill)} for images of shape "
+                f"`fill` must have one value for each channel, got {len(self.fill)} for images of shape "
                 f"{tuple(x.shape[1:])}"
             )
-        # Made on the device: a tensor of the list would be copied there from the host at every call.
+        # `new_full` runs on the device. A tensor made of the list would be copied from the host in every call.
         return torch.stack([x.new_full((1, 1), value) for value in self.fill])  # (C, 1, 1)
 
     @staticmethod
     def _inside(centre: Tensor, length: Tensor, size: int) -> Tensor:
-        """Which of `size` pixels lie in a span of `length` around each centre in [0, 1): (B, count, size)."""
+        """Whether each of `size` pixels lies in the `length` pixels around each centre in [0, 1), (B, count, size)."""
         start = (centre * size).floor() - (length / 2).floor()
         pixel = torch.arange(size, device=centre.device)
         return (pixel >= start[..., None]) & (pixel < (start + length)[..., None])

@@ -10,21 +10,22 @@ from ray_deltastn.space import HyperSpace
 
 
 class Dropout(Regularizer):
-    """Zero each element with probability p, and divide the rest by 1 − p.
+    """Set each element to zero with probability p, and divide the others by 1 − p.
 
-    y = x ⊙ m / (1 − p) with m ~ Bernoulli(1 − p); p has one value per example in a response pass and λ's value in the
-    weights' own pass. In evaluation mode y = x. Works on inputs (B, …) of any shape, so it is input dropout when it
-    comes first.
+    y = x ⊙ m / (1 − p) with m ~ Bernoulli(1 − p). In a pass that trains the response, p has one value per example. In
+    a pass that trains w₀ alone, all examples share p = s(λ). In evaluation mode y = x.
+
+    Inputs (B, …) may have any shape. As the first layer of a model it is input dropout.
 
     Args:
-        name: the hyperparameter that holds p, with a domain inside [0, 1].
+        name: hyperparameter for p, with a domain inside [0, 1].
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless every value of the rate is a probability."""
+        """Raise ValueError unless the domain of the rate lies in [0, 1]."""
         low, high = space.hyperparameters[self.names[0]].bounds
         if not 0 <= low < high <= 1:
             raise ValueError(
@@ -33,22 +34,22 @@ class Dropout(Regularizer):
             )
 
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of the mask; broadcasts against `x`."""
+        """Shape of the mask, which broadcasts over `x`."""
         return tuple(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dropped-out `x` of the same shape."""
+        """`x` after dropout, of the same shape."""
         if not self.training:
             return x
         p = self.pass_values.value(self.names[0], like=x)
         keep = self.pass_values.rand(*self.mask_shape(x), like=x) >= p
-        # At p = 1 nothing is kept, and nothing divided by zero.
+        # At p = 1 every element is dropped. The clamp avoids a division by zero.
         return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps)).to(x.dtype)
 
 
 class ChannelDropout(Dropout):
-    """Zero each channel of (B, C, …) with probability p, and divide the rest by 1 − p, like `nn.Dropout2d`."""
+    """Set each channel of (B, C, …) to zero with probability p, and divide the others by 1 − p, like `nn.Dropout2d`."""
 
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
-        """(B, C, 1, …)."""
+        """Shape of the mask, (B, C, 1, …)."""
         return (*x.shape[:2], *(1,) * (x.dim() - 2))

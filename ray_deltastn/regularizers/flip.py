@@ -21,11 +21,11 @@ class RandomHorizontalFlip:
     """Mirror each image left to right with probability p, like torchvision's `RandomHorizontalFlip`.
 
     Args:
-        p: hyperparameter that holds the probability, with a domain inside [0, 1], or a constant one.
+        p: hyperparameter for the probability, with a domain inside [0, 1], or a constant.
 
     Raises:
-        TypeError: if the probability is neither a name nor a number.
-        ValueError: if it is no probability.
+        TypeError: if `p` is neither a name nor a number.
+        ValueError: if the number is not in [0, 1].
     """
 
     def __init__(self, p: Strength = 0.5) -> None:
@@ -34,14 +34,14 @@ class RandomHorizontalFlip:
         self.names: tuple[str, ...] = names_of(p)
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless every value of the hyperparameter is a probability."""
+        """Raise ValueError unless the domain of the probability lies in [0, 1]."""
         check_domain("RandomHorizontalFlip", "p", self.p, space, 1.0)
 
     def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
-        """Images (B, C, H, W), some of them mirrored, of the same shape.
+        """Images (B, C, H, W), of which some are mirrored.
 
         Raises:
-            ValueError: if `x` is no batch of images.
+            ValueError: if `x` is not a batch of images.
         """
         x = as_images(x, "RandomHorizontalFlip")
         mirrored = pass_values.rand(len(x), 1, 1, 1, like=x) < strength_value(self.p, pass_values, like=x)

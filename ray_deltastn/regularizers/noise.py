@@ -18,14 +18,14 @@ from ray_deltastn.space import HyperSpace
 
 
 class GaussianNoise:
-    """Add noise to each element: x + σ·z with z ~ N(0, 1); nothing is clamped.
+    """Add noise to each element: x + σ·z with z ~ N(0, 1). The result is not clamped.
 
     Args:
-        sigma: hyperparameter that holds the standard deviation σ ≥ 0, in units of `x`, or a constant one.
+        sigma: hyperparameter for the standard deviation σ ≥ 0 in units of `x`, or a constant.
 
     Raises:
-        TypeError: if it is neither a name nor a number.
-        ValueError: if it is negative.
+        TypeError: if `sigma` is neither a name nor a number.
+        ValueError: if `sigma` is negative or not finite.
     """
 
     def __init__(self, sigma: Strength) -> None:
@@ -34,14 +34,14 @@ class GaussianNoise:
         self.names: tuple[str, ...] = names_of(sigma)
 
     def check(self, space: HyperSpace) -> None:
-        """Raise ValueError unless the standard deviation is at least zero in its whole domain."""
+        """Raise ValueError unless the domain of the standard deviation has a lower bound of at least zero."""
         check_domain(type(self).__name__, "sigma", self.sigma, space)
 
     def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
-        """Noisy inputs (B, …), of any shape, of the same shape.
+        """Inputs (B, …) with noise, of the same shape.
 
         Raises:
-            ValueError: if they are whole numbers other than bytes.
+            ValueError: if `x` holds integers other than uint8.
         """
         x = as_float(x)
         return x + self._noise(x, pass_values)
@@ -52,21 +52,21 @@ class GaussianNoise:
 
 
 class ScalingNoise(GaussianNoise):
-    """Multiply each element by noise about one: x·(1 + σ·z) with z ~ N(0, 1); nothing is clamped.
+    """Multiply each element by noise with mean one: x·(1 + σ·z) with z ~ N(0, 1). The result is not clamped.
 
     Args:
-        sigma: hyperparameter that holds the relative standard deviation σ ≥ 0, or a constant one.
+        sigma: hyperparameter for the relative standard deviation σ ≥ 0, or a constant.
 
     Raises:
-        TypeError: if it is neither a name nor a number.
-        ValueError: if it is negative.
+        TypeError: if `sigma` is neither a name nor a number.
+        ValueError: if `sigma` is negative or not finite.
     """
 
     def __call__(self, x: Tensor, pass_values: PassValues) -> Tensor:
-        """Noisy inputs (B, …), of any shape, of the same shape.
+        """Inputs (B, …) with noise, of the same shape.
 
         Raises:
-            ValueError: if they are whole numbers other than bytes.
+            ValueError: if `x` holds integers other than uint8.
         """
         x = as_float(x)
         return x * (1 + self._noise(x, pass_values))

@@ -1,4 +1,4 @@
-"""Penalties on the weights w₀ + Θδ, with one weight and one strength per example."""
+"""Penalties on the weights w₀ + Θδ, with one set of weights and one strength per example."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from ray_deltastn.response import Weights
 
 
 class L2:
-    """Weight decay: ½·s(λ)·‖w‖² at w = w₀ + Θδ, so that its gradient is s(λ)·w as with `weight_decay` in PyTorch.
+    """Weight decay: ½·s(λ)·‖w‖² at w = w₀ + Θδ.
+
+    Its gradient is s(λ)·w, like that of `weight_decay` in PyTorch.
 
     Args:
-        name: the hyperparameter that holds the strength s(λ).
-        biases: penalise parameters with fewer than two axes (biases, normalisation) too, as PyTorch does.
-        divide_by: divide the penalty by this number, the training set's size in Eqn. H.1.
+        name: hyperparameter for the strength s(λ).
+        biases: also penalise parameters with fewer than two axes (biases, normalisation), as PyTorch does.
+        divide_by: divisor of the penalty. In Eqn. H.1 it is the size of the training set.
+
+    Raises:
+        ValueError: if `divide_by` is not positive.
     """
 
     def __init__(self, name: str, biases: bool = True, divide_by: float = 1.0) -> None:
@@ -26,6 +31,6 @@ class L2:
         self.divide_by = divide_by
 
     def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
-        """Penalty (B,) under a displacement, else a scalar."""
+        """The penalty, (B,) under a displacement, else a scalar."""
         norm = weights.squared_norm(self.biases)
         return (values[self.names[0]] * (0.5 / self.divide_by)).to(norm.dtype) * norm

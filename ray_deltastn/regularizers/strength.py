@@ -1,4 +1,4 @@
-"""What the augmentations share: images in floating point, and strengths by name or constant."""
+"""Helpers of the augmentations: images in floating point, and strengths given by name or as a constant."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from ray_deltastn.regularizers.base import PassValues
 from ray_deltastn.space import HyperSpace
 
-#: The name of a hyperparameter that holds the strength, or a constant one.
+#: The name of the hyperparameter for a strength, or a constant strength.
 Strength = str | float
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Inputs in floating point: bytes divided by 255, so in [0, 1]; all others as they are.
+    """Inputs in floating point. uint8 is divided by 255, which gives [0, 1]; floating point does not change.
 
     Raises:
-        ValueError: if they are whole numbers of another kind.
+        ValueError: if `x` has another type.
     """
     if x.dtype == torch.uint8:
         return x.to(torch.get_default_dtype()) / 255
@@ -28,10 +28,14 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def as_images(x: Tensor, who: str) -> Tensor:
-    """Images (B, C, H, W) in floating point.
+    """Images (B, C, H, W) in floating point; see `as_float`.
+
+    Args:
+        x: images.
+        who: name of the augmentation, for the message.
 
     Raises:
-        ValueError: if the batch has other axes, or whole numbers other than bytes.
+        ValueError: if `x` does not have four axes, or its type is neither floating point nor uint8.
     """
     if x.dim() != 4:
         raise ValueError(f"`{who}` needs images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
@@ -39,23 +43,29 @@ def as_images(x: Tensor, who: str) -> Tensor:
 
 
 def names_of(*strengths: Strength | None) -> tuple[str, ...]:
-    """The hyperparameters among some strengths."""
+    """The strengths that are names of hyperparameters."""
     return tuple(s for s in strengths if isinstance(s, str))
 
 
 def strength_value(strength: Strength, pass_values: PassValues, like: Tensor) -> Tensor:
-    """Value of a strength in the pass under way, (B or 1, 1, …) to act on `like` (B, …)."""
+    """Value of a strength in the current pass, (B or 1, 1, …), which broadcasts over `like` (B, …)."""
     if isinstance(strength, str):
         return pass_values.value(strength, like=like)
     return like.new_full((1,) * like.dim(), strength)
 
 
 def check_constant(who: str, what: str, strength: Strength | None, most: float = math.inf) -> None:
-    """Check a strength as it was given: a name, None, or a number in [0, most].
+    """Check a strength given by the user: a name, None, or a number in [0, most].
+
+    Args:
+        who: name of the augmentation, for the message.
+        what: name of the strength, for the message.
+        strength: the strength.
+        most: upper limit.
 
     Raises:
-        TypeError: if it is none of these.
-        ValueError: if the number is out of range.
+        TypeError: if the strength is not a name, None or a number.
+        ValueError: if the number is out of range or not finite.
     """
     if strength is None or isinstance(strength, str):
         return
@@ -66,7 +76,7 @@ def check_constant(who: str, what: str, strength: Strength | None, most: float =
 
 
 def check_domain(who: str, what: str, strength: Strength | None, space: HyperSpace, most: float = math.inf) -> None:
-    """Raise ValueError unless the domain of a strength given by name lies in [0, most]."""
+    """Raise ValueError if a strength is given by name and its domain does not lie in [0, most]."""
     if not isinstance(strength, str):
         return
     low, high = space.hyperparameters[strength].bounds

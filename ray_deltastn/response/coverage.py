@@ -11,7 +11,7 @@ from ray_deltastn.response.kinds import LayerKind, kind_of
 
 @dataclass
 class Owner:
-    """One place where a responding parameter is used: a layer, and which of its parameters it is."""
+    """One use of a responding parameter: the layer that uses it, and the parameter's role in this layer."""
 
     layer_name: str
     layer: nn.Module
@@ -21,10 +21,10 @@ class Owner:
 
 @dataclass
 class Coverage:
-    """Report of a conversion.
+    """Report of which parameters respond and which do not.
 
     Attributes:
-        covered: parameter name → its shape as text.
+        covered: parameter name → shape as text.
         uncovered: parameter name → the reason why it has no response.
         layers: number of layers with a response.
     """
@@ -39,10 +39,11 @@ class Coverage:
 
 
 def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]:
-    """Find the parameters that can respond, each with all layers that use it.
+    """Find the parameters that can respond, and all layers that use each of them.
 
     Returns:
-        Owners by parameter in order of appearance, tied parameters once; and the coverage report.
+        The owners of each parameter, in the order in which the parameters appear in the model, and the coverage
+        report. A tied parameter is listed once.
     """
     owners: dict[nn.Parameter, list[Owner]] = {}
     reasons: dict[nn.Parameter, str] = {}
@@ -64,7 +65,8 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
                 reasons[parameter] = f"no rule for the role {role!r} in {type(layer).__name__}"
             else:
                 owners.setdefault(parameter, []).append(Owner(layer_name, layer, kind, role))
-    # One use outside the table would see the old weight: then the parameter cannot respond anywhere.
+    # A layer outside the table of kinds would use the weight without displacement. So a parameter that such a layer
+    # uses must not respond in any layer.
     for parameter in reasons.keys() & owners.keys():
         owners.pop(parameter)
     report = Coverage(layers=len({owner.layer_name for users in owners.values() for owner in users}))

@@ -1,11 +1,11 @@
-"""The network linearised in its weights: two streams, (primal, tangent), in one forward pass.
+"""The network linearised in its weights: one forward pass carries the primal and the tangent.
 
 | symbol                  | code      | meaning                                     |
 |-------------------------|-----------|---------------------------------------------|
 | f(x, w₀, λ+ε)           | `primal`  | output at the current weights               |
 | J_yw Θδ                 | `tangent` | directional derivative of f along Θδ        |
 
-Leaf layers add their part of the tangent (see `Response`); all else follows PyTorch's forward-mode rules.
+Layers with a response add their part of the tangent (see `Response`). PyTorch's forward-mode rules do the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_deltastn.response.response import Response
 
-# PyTorch compiles some forward-mode rules for the first dual number, and warns of its own use of TorchScript.
+# PyTorch compiles some forward-mode rules for the first dual number. It then warns that it uses TorchScript itself.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     with fwAD.dual_level():
@@ -41,10 +41,10 @@ def _rules_for_attention() -> Iterator[None]:
 
 
 def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: Tensor) -> Tensor:
-    """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of a linearised network (Eqn. 3.13).
+    """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of the linearised network (Eqn. 3.13).
 
-    Differentiate the result after this function has returned: inside the forward-mode level a backward pass costs more
-    than twice as much, since it carries tangents of its own.
+    Run the backward pass after this function has returned. Inside the forward-mode level a backward pass costs more
+    than twice as much, because it also computes tangents.
 
     Args:
         model: the network, at its current weights w₀.
@@ -57,18 +57,18 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
 
     Raises:
         TypeError: if the model's output is not a tensor.
-        NotImplementedError: if a layer has no forward-mode rule (fused LSTM or GRU kernels, say).
+        NotImplementedError: if a layer has no forward-mode rule, such as the fused kernels of LSTM and GRU.
     """
     rules = _rules_for_attention() if response.attends else nullcontext()
     with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
         output = model(x)
         if not isinstance(output, Tensor):
-            raise TypeError(f"the model's output must be a tensor, got {type(output).__name__}")
+            raise TypeError(f"the output of `model` must be a tensor, got {type(output).__name__}")
         primal, tangent = fwAD.unpack_dual(output)
     prediction: Tensor = primal
     if tangent is None:
         return prediction
-    # Where the network runs in half precision, the sum does not: a small response would be rounded away.
+    # If the network runs in bfloat16, the sum is in float32. In bfloat16 the sum would lose a small response.
     half = prediction.dtype == torch.bfloat16
     prediction = primal.float() + tangent.float() if half else primal + tangent
     return prediction

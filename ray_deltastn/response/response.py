@@ -3,10 +3,10 @@
 | symbol         | code         | shape            | meaning                                                   |
 |----------------|--------------|------------------|-----------------------------------------------------------|
 | δ              | `delta`      | (B or 1, h)      | displacement of the hyperparameters, one row per example  |
-| U, V           | `U`          | (K, h)           | all rows of all U's and V's of (3.14), in one matrix      |
-| W_resp, b_resp | `directions` | the parameters'  | what the rows move along                                  |
+| U, V           | `U`          | (K, h)           | the rows of every U and V of (3.14), in one matrix        |
+| W_resp, b_resp | `directions` | the parameters'  | directions in which the rows move                         |
 | Uδ, Vδ         | `row_change` | (B or 1, K)      | one product for the whole network, then split per layer   |
-| Θδ             |              |                  | (Uδ) ⊙_row W_resp for every parameter, never formed       |
+| Θδ             |              |                  | (Uδ) ⊙_row W_resp per parameter, never computed densely   |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray_deltastn.response.kinds.base import LayerKind, on_features
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one responding parameter lives in the matrix U: rows `start` to `stop`."""
+    """The rows of the matrix U that belong to one responding parameter: `start` to `stop`."""
 
     name: str
     parameter: nn.Parameter
@@ -52,19 +52,19 @@ class Slot:
 
 
 class _Pass:
-    """What the hooks of one pass share; kept out of the module, whose attributes cost more to set."""
+    """State shared by the hooks of one pass; not part of the module, because setting a module's attributes is slow."""
 
     __slots__ = ("by_slot", "linearised", "primal", "tangent")
 
     def __init__(self) -> None:
-        self.by_slot: dict[str, Tensor] = {}  # Uδ and Vδ by parameter; empty: no displacement
+        self.by_slot: dict[str, Tensor] = {}  # Uδ and Vδ by parameter; empty without displacement
         self.linearised = False
-        self.primal: Tensor | None = None  # input of the layer at work, taken apart by `_before`
+        self.primal: Tensor | None = None  # input of the current layer, unpacked by `_before`
         self.tangent: Tensor | None = None
 
 
 class _Hook:
-    """A hook that a copied or saved model does not take along."""
+    """A hook that is inactive in a copied or saved model."""
 
     def __init__(self, method: Callable[..., Any] | None) -> None:
         self.method = method
@@ -79,13 +79,14 @@ class _Hook:
 class Response(nn.Module):
     """Θ = (U, V, W_resp, b_resp), the structured response Jacobian of a network (Eqns. 3.14, E.1).
 
-    The model keeps its class and its `state_dict`; forward hooks add the change that a displacement δ causes in each
-    layer's output, and do nothing while there is none. U and V start at zero, so the response starts at zero too.
+    The model keeps its class and its `state_dict`. Forward hooks add the change that a displacement δ causes to each
+    layer's output. Without a displacement they do nothing. U and V start at zero, so the response starts at zero.
 
     Args:
-        model: any module; layers in `response.kinds.KINDS` respond, `coverage` names the rest.
+        model: any module. Layers of the kinds in `response.kinds.KINDS` respond; `coverage` lists the parameters that
+            do not.
         hyperparameters: number h of hyperparameters.
-        generator: source of randomness of W_resp and b_resp, on the CPU.
+        generator: random generator on the CPU that initialises W_resp and b_resp.
 
     Raises:
         ValueError: if no parameter of the model can respond.
@@ -98,7 +99,7 @@ class Response(nn.Module):
         owners, self.coverage = survey(model)
         if not owners:
             raise ValueError(
-                f"`model` needs at least one trainable layer that can respond, got {type(model).__name__} with none: "
+                f"`model` must have a trainable layer that can respond, got {type(model).__name__} without one: "
                 + "; ".join(f"{name} is {why}" for name, why in self.coverage.uncovered.items())
             )
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -119,7 +120,7 @@ class Response(nn.Module):
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
         self._pass = _Pass()
         self._sizes = [slot.stop - slot.start for slot in self.slots]
-        #: Whether the model may call fused attention, which has to be kept from its fast kernels.
+        #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
         self.called: set[str] = set()
         self._names = {layer: name for name, layer in model.named_modules()}
@@ -131,12 +132,12 @@ class Response(nn.Module):
         ]
 
     def release(self) -> None:
-        """Take the hooks off the model, which is then as it was before."""
+        """Remove the hooks from the model. The model is then as it was before."""
         for handle in self._handles:
             handle.remove()
 
     def drop_uncalled(self) -> None:
-        """After a trial pass, list parameters of layers that were never called as without response."""
+        """Move the parameters of layers that no pass has called to `coverage.uncovered`; call it after a trial pass."""
         for layer, parts in self._layers.items():
             if self._names[layer] not in self.called:
                 self.coverage.layers -= 1
@@ -160,10 +161,10 @@ class Response(nn.Module):
 
     @contextmanager
     def displaced(self, delta: Tensor | None, linearised: bool = False) -> Iterator[None]:
-        """Let the network respond to δ while inside.
+        """Displace the weights by Θδ within the context.
 
         Args:
-            delta: (B, h), or (1, h) for one displacement of the whole batch; None for no response at all.
+            delta: δ (B, h), or (1, h) for one displacement of the whole batch. None means no displacement.
             linearised: add the change to the tangent of forward-mode AD instead of to the output (Eqn. 3.13).
         """
         if delta is None:
@@ -180,7 +181,7 @@ class Response(nn.Module):
             now.by_slot, now.primal, now.tangent = {}, None, None
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The layer itself sees the primal only; its kind knows the tangent.
+        # The layer gets the primal only. Its kind computes the tangent.
         now = self._pass
         if not (now.by_slot and now.linearised):
             return None
@@ -195,10 +196,10 @@ class Response(nn.Module):
         kind = next(iter(self._layers[layer].values()))[1]
         x, primal, tangent = _input(args, kwargs), output, None
         if now.linearised and kind.tangent is not None and now.primal is not None:
-            # The layer saw no tangent, so its output has none.
+            # The layer got no tangent, so its output has none.
             x, x_tangent, now.primal, now.tangent = now.primal, now.tangent, None, None
         elif now.linearised:
-            # The factor Uδ of the change has no primal part, so W_resp ẋ is never needed: only the primal x is.
+            # The factor Uδ has no primal part, so the change depends on the primal x only and not on W_resp ẋ.
             x, x_tangent = fwAD.unpack_dual(x).primal, None
             primal, tangent = fwAD.unpack_dual(output)
         applied = kind.apply(layer, x, None) if kind.rows == "element" else None
@@ -223,7 +224,7 @@ class Response(nn.Module):
             if role == "bias":
                 terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))
             elif slot.rows == "feature" and kind.rows == "output":
-                # A linear layer tied to an embedding: the rows of the table's response are this layer's inputs.
+                # This linear layer is tied to an embedding. The rows of the table's response are the layer's inputs.
                 terms.append(kind.apply(layer, x * on_features(layer, rows, x), direction))
             elif applied is not None:
                 terms.append(applied * kind.place(layer, rows * direction.flatten(), output))
@@ -248,7 +249,7 @@ def _key(name: str) -> str:
 
 
 def _rows(users: list[Owner]) -> str:
-    # A table tied between an embedding and a linear layer has the embedding's structure in both.
+    # A weight shared by an embedding and a linear layer has the embedding's structure in both layers.
     kinds = [user.kind.rows if user.role == "weight" else "element" for user in users]
     return "feature" if "feature" in kinds else kinds[0]
 
@@ -264,4 +265,4 @@ def _direction(owner: Owner, parameter: nn.Parameter, generator: torch.Generator
     else:
         bound = 0.1 / max(1, parameter.numel()) ** 0.5
         direction.uniform_(-bound, bound, generator=generator)
-    return torch.empty_like(parameter).copy_(direction)  # in the parameter's own order of memory
+    return torch.empty_like(parameter).copy_(direction)  # in the memory format of the parameter

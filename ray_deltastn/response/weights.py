@@ -1,4 +1,4 @@
-"""The weights that a penalty sees: w₀ + Θδ, one set per example, never formed but where they are few."""
+"""The weights that a penalty reads: w₀ + Θδ, one set per example, computed densely only if they are few."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ray_deltastn.response.response import Response, Slot
 
-#: Up to so many elements, the weights of all examples are formed: that takes fewer calls than the closed form.
+#: Up to this number of elements the weights of all examples are computed densely, which takes fewer calls than the
+#: closed form.
 FORMED = 4096
 
 
@@ -18,9 +19,9 @@ class Weights:
 
     Args:
         model: the network with the weights w₀.
-        response: its response, or None for plain weights.
-        delta: displacement (B, h), or None for plain weights.
-        parameters: w₀ by name, tied ones under each of their names; by default the model's own.
+        response: the response of the network, or None for the weights w₀.
+        delta: displacement δ (B, h), or None for the weights w₀.
+        parameters: w₀ by name, with a tied parameter under each of its names. The default is the model's parameters.
     """
 
     def __init__(
@@ -36,9 +37,12 @@ class Weights:
         self.delta = delta
 
     def parameter(self, name: str) -> Tensor:
-        """One parameter w₀ + Θδ by name, formed: (B, *shape) under a displacement, else its own shape.
+        """One parameter w₀ + Θδ by name, (B, *shape) under a displacement, else (*shape).
 
-        For penalties that are no function of the norm; it makes B copies, so it is for small parameters.
+        Use it for penalties that do not depend on the norm only. It makes B copies, so use it for small parameters.
+
+        Raises:
+            ValueError: if the model has no parameter of this name.
         """
         if name not in self.parameters:
             raise ValueError(f"`name` must be a parameter of the model, got {name!r}")
@@ -59,15 +63,18 @@ class Weights:
         ‖w₀ + Θδ‖² = ‖w₀‖² + Σ_r (2 a_r ⟨W₀,r, W_resp,r⟩ + a_r² ‖W_resp,r‖²).
 
         Args:
-            biases: count parameters with fewer than two axes (biases, normalisation) too.
+            biases: also count parameters with fewer than two axes (biases, normalisation).
 
         Returns:
             (B,) under a displacement, else a scalar.
+
+        Raises:
+            ValueError: if there is no parameter to count.
         """
         once = {id(p): p for p in self.parameters.values() if biases or p.dim() > 1}
         parameters = list(once.values())
         if not parameters:
-            raise ValueError("a penalty on weights needs a parameter with two or more axes, got none")
+            raise ValueError("`model` must have a parameter with two or more axes for a penalty on weights, got none")
         if self.response is None or self.delta is None:
             return _squares(parameters)
         slots = self.response.slots if biases else [s for s in self.response.slots if s.parameter.dim() > 1]
@@ -81,7 +88,7 @@ class Weights:
         U: Tensor = self.response.U  # (rows, h)
         if len(slots) < len(self.response.slots):
             U = _join([U[slot.start : slot.stop] for slot in slots])
-        # In terms of δ the sum over rows is an h×h form: nothing of size B × rows is made or kept.
+        # The sum over rows is a quadratic form of δ with an h×h matrix, so that no tensor of size B × rows is needed.
         delta, transposed = self.delta.to(U.dtype), U.T
         along_delta = torch.addmm(transposed @ inner, delta, (transposed * norm) @ U, beta=2)
         return _squares(parameters) + (along_delta * delta).sum(-1)
@@ -96,7 +103,7 @@ class Weights:
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters by name, tied ones under each of their names."""
+    """Parameters of a model by name, with a tied parameter under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 

@@ -1,4 +1,4 @@
-"""Ready tasks by name, each a function of the trial's configuration."""
+"""Ready tasks by name. Each task is a function of the trial's configuration."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
         task: a callable, an import string `"package.module:function"`, or the name of a ready task.
 
     Raises:
-        ValueError: if the name is unknown or the import fails; the message says which and why.
-        TypeError: if it is nothing of the kind.
+        ValueError: if the name is unknown or the import fails. The message gives the name and the reason.
+        TypeError: if `task` is neither a callable nor a string, or if the import string does not name a callable.
     """
     if callable(task):
         build: Callable[[Mapping[str, Any]], Task] = task
@@ -57,8 +57,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
     """Build the task of a trial from its configuration.
 
     Raises:
-        ValueError: if `config` has no `task`, or it cannot be found.
-        TypeError: if what was built is not a `Task`.
+        ValueError: if `config` has no key `task`, or no task with this name exists.
+        TypeError: if the function does not return a `Task`.
     """
     if "task" not in config:
         raise ValueError(f"`config` must hold 'task', got the keys {sorted(config)}")

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, 1,797 real 8×8 images, and a multilayer perceptron on them; nothing to download."""
+"""A multilayer perceptron on scikit-learn's digits, 1,797 real 8×8 images. It downloads no data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Split = tuple[Tensor, Tensor]
 
 
 def digits(seed: int = 0) -> tuple[Split, Split, Split]:
-    """Training, validation and test split (60 %, 20 %, 20 %), standardised on the training part.
+    """Training, validation and test split (60 %, 20 %, 20 %), standardised with the statistics of the training split.
 
     Args:
         seed: seed of the permutation before the split.
@@ -48,11 +48,11 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
     """Ready task `digits-mlp`: three dropout rates and weight decay of a 64-`width`-`width`-10 perceptron.
 
     Args:
-        config: reads `width` (hidden units, 256), `split_seed` (0), `initial_values` (name → value, in place of those
-            here) and `perturbation_scale` (initial σ, 1).
+        config: options of the task: `width` (number of units of each hidden layer, default 256), `split_seed`
+            (default 0), `initial_values` (name → initial value) and `perturbation_scale` (initial σ, default 1).
 
     Raises:
-        ValueError: if one of them breaks its rule.
+        ValueError: if an option breaks its rule.
     """
     width = whole(config, "width", 256, least=1)
     train, valid, test = digits(whole(config, "split_seed", 0))

@@ -1,4 +1,4 @@
-"""MNIST, FashionMNIST and CIFAR-10 as tensors of bytes, from a data root or downloaded into the user's cache."""
+"""MNIST, FashionMNIST and CIFAR-10 as uint8 tensors, read from a data root or downloaded into the user's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-#: Environment variable with the data root.
+#: Environment variable for the data root.
 ROOT_VARIABLE = "RAY_DELTASTN_DATA"
 
 #: Images (n, C, H, W) in uint8, and labels (n,) in int64.
@@ -29,12 +29,12 @@ Split = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _Set:
-    """Where a set may lie under a root, and how each form of it is read.
+    """The places of a set under a root, and the readers of its file formats.
 
     Attributes:
-        folder: its folder under the root.
-        forms: (file that shows the form is there, reader of the folder in which that file is).
-        torchvision: name of torchvision's class, which downloads it.
+        folder: folder of the set under the root.
+        forms: pairs of a file that identifies a format and the reader of the folder with this file.
+        torchvision: name of the torchvision class that downloads the set.
     """
 
     folder: str
@@ -45,21 +45,22 @@ class _Set:
 def load_images(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
     """Training and test split of a set.
 
-    The root is `root`, else the environment variable `RAY_DELTASTN_DATA`, else the user's cache folder
-    (`$XDG_CACHE_HOME/ray_deltastn`, by default under `~/.cache`), into which torchvision downloads what is missing.
-    Nothing is ever written into a root that was given.
+    The data root is `root` if given, else the environment variable `RAY_DELTASTN_DATA`, else the user's cache folder
+    (`$XDG_CACHE_HOME/ray_deltastn`, by default `~/.cache/ray_deltastn`). torchvision downloads a missing set into the
+    cache folder. The function never writes into a root given by the argument or by the variable.
 
     Args:
-        name: `mnist`, `fashion_mnist` or `cifar10`, which is also the set's folder under the root. torchvision's own
-            layouts are found with or without that folder; CIFAR-10 also as zips of WebP strips.
+        name: `mnist`, `fashion_mnist` or `cifar10`. It is also the folder of the set under the root. torchvision's
+            file layouts may be in this folder or directly in the root. CIFAR-10 may also be zips of WebP strips.
         root: the data root.
 
     Returns:
-        Two pairs (x, y): images (n, C, H, W) in uint8, labels (n,).
+        Two pairs (x, y): images (n, C, H, W) in uint8, labels (n,) in int64.
 
     Raises:
-        ValueError: if the name is unknown or a file is not what its name says.
-        FileNotFoundError: if the set is not there; the message says what was looked for where and how to get it.
+        ValueError: if the name is unknown or a file is damaged.
+        FileNotFoundError: if the set is missing. The message names the files that were looked for and the command that
+            downloads them.
     """
     if name not in SETS:
         raise ValueError(f"`name` must be one of {', '.join(SETS)}, got {name!r}")
@@ -73,15 +74,15 @@ def load_images(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         looked = " or ".join(str(place / file) for place, file, _ in _places(SETS[name], home))
         where = "`data_root`" if root else f"${ROOT_VARIABLE}"
         raise FileNotFoundError(
-            f"`{name}` must be under {where} = {home}, looked for {looked}; get it with "
+            f"`{name}` must be under {where} = {home}, looked for {looked}; download it with "
             f"`torchvision.datasets.{SETS[name].torchvision}('{home / SETS[name].folder}', download=True)`, or give no "
-            f"root to have it downloaded into {user_cache()}"
+            f"root to download it into {user_cache()}"
         )
     return found
 
 
 def user_cache() -> Path:
-    """The folder that downloads go to."""
+    """The folder for downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_deltastn"
 
 
@@ -97,19 +98,19 @@ def _read(images: _Set, home: Path) -> tuple[Split, Split] | None:
 
 
 def _whole(images: _Set, reader: Callable[[Path], tuple[Split, Split]], folder: Path) -> tuple[Split, Split]:
-    """What a reader finds in a folder; whatever way a part is missing or damaged, an error that names it."""
-    again = f"get it again with `torchvision.datasets.{images.torchvision}(ROOT, download=True)`"
+    """Read a folder. If a file is missing or damaged, the error names it."""
+    again = f"download the set again with `torchvision.datasets.{images.torchvision}(ROOT, download=True)`"
     try:
         return reader(folder)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"`{error.filename}` must be there too: {again}") from error
+        raise FileNotFoundError(f"`{error.filename}` must exist, got no such file; {again}") from error
     except (EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"`{folder}` must hold {images.folder} undamaged, got: {error}; {again}") from error
+        raise ValueError(f"`{folder}` must hold undamaged files of {images.folder}, got: {error}; {again}") from error
 
 
 def _download(images: _Set, home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    # Into a folder of its own first: trials that start together must not read what another is still writing.
+    # Download into a temporary folder first. Otherwise trials that start at the same time read unfinished files.
     draft = Path(tempfile.mkdtemp(prefix=f".{images.folder}-", dir=home))
     try:
         getattr(torchvision.datasets, images.torchvision)(draft, download=True)
@@ -118,8 +119,8 @@ def _download(images: _Set, home: Path) -> None:
     except (OSError, RuntimeError) as error:
         if not (home / images.folder).exists():
             raise FileNotFoundError(
-                f"`{images.folder}` must be in {home} or come from the network, got: {error}; to use a copy, name its "
-                f"root with `data_root` or ${ROOT_VARIABLE}"
+                f"`{images.folder}` must be in {home} or come from the network, got: {error}; if you have a copy, give "
+                f"its root as `data_root` or ${ROOT_VARIABLE}"
             ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -134,7 +135,7 @@ def _mnist(raw: Path) -> tuple[Split, Split]:
 
 
 def _idx(path: Path) -> Tensor:
-    """Bytes of an IDX file, packed or not: two zeros, type 8, number of axes, sizes (big-endian), values."""
+    """Read an IDX file with or without gzip: two zeros, type 8, number of axes, sizes (big-endian), values."""
     packed = path.with_name(path.name + ".gz")
     try:
         data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
@@ -154,7 +155,7 @@ def _cifar_strips(folder: Path) -> tuple[Split, Split]:
 
 
 def _strips(path: Path) -> Split:
-    """A zip with `labels.npy` and WebP strips of 32×32 images stacked vertically."""
+    """Read a zip with `labels.npy` and WebP strips of vertically stacked 32×32 images."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".webp"))

@@ -8,8 +8,8 @@
 | `cifar10-vgg16`    | 26              | input, 15 hidden   | 2      | 4 + 4             |
 | `cifar10-resnet18` | 19              | input, 8 blocks    | 2      | 4 + 4             |
 
-H.2.3 also lists "scaling noise applied to the input", §5.2 does not. With it there would be one hyperparameter more
-than the paper counts, for all three networks: it is left out, and `scaling_noise: true` adds it.
+H.2.3 also lists "scaling noise applied to the input", but §5.2 does not. With it all three CIFAR-10 networks would have
+one hyperparameter more than the paper counts. So it is off by default, and `scaling_noise: true` adds it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from ray_deltastn.tasks.options import flag, number, started, whole
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """What distinguishes the image tasks.
+    """The properties in which the image tasks differ.
 
     Attributes:
         images: name of the image set.
-        network: the network, given the kind of dropout on its feature maps.
-        valid_share: share of the training set held out for validation.
-        mean: mean of the training images' channels, in [0, 1].
-        std: their standard deviation.
+        network: function that builds the network from the kind of dropout on its feature maps.
+        valid_share: share of the training set that is held out for validation.
+        mean: mean of each channel of the training images, in [0, 1].
+        std: standard deviation of each channel of the training images.
         cutout: whether Cutout is tuned.
         distort: whether colour jitter and affine distortion are tuned.
     """
@@ -110,13 +110,13 @@ def image_task(recipe: ImageRecipe, config: Mapping[str, Any]) -> Task:
     """Load the data of a recipe, split it and build its task.
 
     Args:
-        recipe: which task.
-        config: reads `data_root` (see `load_images`), `split_seed` (0), `images` (how many training images are used,
-            training and validation together; None for all), and the options of `task_of`.
+        recipe: properties of the task.
+        config: options of the task: `data_root` (see `load_images`), `split_seed` (default 0), `images` (number of
+            images for training and validation together, default all), and the options of `task_of`.
 
     Raises:
         ValueError: if an option breaks its rule.
-        FileNotFoundError: if the data are not there.
+        FileNotFoundError: if the data are missing.
     """
     train, test = load_images(recipe.images, config.get("data_root"))
     images = None if config.get("images") is None else whole(config, "images", 0, least=1)
@@ -125,16 +125,19 @@ def image_task(recipe: ImageRecipe, config: Mapping[str, Any]) -> Task:
 
 
 def hold_out(split: Split, share: float, seed: int, images: int | None = None) -> tuple[Split, Split]:
-    """Training and validation part: permuted, cut down to the first `images`, and the last `share` of them held out.
+    """Permute a split, keep its first `images` examples, and hold out the last `share` of them for validation.
 
     Args:
         split: images and labels.
-        share: share held out, in (0, 1).
+        share: share that is held out, in (0, 1).
         seed: seed of the permutation.
-        images: how many are used; None for all.
+        images: number of examples to keep. None means all.
+
+    Returns:
+        The training part and the validation part.
 
     Raises:
-        ValueError: if `images` is more than there are, or leaves a part empty.
+        ValueError: if `images` is larger than the split, or if a part would be empty.
     """
     x, y = split
     used = len(x) if images is None else images
@@ -150,20 +153,27 @@ def hold_out(split: Split, share: float, seed: int, images: int | None = None) -
 
 
 def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config: Mapping[str, Any]) -> Task:
-    """The task of a recipe on given images, in bytes or in [0, 1].
+    """The task of a recipe on given images.
+
+    `config` has these options:
+
+    - `initial_values`: name → initial value. The default values are those of the paper.
+    - `perturbation_scale`: initial σ, default 1.
+    - `channel_dropout`: true drops whole channels of feature maps, as in the authors' code. False, the default, drops
+      elements, as the paper says.
+    - `flip`, for CIFAR-10: constant probability of a horizontal flip, default 0, as the paper says. The authors' code
+      uses 0.5.
+    - `scaling_noise`, for CIFAR-10: true also tunes scaling noise; default false.
 
     Args:
-        recipe: which task.
-        train: training images (n, C, H, W) and labels (n,).
+        recipe: properties of the task.
+        train: training images (n, C, H, W), uint8 or in [0, 1], and labels (n,).
         valid: the same for validation.
         test: the same for testing.
-        config: reads `initial_values` (name → value, in place of the paper's), `perturbation_scale` (initial σ, 1),
-            `channel_dropout` (drop whole channels of feature maps, as in the code the authors released; by default
-            elements, as the text says), and for CIFAR-10 `flip` (constant probability of mirroring, 0 as in the text;
-            the authors' code has 0.5) and `scaling_noise` (tune it too, false).
+        config: options of the task.
 
     Raises:
-        ValueError: if `initial_values` names an unknown hyperparameter, or a value breaks its rule.
+        ValueError: if `initial_values` names an unknown hyperparameter, or an option breaks its rule.
     """
     model = nn.Sequential(
         networks.Normalize(recipe.mean, recipe.std),
@@ -194,7 +204,7 @@ def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config
 
 
 def _distortions(scaling_noise: bool) -> dict[str, Hyperparameter]:
-    """Domains of H.2.3; each starts at 0.05, the angles of rotation and shear too, which are in degrees."""
+    """Domains of H.2.3. Each starts at 0.05, and so do rotation and shear, which are in degrees."""
     highs = {"hue": 0.5, "saturation": 1.0, "brightness": 1.0, "contrast": 1.0}
     highs |= {"translation": 0.5, "scaling": 0.5, "rotation": 45.0, "shear": 45.0}
     highs |= {"scaling_noise": 1.0} if scaling_noise else {}
@@ -202,7 +212,7 @@ def _distortions(scaling_noise: bool) -> dict[str, Hyperparameter]:
 
 
 def _distort(flip: float, scaling_noise: bool) -> list[Augmentation]:
-    """Mirroring, affine distortion, colour, noise, in this order."""
+    """Horizontal flip, affine distortion, colour jitter and scaling noise, in this order."""
     augment: list[Augmentation] = [RandomHorizontalFlip(flip)] if flip else []
     augment += [
         RandomAffine(degrees="rotation", translate="translation", scale="scaling", shear="shear"),

@@ -1,7 +1,7 @@
-"""The paper's networks, with their regularisers (Appendix H.2).
+"""The networks of the paper with their regularisers (Appendix H.2).
 
-Dropout rates are numbered from the input on: `dropout0` acts on the images. `kind` is the dropout on feature maps: of
-elements (`Dropout`, as the text reads) or of channels (`ChannelDropout`, as in the code the authors released).
+Dropout rates are numbered from the input: `dropout0` acts on the images. `kind` is the dropout on feature maps:
+`Dropout` drops elements, as the paper says, and `ChannelDropout` drops channels, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ray_deltastn.regularizers.strength import as_float
 
 
 class Normalize(nn.Module):
-    """Standardise images per channel: (x − mean) / std; bytes are divided by 255 first.
+    """Standardise images per channel: (x − mean) / std. uint8 images are divided by 255 first.
 
-    A model's first layer, so that augmentation before it sees images in [0, 1].
+    It is the first layer of a model, so that augmentations get images in [0, 1].
 
     Args:
         mean: one value per channel.
         std: one positive value per channel.
 
     Raises:
-        ValueError: if there are not as many of the one as of the other, or a standard deviation is not positive.
+        ValueError: if `mean` and `std` have different lengths, or a standard deviation is not positive.
     """
 
     mean: Tensor
@@ -45,14 +45,14 @@ class Normalize(nn.Module):
         return (as_float(x) - self.mean) / self.std
 
     def undo(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) as they were before."""
+        """Invert `forward`: images (B, C, H, W) in [0, 1]."""
         return x * self.std + self.mean
 
 
 def mlp(inputs: int = 784, hidden: Sequence[int] = (1200, 1200, 1200), classes: int = 10) -> nn.Sequential:
     """Perceptron of H.2.1, with dropout on the input of each hidden layer: `dropout0` to `dropout<n−1>`.
 
-    The paper has three rates and three hidden layers, so the last hidden layer's units are not dropped.
+    The paper has three rates and three hidden layers, so the units of the last hidden layer have no dropout.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     sizes = [inputs, *hidden]
@@ -64,8 +64,8 @@ def mlp(inputs: int = 784, hidden: Sequence[int] = (1200, 1200, 1200), classes: 
 def simple_cnn(channels: int = 1, classes: int = 10, kind: type[Dropout] = Dropout) -> nn.Sequential:
     """SimpleCNN of H.2.2 on 28×28 images: two 5×5 convolutions (16, 32 filters), one hidden layer of 1568 units.
 
-    The paper gives 32 and 64 filters in §5.2, 16 and 32 in H.2.2; the second fits its 1568 = 32·7·7 units. Dropout
-    `dropout0` acts on the input, `dropout1` to `dropout3` after each hidden layer.
+    §5.2 of the paper gives 32 and 64 filters, H.2.2 gives 16 and 32. Only H.2.2 agrees with the 1568 = 32·7·7 units of
+    the paper. `dropout0` acts on the input, and `dropout1` to `dropout3` act after each hidden layer.
     """
     return nn.Sequential(
         Dropout("dropout0"),
@@ -88,9 +88,9 @@ def simple_cnn(channels: int = 1, classes: int = 10, kind: type[Dropout] = Dropo
 def alexnet(channels: int = 3, classes: int = 10, kind: type[Dropout] = Dropout) -> nn.Sequential:
     """AlexNet for 32×32 images: five 3×3 convolutions and two hidden layers of 4096 units.
 
-    The paper gives no sizes; these are those of the self-tuning networks it builds on: 64, 192, 384, 256, 256 filters,
-    the first with stride 2, and pooling after the first, second and fifth. Dropout `dropout0` acts on the input,
-    `dropout1` to `dropout7` after each hidden layer.
+    The paper gives no sizes. The sizes here are those of the self-tuning networks on which the paper builds: 64, 192,
+    384, 256, 256 filters, stride 2 in the first convolution, and pooling after the first, second and fifth. `dropout0`
+    acts on the input, and `dropout1` to `dropout7` act after each hidden layer.
     """
     filters, pooled = (64, 192, 384, 256, 256), (1, 2, 5)
     layers: list[nn.Module] = [Dropout("dropout0")]
@@ -103,9 +103,9 @@ def alexnet(channels: int = 3, classes: int = 10, kind: type[Dropout] = Dropout)
 def vgg16(channels: int = 3, classes: int = 10, kind: type[Dropout] = Dropout) -> nn.Sequential:
     """VGG16 for 32×32 images: thirteen 3×3 convolutions and two hidden layers of 512 units, no batch normalisation.
 
-    The paper gives no sizes; these are those of the code its authors released. Dropout `dropout0` acts on the input,
-    `dropout1` to `dropout15` after each hidden layer. Convolutions start from N(0, 2 / (9·filters)): from PyTorch's
-    own initial weights the signal fades in so deep a network.
+    The paper gives no sizes. The sizes here are those of the authors' code. `dropout0` acts on the input, and
+    `dropout1` to `dropout15` act after each hidden layer. Convolutions are initialised with N(0, 2 / (9·filters)).
+    With PyTorch's initial weights the signal vanishes in such a deep network.
     """
     filters, pooled = (64, 64, 128, 128, *(256,) * 3, *(512,) * 6), (2, 4, 7, 10, 13)
     layers: list[nn.Module] = [Dropout("dropout0")]
@@ -132,7 +132,7 @@ def _two_hidden(inputs: int, width: int, classes: int, first: int) -> list[nn.Mo
 
 
 def resnet18(classes: int = 10, kind: type[Dropout] = Dropout) -> nn.Module:
-    """ResNet-18 in its form for 32×32 images, with dropout on the input and after each of its eight blocks."""
+    """ResNet-18 for 32×32 images, with dropout on the input and after each of its eight blocks."""
     network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()

@@ -1,4 +1,4 @@
-"""Options of ready tasks, read from a trial's config with their rule."""
+"""Functions that read the options of ready tasks from a trial's config and check them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ray_deltastn.domains import Hyperparameter
 
 
 def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) -> int:
-    """A whole number of at least `least`.
+    """Read an option that is a whole number of at least `least`.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if the option has another value.
     """
     given = config.get(name, default)
     value = _number(given)
@@ -24,10 +24,10 @@ def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) ->
 
 
 def number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """A finite number.
+    """Read an option that is a finite number.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if the option has another value.
     """
     value = _number(config.get(name, default))
     if not math.isfinite(value):
@@ -36,7 +36,7 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _number(value: Any) -> float:
-    """A number, NumPy's or written out too; NaN for anything else."""
+    """A number, a NumPy number or a string with a number, as a float; NaN for any other value."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -44,10 +44,10 @@ def _number(value: Any) -> float:
 
 
 def flag(config: Mapping[str, Any], name: str) -> bool:
-    """True or false, by default false.
+    """Read an option that is true or false. The default is false.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if the option has another value.
     """
     value = config.get(name, False)
     if not isinstance(value, bool):
@@ -56,10 +56,10 @@ def flag(config: Mapping[str, Any], name: str) -> bool:
 
 
 def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) -> dict[str, Hyperparameter]:
-    """Domains that begin where a config says: `initial_values` (name → value), and σ at `perturbation_scale` (1).
+    """Domains with the `initial_values` (name → value) and the `perturbation_scale` (initial σ, default 1) of a config.
 
     Raises:
-        ValueError: if `initial_values` names an unknown hyperparameter, or one of the two is not what it should be.
+        ValueError: if `initial_values` names an unknown hyperparameter, or an option breaks its rule.
     """
     given, scale = config.get("initial_values"), number(config, "perturbation_scale", 1.0)
     initial = {} if given is None else given
@@ -79,7 +79,7 @@ def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) ->
 
 
 class Watched(dict[str, Any]):
-    """A config that notes which of its keys a task reads, in `read`."""
+    """A config that records the keys that a task reads, in `read`."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -90,7 +90,7 @@ class Watched(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Value or default, noted."""
+        """Value of a key, or the default; the key is recorded."""
         self.read.add(key)
         return super().get(key, default)
 
@@ -99,6 +99,6 @@ class Watched(dict[str, Any]):
         return super().__contains__(key)
 
     def __iter__(self) -> Iterator[str]:
-        # Whoever looks at all keys may read any of them; so may a copy.
+        # A loop over all keys may read any of them, and so may a copy of the config.
         self.read.update(super().keys())
         return super().__iter__()

@@ -137,7 +137,7 @@ SETTINGS = {
     "settings-of-a-linearised-method-not-centred": (
         lambda: rd.Method("mine", centered=False),
         ValueError,
-        ["centred", "centered=False", "'mine'"],
+        ["`linearized` needs `centered` and `split`", "centered=False", "'mine'"],
     ),
 }
 

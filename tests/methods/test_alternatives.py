@@ -1,4 +1,4 @@
-"""Implicit differentiation and unrolling: exact where they should be, and ordinary runs otherwise."""
+"""Implicit differentiation and unrolling: exact hypergradients on problems with a known answer, and whole runs."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def test_conjugate_gradient_stays_at_a_solution_it_has_reached():
     assert not conjugate_gradient(matrix.mv, torch.zeros_like(b), 5).any()
 
 
-def test_conjugate_gradient_stops_for_good_at_negative_curvature():
+def test_conjugate_gradient_stops_at_negative_curvature():
     matrix = torch.diag(lams(3.0, 1.0, 0.5, -0.3))
     stopped = 0
     for seed in range(50):
@@ -60,7 +60,7 @@ def test_conjugate_gradient_stops_for_good_at_negative_curvature():
     assert stopped > 10
 
 
-def test_conjugate_gradient_against_negative_curvature_from_the_start_returns_the_right_hand_side():
+def test_conjugate_gradient_returns_the_right_hand_side_if_the_first_curvature_is_negative():
     b = lams(1.0, 2.0)
     assert torch.equal(conjugate_gradient(lambda v: -v, b, 5), b)
 
@@ -154,7 +154,7 @@ def test_unrolled_steps_end_at_the_weights_that_training_reached(optimizer):
     assert set(seen) == {4}
 
 
-def test_unrolled_hypergradient_is_the_derivative_of_the_retraced_training():
+def test_unrolled_hypergradient_is_the_derivative_of_repeated_training():
     tuner = run_of("unrolled", problem=Problem("ridge", small(1)), seed=1)
     tuner.model.double()
     tuner.space.double()
@@ -181,10 +181,10 @@ def test_unrolled_hypergradient_is_the_derivative_of_the_retraced_training():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_ift_in_a_run_sees_the_whole_window_and_the_optimisers_decay(decay):
+def test_ift_in_a_run_uses_the_whole_window_and_the_weight_decay_of_the_optimiser(decay):
     problem = Problem("ridge", small())
     data, lam = problem.data, lams(problem.initial)
-    tuner = run_of("ift", weight_decay=decay, lr=1e-30, train_interval=3)  # the weights stay where they are put
+    tuner = run_of("ift", weight_decay=decay, lr=1e-30, train_interval=3)  # the weights do not move
     tuner.model.double()
     tuner.space.double()
     system = problem._system(lam)[0] + decay * torch.eye(problem.dimension, dtype=torch.float64)
@@ -219,7 +219,7 @@ def test_a_changed_interval_takes_effect_within_a_cycle(method):
 
 
 @ALTERNATIVES
-def test_several_hyper_steps_look_at_the_same_window(method):
+def test_several_hyper_steps_use_the_same_window(method):
     tuner = run_of(method, valid_interval=3, train_interval=4, steps_per_report=12, warmup_steps=0)
     seen, hypergradient = [], tuner.algorithm.hypergradient
 
@@ -241,8 +241,8 @@ def test_several_hyper_steps_look_at_the_same_window(method):
     [("ift", {}, 0.1), ("ift", {"implicit_solver": "neumann"}, 0.8), ("unrolled", {}, 0.8)],
     ids=["cg", "neumann", "unrolled"],
 )
-def test_lowers_the_regret_on_ridge(method, settings, most):
-    # A series or a window that is cut short sees part of the response, and stops short of the optimum.
+def test_a_run_lowers_the_regret_on_ridge(method, settings, most):
+    # A truncated series or window contains a part of the response only, so λ does not reach the optimum.
     problem = Problem("ridge", small(), initial=30.0)
     row = toy.measure(problem, method, cycles=400, lr=0.05, hyper_lr=0.05, clip_grad=None, **settings)
     assert row["regret_initial"] > 0.1
@@ -251,7 +251,7 @@ def test_lowers_the_regret_on_ridge(method, settings, most):
 
 @ALTERNATIVES
 @pytest.mark.parametrize("steps", [3, 4, 6])
-def test_resumes_to_the_bit_also_inside_a_cycle(method, steps):
+def test_a_run_resumes_bit_for_bit_inside_a_cycle(method, steps):
     whole = run_of(method, steps_per_report=steps, schedule="cosine")
     reports = [whole.step() for _ in range(5)]
     first = run_of(method, steps_per_report=steps, schedule="cosine")
@@ -278,7 +278,7 @@ def test_state_is_plain_data(method, tmp_path):
 
 
 class Block(nn.Module):
-    """Tied weights, batch normalisation and a parameter that does not train."""
+    """A network with tied weights, batch normalisation and a frozen parameter."""
 
     def __init__(self):
         super().__init__()
@@ -294,7 +294,7 @@ class Block(nn.Module):
 def block_task():
     torch.manual_seed(0)
     model = Block().double()
-    model.norm.momentum = 0.0  # running statistics follow the weights; the hypergradient takes them as they are
+    model.norm.momentum = 0.0  # running statistics stay constant, as the hypergradient assumes
     x = torch.randn(64, 4, dtype=torch.float64)
     return rd.Task(
         space=rd.HyperSpace(decay=rd.Positive(1e-1)),
@@ -306,7 +306,7 @@ def block_task():
     )
 
 
-def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_normalisation():
+def test_unrolled_hypergradient_with_clipping_decay_a_schedule_tied_weights_and_batch_normalisation():
     options = {
         "epochs": 9,
         "batch_size": 10,
@@ -320,7 +320,7 @@ def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_norma
         "seed": 4,
     }
     tuner = rd.SelfTuner(block_task(), "unrolled", steps_per_report=5, **options)
-    tuner.step()  # one minibatch into the second cycle, at a second learning rate
+    tuner.step()  # one minibatch into the second cycle, after a change of the learning rate
     state = copy.deepcopy(tuner.state_dict())
     found = []
     hypergradient = tuner.algorithm.hypergradient
@@ -329,7 +329,7 @@ def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_norma
     ((loss, gradient),) = found
 
     def retrained(shift):
-        # The cycle began before its first step: go there, with λ moved, and take its three steps again.
+        # Start before the first step of the cycle, shift λ, and repeat the three steps of the cycle.
         other = rd.SelfTuner(block_task(), "unrolled", steps_per_report=3, **options)
         other.step()
         other.algorithm.hyper_optimizer.param_groups[0]["lr"] = 0.0
@@ -352,7 +352,7 @@ def test_unrolled_through_clipping_decay_a_schedule_tied_weights_and_batch_norma
 
 
 @ALTERNATIVES
-def test_networks_with_tied_weights_and_running_statistics(method):
+def test_hyper_steps_do_not_change_tied_weights_and_running_statistics(method):
     torch.manual_seed(0)
     x = torch.randn(64, 4)
     task = rd.Task(
@@ -382,13 +382,13 @@ def test_networks_with_tied_weights_and_running_statistics(method):
     for _ in range(3):
         tuner.step()
         plain.step()
-    # Hyper steps leave running statistics and weights alone: with λ held still the run is plain training.
+    # Hyper steps change neither running statistics nor weights, so a run with constant λ equals plain training.
     for (name, a), b in zip(tuner.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
 
 @ALTERNATIVES
-def test_refuses_what_has_no_derivative(method):
+def test_hyperparameters_without_a_derivative_are_refused(method):
     x = torch.randn(20, 4)
     task = rd.Task(
         space=rd.HyperSpace(rate=rd.Bounded(0.1, low=0.0, high=0.9)),
@@ -411,17 +411,17 @@ def test_export_is_the_trained_model_and_release_frees_it(method):
     copy.deepcopy(model)(torch.zeros(1, 4))
 
 
-def test_ift_refuses_a_decay_that_is_no_part_of_the_loss():
+def test_ift_refuses_a_weight_decay_that_is_not_part_of_the_loss():
     with pytest.raises(ValueError, match=r"`weight_decay` of adamw .* 'ift' differentiates, got 0\.1"):
         run_of("ift", optimizer="adamw", weight_decay=0.1)
 
 
-def test_unrolled_is_for_sgd():
+def test_unrolled_needs_sgd():
     with pytest.raises(ValueError, match=r"`optimizer` must be sgd for 'unrolled', got 'adam'"):
         run_of("unrolled", optimizer="adam")
 
 
-def test_command_compares_them(tmp_path, capsys):
+def test_the_toy_command_compares_both_methods(tmp_path, capsys):
     toy.main(
         [
             "--rows-per-dim",

@@ -1,4 +1,4 @@
-"""Which passes are augmented, how strongly, and that the network sees it."""
+"""Which passes are augmented, with which strengths, and that the network gets the augmented inputs."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ B = 8
 
 
 class Shift:
-    """Adds its hyperparameter to each example, and notes with what."""
+    """Adds its hyperparameter to each example, and records its values."""
 
     names = ("shift",)
 
@@ -25,7 +25,7 @@ class Shift:
 
 
 class Seen(nn.Module):
-    """Passes its input on, and notes it."""
+    """Returns its input, and records it."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Seen(nn.Module):
 
 
 def started(method, **settings):
-    """A run on inputs of zeros: whatever the network sees is its augmentation."""
+    """A run on inputs of zero, so that the network gets the augmentation only."""
     torch.manual_seed(0)
     seen, shift = Seen(), Shift()
     data = torch.zeros(4 * B, 5), torch.arange(4 * B) % 3
@@ -71,7 +71,7 @@ def test_each_train_pass_is_augmented_with_its_own_strengths(method, settings, p
     tuner.algorithm.train_step(*tuner.train.next())
     assert sorted(tuple(strength.shape) for strength in shift.strengths) == passes
     for strength in shift.strengths:
-        if strength.dim():  # s(λ + ε), another one for each example
+        if strength.dim():  # s(λ + ε), a different value for each example
             assert len(set(strength.tolist())) == len(strength)
             assert ((strength > 0.0) & (strength < 1.0)).all()
         else:  # s(λ)

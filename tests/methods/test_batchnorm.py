@@ -1,4 +1,4 @@
-"""Running statistics of normalisation layers see the weights' own pass only, never perturbed data and never twice."""
+"""Running statistics of normalisation layers change once per step, in the w₀ pass, and never with perturbed data."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ NETWORKS = {
 
 
 def run(name, method, batch, steps=6):
-    """State and layer flags after train and hyper steps on the same batches, whatever the method."""
+    """State of the model after train and hyper steps; all methods get the same batches."""
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
     model = build()

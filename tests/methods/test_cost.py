@@ -1,4 +1,4 @@
-"""What a cycle (5 train steps, 1 hyper step) costs over 5 plain steps: matmul and convolution FLOPs, saved memory."""
+"""Cost of a cycle (5 train steps, 1 hyper step) over 5 plain steps: matmul and convolution FLOPs, saved memory."""
 
 import functools
 import weakref
@@ -47,7 +47,7 @@ def cnn():
 
 
 def resnet18():
-    """ResNet-18 as used on CIFAR: a 3×3 stem and no pooling after it."""
+    """ResNet-18 for CIFAR, with a 3×3 stem and no pooling after the stem."""
     model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -110,7 +110,7 @@ def test_cycle_costs_at_most_three_times_plain_training(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_cycle_costs_at_most_1_7_times_plain_training_at_a_quarter(name):
+def test_cycle_costs_at_most_1_7_times_plain_training_with_a_quarter_of_each_minibatch(name):
     assert 1.2 < cycle_over_plain(name, "delta-stn", fraction=0.25) <= 1.7
 
 
@@ -128,21 +128,21 @@ def test_steps_of_a_kind_cost_the_same():
     stepper, x, y = make("mlp", "delta-stn")
     costs = {count(lambda: stepper.train_step(x, y)) for _ in range(3)}
     assert costs == {train_flops("mlp", "delta-stn")}
-    assert count(lambda: nn.Linear(3, 2)(torch.randn(4, 3))) == 2 * 4 * 3 * 2  # what the counter counts
+    assert count(lambda: nn.Linear(3, 2)(torch.randn(4, 3))) == 2 * 4 * 3 * 2  # check of the counter
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
 class Held:
-    """One tensor kept by the graph; it dies with the node that keeps it."""
+    """One tensor saved by the graph. It is freed with the node that saves it."""
 
     def __init__(self, tensor):
         self.tensor = tensor
 
 
 def saved_bytes(stepper, forward):
-    """Bytes that autograd keeps for the backward pass, each storage once; parameters are there anyway."""
+    """Bytes that autograd saves for the backward pass. Each storage counts once, and parameters do not count."""
     parameters = {p.untyped_storage().data_ptr() for p in [*stepper.weights, *stepper.response]}
     references = []
 
@@ -161,7 +161,7 @@ def saved_bytes(stepper, forward):
 
 
 def response_pass(stepper, x, y):
-    """What the train step's second pass saves: the train step itself, counted up to the backward pass."""
+    """Bytes that the Θ pass of a train step saves before its backward pass."""
     found = []
     train_loss = stepper.objective.train_loss
 
@@ -186,7 +186,7 @@ def test_saved_memory_is_at_most_two_and_a_half_times_plain(name):
 
 
 @pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
-def test_weights_are_held_still_wherever_they_do_not_move(method):
+def test_parameters_that_do_not_move_need_no_gradient(method):
     stepper, x, y = make("mlp", method)
     seen = []
 

@@ -1,4 +1,4 @@
-"""Where training ends on problems with a closed form: Theorem 3 and Appendix G.
+"""The limit of training on problems with a closed form: Theorem 3 and Appendix G.
 
 | symbol  | meaning                                                         |
 |---------|-----------------------------------------------------------------|
@@ -33,9 +33,9 @@ def regression(outputs):
 
 
 def train(method, space, X, target, penalty, weights, weights_lr, steps=300, lr=2.0):
-    """Run train steps on the full batch, in many copies for the average over ε; returns model and response.
+    """Run train steps on many copies of the full batch, which average over ε, and return model and response.
 
-    Rates fall with time, so that what is left of the noise of ε falls too.
+    The learning rates fall during training, so that the noise of ε falls too.
     """
     torch.manual_seed(1)
     model = nn.Linear(FEATURES, target.shape[1], bias=False).double()
@@ -64,7 +64,7 @@ def relative(value, expected):
 
 
 def slope(model, response):
-    """Θ as a dense Jacobian: one (outputs, features) per hyperparameter."""
+    """Θ as a dense Jacobian (h, outputs, features)."""
     axes = torch.eye(response.U.shape[1], dtype=torch.float64)
     return torch.stack([response.fold(axis)["weight"] - model.weight for axis in axes]).detach()
 
@@ -122,7 +122,7 @@ def ridge():
 
 
 @SPLIT
-def test_theta_at_the_ridge_solution_is_its_jacobian(method):
+def test_theta_at_the_ridge_solution_is_the_jacobian_of_the_solution(method):
     X, target, M, optimum, space, penalty = ridge()
     model, response = train(method, space, X, target, penalty, optimum[None], weights_lr=0.0)
     assert relative(slope(model, response)[0, 0], -torch.linalg.solve(M, optimum)) <= 0.02
@@ -140,11 +140,11 @@ def test_split_training_recovers_the_ridge_solution_and_its_jacobian(method):
 @pytest.mark.parametrize(
     "method", [Method("joint", split=False, linearized=False), get_method("stn")], ids=["centred", "uncentred"]
 )
-def test_joint_training_ends_at_the_biased_weights_of_appendix_g(method):
+def test_joint_training_converges_to_the_biased_weights_of_appendix_g(method):
     X, target, M, optimum, space, penalty = ridge()
     start = torch.zeros(1, FEATURES, dtype=torch.float64)
     model, response = train(method, space, X, target, penalty, start, weights_lr=2.0)
-    # (G.7) with (G.8) in it: (I − σ²M⁻²) w₀ = M⁻¹Xᵀt.
+    # (G.8) inserted into (G.7) gives (I − σ²M⁻²) w₀ = M⁻¹Xᵀt.
     inverse = torch.linalg.inv(M)
     biased = torch.linalg.solve(torch.eye(FEATURES, dtype=torch.float64) - SIGMA**2 * inverse @ inverse, optimum)
     delta = torch.zeros(1) if method.centered else space.lam.detach()

@@ -1,4 +1,4 @@
-"""Objectives and their gradients in w₀, Θ, λ and σ against the dense oracle; steps against PyTorch's SGD."""
+"""Objectives and their gradients in w₀, Θ, λ and σ equal a dense oracle; steps equal PyTorch's SGD."""
 
 import copy
 import math
@@ -46,7 +46,7 @@ CLASSIFIERS = tuple(
 
 @pytest.fixture(autouse=True)
 def closed_form(monkeypatch):
-    """The norm of displaced weights as large networks have it."""
+    """Use the closed form of the norm of displaced weights, as for large networks."""
     monkeypatch.setattr("ray_deltastn.response.weights.FORMED", 0)
 
 
@@ -63,17 +63,17 @@ def make_space():
 
 
 def strength(lam):
-    """s(λ) of the weight decay by hand, for rows of λ."""
+    """s(λ) of the weight decay for rows of λ, written out."""
     return torch.exp(lam[..., 0])
 
 
 def other(lam):
-    """s(λ) of the other hyperparameter by hand."""
+    """s(λ) of the other hyperparameter, written out."""
     return LOW + (HIGH - LOW) / (1 + torch.exp(-lam[..., 1]))
 
 
 class Direct:
-    """A validation penalty in the weights and, directly, in the hyperparameters."""
+    """A validation penalty that depends on the weights and directly on the hyperparameters."""
 
     names = ("decay", "other")
 
@@ -101,7 +101,7 @@ class Problem:
         self.theta = list(self.response.parameters())
 
     def normal(self, seed=5):
-        """The draw z behind ε = σ ⊙ z of the next `sample`."""
+        """The normal draw z from which the next `sample` computes ε = σ ⊙ z."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.x.shape[0], 2, generator=generator, dtype=torch.float64)
 
@@ -126,7 +126,7 @@ def test_perturbed_train_loss_and_gradients_equal_oracle(network, method, biases
     norms = dense_squared_norm(p.model, p.response, delta, biases)
     oracle = p.dense_loss(delta) + (0.5 * strength(lam + eps) * norms / 4.0).mean()
     assert_close(value, oracle)
-    inputs = p.theta if p.method.split else p.weights + p.theta  # a split method moves w₀ apart, below
+    inputs = p.theta if p.method.split else p.weights + p.theta  # w₀ of a split method is tested below
     assert_all_close(grad(value, inputs), grad(oracle, inputs))
 
 
@@ -136,7 +136,7 @@ def test_unperturbed_train_loss_and_weight_gradients_equal_oracle(network, metho
     p = Problem(network, method, penalty=[L2("decay")])
     lam = p.space.lam.detach()
     value = p.objective.train_loss(p.x, p.y)
-    if p.method.centered:  # Eqn. 3.9: no response at all
+    if p.method.centered:  # Eqn. 3.9: no response
         plain = sum(q.square().sum() for q in p.model.parameters())
         oracle = p.loss(p.model(p.x), p.y).mean() + 0.5 * strength(lam) * plain
         assert grad(value, [p.response.U])[0].count_nonzero() == 0
@@ -170,8 +170,8 @@ def test_losses_are_means_over_examples(network, method, loss):
 
 
 @METHODS
-def test_dropout_has_each_examples_own_rate(method):
-    # Dropout on the input, so that each example's mask can be put on by hand: rates s(λ + ε_b), one mask per example.
+def test_dropout_uses_the_rate_of_each_example(method):
+    # Dropout acts on the input, so that the test can apply the masks: rates s(λ + ε_b), one mask per example.
     torch.manual_seed(0)
     space = HyperSpace(rate=Bounded(0.4, low=0.0, high=0.95), idle=Unbounded(0.0)).double()
     inner = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
@@ -197,7 +197,7 @@ def test_dropout_has_each_examples_own_rate(method):
 
 @METHODS
 @NETS
-def test_directions_have_no_gradient_at_the_first_step_and_u_has(network, method):
+def test_at_the_first_step_only_u_has_a_gradient(network, method):
     p = Problem(network, method, new=True, penalty=[L2("decay")])
     value = p.objective.train_loss(p.x, p.y, p.space.scale.detach() * p.normal())
     slope, *directions = grad(value, p.theta)
@@ -306,7 +306,7 @@ def test_l2_is_the_weight_decay_of_sgd():
     model, _ = BY_NAME["linear"]()
     twin = copy.deepcopy(model)
     steps, optimizer = fixed_steps(model, penalty=[L2("decay")]), sgd(twin.parameters(), weight_decay=DECAY)
-    # λ is log(decay), kept as float32 until `.double()`: give the constant exactly.
+    # λ = log(decay) was rounded to float32 before `.double()`, so the test sets the exact constant.
     steps.objective.constant = torch.tensor([DECAY], dtype=torch.float64)
     for x, y in batches(BY_NAME["linear"]):
         steps.train_step(x, y)
@@ -327,7 +327,7 @@ def all_steps(p, **options):
 
 
 @pytest.mark.parametrize("method", ["centered-stn", "delta-stn"])
-def test_split_step_moves_the_weights_plainly_then_theta_at_the_updated_weights(method):
+def test_split_step_moves_the_weights_without_perturbation_then_theta_at_the_updated_weights(method):
     p = Problem(BY_NAME["linear"], method, penalty=[L2("decay")])
     lam, sigma = p.space.lam.detach(), p.space.scale.detach()
     before = [w.detach().clone() for w in p.weights]
@@ -423,7 +423,7 @@ def test_small_shares_and_shared_perturbations_are_not_paired(fraction, per):
     assert all(torch.equal(a, b) for a, b in zip(*found.values(), strict=True))
 
 
-def test_pairs_leave_a_new_response_where_it_is_if_nothing_reads_the_hyperparameters():
+def test_pairs_do_not_move_a_new_response_if_no_regulariser_reads_the_hyperparameters():
     moved = {}
     for antithetic in (False, True):
         p = Problem(BY_NAME["linear"], "delta-stn", seed=1, new=True)  # Δw = 0

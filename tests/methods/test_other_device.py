@@ -1,4 +1,4 @@
-"""A cycle stays on its device: on one that is not the CPU, with tensors that hold no numbers."""
+"""A cycle stays on its device. The device of this test is not the CPU, and its tensors hold no data."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def found():
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_the_check_sees_what_leaves_the_device(found, wrong):
+def test_the_check_finds_operations_that_leave_the_device(found, wrong):
     assert found[wrong]
 
 

@@ -1,4 +1,4 @@
-"""bfloat16 autocast: the same gradients and the same schedule as float32, within its rounding."""
+"""bfloat16 autocast gives the gradients and the schedule of float32, up to rounding errors."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def perceptron():
 
 
 def convolutions():
-    """The same digits, with convolutions, batch normalisation, dropout of channels and Cutout."""
+    """A task on the digits with convolutions, batch normalisation, channel dropout and Cutout."""
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -82,7 +82,7 @@ def convolutions():
 
 @pytest.mark.parametrize("build", [perceptron, convolutions])
 @pytest.mark.parametrize("method", RESPONDING)
-def test_schedule_is_that_of_float32_within_its_own_noise(method, build):
+def test_bf16_changes_the_schedule_less_than_another_seed(method, build):
     def schedule(precision, seed=0):
         torch.manual_seed(0)
         tuner = rd.SelfTuner(
@@ -139,14 +139,14 @@ def test_dropout_keeps_its_rate(rate):
     assert abs(dropped - rate) < 5 * (rate * (1 - rate) / many) ** 0.5
 
 
-def test_half_precision_wants_a_single_precision_model():
+def test_bf16_needs_a_float32_model():
     task = build_task({"task": "digits-mlp", "width": 16})
     task.model.double()
     with pytest.raises(ValueError, match=r"`precision=bf16` needs a float32 model, got torch\.float64"):
         rd.SelfTuner(task, precision="bf16")
 
 
-def test_tf32_is_for_the_run_only():
+def test_tf32_is_on_during_a_run_only():
     seen = []
     task = build_task({"task": "digits-mlp", "width": 16})
     task.loss = lambda out, y: seen.append(torch.get_float32_matmul_precision()) or F.cross_entropy(out, y)
@@ -180,7 +180,7 @@ for tf32 in (True, False):
         "backends.cudnn.conv.fp32_precision = 'ieee'; backends.mkldnn.matmul.fp32_precision = 'tf32'",
     ],
 )
-def test_tf32_where_a_program_uses_the_newer_switches(setting):
-    # PyTorch refuses the older ones from then on, for all of the process.
+def test_tf32_in_a_program_with_the_newer_switches_of_pytorch(setting):
+    # After a program has set a newer switch, PyTorch refuses the older switches in the whole process.
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(setting=setting)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A cycle never makes the host wait for the device: a GPU's queue of launches stays full."""
+"""A cycle never makes the host wait for the device, so that the launch queue of a GPU stays full."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ LEARNED = [name for name, method in METHODS.items() if method.responds or not me
         "unique",
     ],
 )
-def test_the_check_sees_what_waits(wait):
+def test_the_check_finds_operations_that_wait(wait):
     with pytest.raises(AssertionError), NoSync():
         wait(torch.tensor([0.0, 1.0]))
 

@@ -1,4 +1,4 @@
-"""Augmentation of images, each with its own strength, against torchvision's operations on one image at a time."""
+"""Augmentations with one strength per image, compared with torchvision's operations on single images."""
 
 import math
 
@@ -54,7 +54,7 @@ def photos(batch=6, channels=3, height=16, width=20, seed=0):
 
 
 def pass_values_of(value, seed=0, space=None):
-    """Pass values in which the hyperparameter `s` has this value, or one per image."""
+    """Pass values in which the hyperparameter `s` has this value, or one value per image."""
     pass_values = PassValues(space or HyperSpace(s=Unbounded(0.0)), torch.Generator().manual_seed(seed))
     pass_values.values = {"s": torch.as_tensor(value, dtype=torch.float64)}
     return pass_values
@@ -72,20 +72,20 @@ def pass_values_of(value, seed=0, space=None):
     ],
 )
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.4, 2.0])
-def test_colour_factors_are_torchvisions(ours, theirs, factor):
+def test_colour_factors_equal_torchvision(ours, theirs, factor):
     x = photos()
     shared = ours(x, torch.full((len(x), 1, 1, 1), factor))
     torch.testing.assert_close(shared, theirs(x, factor), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.21, 0.0, 0.04, 0.3, 0.5])
-def test_hue_turns_as_torchvisions(turns):
+def test_hue_rotation_equals_torchvision(turns):
     x = photos()
     shared = ops.turn_hue(x, torch.full((len(x), 1, 1, 1), turns))
     torch.testing.assert_close(shared, tv.adjust_hue(x, turns), rtol=0, atol=1e-5)
 
 
-def test_a_factor_of_its_own_for_each_image():
+def test_each_image_has_its_own_factor():
     x = photos(batch=4)
     column = torch.tensor([0.35, 0.9, 1.3, 0.4]).view(-1, 1, 1, 1)
     pairs = [
@@ -123,17 +123,17 @@ def theirs_affine(x, angle, across, down, factor, shear, fill=None):
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 20), (21, 12)])
 @pytest.mark.parametrize("parts", AFFINE)
-def test_affine_is_torchvisions(parts, size):
+def test_affine_equals_torchvision(parts, size):
     x = photos(height=size[0], width=size[1])
     ours = transform(x, *(torch.full((len(x),), part) for part in parts))
     torch.testing.assert_close(ours, theirs_affine(x, *parts), rtol=0, atol=2e-5)
 
 
-def test_affine_for_each_image_its_own_and_fill_outside():
+def test_each_image_has_its_own_affine_map_and_fill_outside():
     x = photos(batch=len(AFFINE))
     ours = transform(x, *torch.tensor(AFFINE).T, fill=0.7)
     expected = torch.stack([theirs_affine(image, *parts, fill=[0.7]) for image, parts in zip(x, AFFINE, strict=True)])
-    # At the border torchvision counts what is outside twice: compare inside and outside.
+    # At the border torchvision counts the outside twice. So compare only pixels that are fully inside or outside.
     inside = transform(torch.ones_like(x), *torch.tensor(AFFINE).T)
     clear = (inside < 1e-6) | (inside > 1 - 1e-6)
     assert clear.float().mean() > 0.9
@@ -145,7 +145,7 @@ def test_affine_for_each_image_its_own_and_fill_outside():
 
 
 @EVERY
-def test_strength_zero_leaves_the_images(what):
+def test_strength_zero_does_not_change_the_images(what):
     x = photos()
     out = WHATS[what]("s")(x, pass_values_of(0.0))
     if what in RESAMPLED:
@@ -156,12 +156,12 @@ def test_strength_zero_leaves_the_images(what):
 
 @EVERY
 def test_each_image_has_its_own_strength(what):
-    """What a strength does to an image depends on its own strength only, not on the other images' or on sharing."""
+    """The effect on an image depends on its strength only: not on other images, and not on a shared strength."""
     x = photos()
     strengths = [0.0, 0.5, 0.1, 0.0, 0.3, 0.4]
     each = WHATS[what]("s")(x, pass_values_of(strengths))
     for index, strength in enumerate(strengths):
-        alone = WHATS[what]("s")(x, pass_values_of(strength))[index]  # the w₀ pass: one value for all
+        alone = WHATS[what]("s")(x, pass_values_of(strength))[index]  # as in the w₀ pass: one value for all images
         torch.testing.assert_close(each[index], alone, rtol=0, atol=1e-6)
     for index in (0, 3):
         torch.testing.assert_close(each[index], x[index], rtol=0, atol=2e-6)
@@ -179,7 +179,7 @@ def test_a_constant_strength_is_the_same_as_a_hyperparameter_with_that_value(wha
 
 
 @EVERY
-def test_all_randomness_is_the_generators(what):
+def test_all_random_numbers_come_from_the_generator(what):
     x = photos()
     torch.manual_seed(1)
     first = WHATS[what]("s")(x, pass_values_of(0.4, seed=5))
@@ -204,7 +204,7 @@ def test_images_keep_shape_type_and_are_not_changed_in_place(what):
 
 
 @EVERY
-def test_bytes_are_taken_as_images_in_zero_to_one(what):
+def test_uint8_images_are_scaled_to_zero_to_one(what):
     raw = (photos() * 255).round().to(torch.uint8)
     out = WHATS[what]("s")(raw, pass_values_of(0.3))
     assert torch.equal(out, WHATS[what]("s")(raw.float() / 255, pass_values_of(0.3)))
@@ -213,7 +213,7 @@ def test_bytes_are_taken_as_images_in_zero_to_one(what):
 
 
 @EVERY
-def test_grey_images(what):
+def test_only_saturation_and_hue_refuse_grey_images(what):
     x = photos(channels=1)
     if what in COLOUR_ONLY:
         with pytest.raises(ValueError, match=rf"`x.shape\[1\] == 3` must hold for {what}, got .*\(1, 16, 20\)"):
@@ -223,7 +223,7 @@ def test_grey_images(what):
 
 
 def factors(augmentation, strength, ones, count=20_000):
-    """Pixel values that an augmentation makes of a flat image, one image per draw."""
+    """Pixel values of a constant image after an augmentation, one draw per image."""
     return augmentation(ones.expand(count, -1, -1, -1), pass_values_of(strength))[:, 0, 0, 0]
 
 
@@ -237,8 +237,8 @@ def test_brightness_factor_is_uniform_between_its_ends(strength):
     assert abs(found.std().item() / ((high - low) / math.sqrt(12)) - 1) <= 0.03
 
 
-def test_hue_and_angle_are_uniform_and_symmetric():
-    """Seen in what they do: a red pixel's turn, and where the right edge's pixel goes."""
+def test_hue_rotation_is_uniform_and_symmetric():
+    """The rotation is measured on a red pixel."""
     red = torch.zeros(1, 3, 1, 1)
     red[0, 0] = 1.0
     out = ColorJitter(hue="s")(red.expand(20_000, -1, -1, -1), pass_values_of(0.1))[:, :, 0, 0]
@@ -249,7 +249,7 @@ def test_hue_and_angle_are_uniform_and_symmetric():
 
 
 def test_translation_is_a_share_of_width_and_of_height():
-    """A slope to the right, then one down: the centre shows how far the image moved."""
+    """The image is a ramp along one axis, so a central pixel shows the translation along this axis."""
     across = torch.arange(30.0).view(1, 1, 1, 30).expand(2000, 1, 10, 30)
     down = torch.arange(10.0).view(1, 1, 10, 1).expand(2000, 1, 10, 30)
     for slope, side in ((across, 30), (down, 10)):
@@ -271,7 +271,7 @@ def test_flip_mirrors_whole_images_with_its_probability():
     assert (share - torch.tensor([0.0, 0.25, 0.5, 1.0])).abs().max() <= 4 * 0.5 / math.sqrt(1000)
 
 
-def test_noise_has_its_standard_deviation_and_no_mean():
+def test_noise_has_its_standard_deviation_and_zero_mean():
     x = torch.full((3, 40_000), 2.0)
     sigma = torch.tensor([0.0, 0.5, 2.0])
     for noise, expected in ((GaussianNoise, sigma), (ScalingNoise, 2 * sigma)):
@@ -280,7 +280,7 @@ def test_noise_has_its_standard_deviation_and_no_mean():
         torch.testing.assert_close((out - x).std(1), expected, rtol=0.02, atol=1e-7)
 
 
-# --- Cutout's filling ------------------------------------------------------------------------------------------------
+# --- fill of Cutout --------------------------------------------------------------------------------------------------
 
 HOLES = HyperSpace(s=Integer(1, low=0, high=4), length=Integer(4, low=0, high=24))
 
@@ -291,7 +291,7 @@ def cut(x, fill):
     return Cutout("s", "length", fill=fill)(x, pass_values)
 
 
-def test_holes_have_the_filling_of_their_channel():
+def test_holes_are_filled_with_the_value_of_their_channel():
     x = photos() + 2.0
     hole = cut(x, 0.0) == 0
     mean = (0.4, 0.5, 0.6)
@@ -303,7 +303,7 @@ def test_holes_have_the_filling_of_their_channel():
 
 
 @pytest.mark.parametrize("x", [torch.ones(2, 1, 8, 8), torch.ones(2, 8, 8)])
-def test_a_filling_for_other_channels_is_refused(x):
+def test_a_fill_for_another_number_of_channels_is_refused(x):
     with pytest.raises(ValueError, match=r"one value for each channel, got 3 for images of shape"):
         cut(x, (0.1, 0.2, 0.3))
 
@@ -332,7 +332,7 @@ def test_domains_and_constants_out_of_range_are_refused(what):
 
 
 @EVERY
-def test_sound_domains_pass_and_other_strengths_are_refused(what):
+def test_valid_domains_pass_and_other_types_of_strength_are_refused(what):
     augmentation = WHATS[what]("s")
     augmentation.check(HyperSpace(s=Bounded(0.05, low=0.0, high=0.5)))
     assert isinstance(augmentation, Augmentation)
@@ -342,18 +342,18 @@ def test_sound_domains_pass_and_other_strengths_are_refused(what):
 
 
 @pytest.mark.parametrize("kind", [ColorJitter, RandomAffine])
-def test_an_augmentation_of_nothing_is_refused(kind):
+def test_an_augmentation_without_strengths_is_refused(kind):
     with pytest.raises(ValueError, match=f"`{kind.__name__}` needs at least one of"):
         kind()
 
 
 @pytest.mark.parametrize("augmentation", [ColorJitter(brightness=0.1), RandomAffine(degrees=5.0)])
 @pytest.mark.parametrize("shape", [(4, 9), (3, 9, 9), (4, 2, 3, 9, 9)])
-def test_other_batches_than_images_are_refused(augmentation, shape):
+def test_batches_that_are_not_images_are_refused(augmentation, shape):
     with pytest.raises(ValueError, match=r"needs images \(B, C, H, W\), got a batch of shape"):
         augmentation(torch.ones(shape), pass_values_of(0.1))
 
 
-def test_they_are_public():
+def test_augmentations_are_public():
     for name in ("ColorJitter", "RandomAffine", "RandomHorizontalFlip", "GaussianNoise", "ScalingNoise"):
         assert getattr(rd, name).__name__ == name

@@ -1,4 +1,4 @@
-"""What hyperparameters act on: dropout, Cutout and weight decay, each with one strength per example."""
+"""Dropout, Cutout and weight decay with one strength per example."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ from tests.oracles import assert_all_close, assert_close, dense_squared_norm, gr
 
 
 def pass_values_of(seed=0, **values):
-    """Pass values with these values; their space plays no part, except for the bound on the number of holes."""
+    """Pass values with these values. Their space is used only for the upper bound on the number of holes."""
     space = HyperSpace(
         rate=Unbounded(0.0), holes=Integer(1, low=0, high=5), length=Integer(4, low=0, high=40), decay=Positive(0.1)
     )
@@ -56,14 +56,14 @@ def test_dropout_drops_each_example_at_its_own_rate_and_keeps_the_mean():
         assert abs(row.mean().item() - 1) <= error / (1 - p) + 1e-6
 
 
-def test_dropout_with_one_rate_for_all():
+def test_dropout_with_a_shared_rate_draws_one_mask_per_example():
     out = bound(Dropout("rate"), pass_values_of(rate=0.3))(torch.ones(4, MANY))
     assert ((out == 0).double().mean(1) - 0.3).abs().max() <= 4 * (0.21 / MANY) ** 0.5
-    assert len({tuple(row) for row in (out == 0).tolist()}) == 4  # one mask per example all the same
+    assert len({tuple(row) for row in (out == 0).tolist()}) == 4  # still one mask per example
 
 
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
-def test_rate_zero_leaves_the_input(kind):
+def test_rate_zero_does_not_change_the_input(kind):
     x = torch.randn(3, 4, 5, 5)
     out = bound(kind("rate"), pass_values_of(rate=[0.0, 0.5, 0.0]))(x)
     assert torch.equal(out[[0, 2]], x[[0, 2]])
@@ -73,7 +73,7 @@ def test_rate_zero_leaves_the_input(kind):
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
 def test_dropout_is_the_identity_in_evaluation_mode(kind):
     layer, x = kind("rate").eval(), torch.randn(3, 4)
-    assert layer(x) is x  # and needs no pass values
+    assert layer(x) is x  # it needs no pass values
 
 
 @pytest.mark.parametrize("kind", [Dropout, ChannelDropout])
@@ -104,7 +104,7 @@ def test_dropout_repeats_with_the_generator_and_differs_between_calls(kind):
     assert not torch.equal(layers[0](x), first)
 
 
-def test_default_generator_is_pytorchs():
+def test_without_a_generator_pytorchs_default_generator_is_used():
     layer = bound(Dropout("rate"), PassValues(HyperSpace(rate=Unbounded(0.0))))
     layer.pass_values.values = {"rate": torch.tensor(0.5)}
     torch.manual_seed(3)
@@ -131,7 +131,7 @@ def test_dropout_passes_gradients_and_tangents_through_its_mask():
 
 
 def cut(size=64, batch=4, channels=2, seed=0, **values):
-    """Where images are cut out, (B, C, H, W)."""
+    """Mask of the holes, (B, C, H, W)."""
     out = Cutout("holes", "length")(torch.ones(batch, channels, size, size), pass_values_of(seed, **values))
     assert torch.equal(out, out.round())
     return out == 0
@@ -155,7 +155,7 @@ def test_one_hole_is_a_square_of_its_length_or_is_clipped_at_the_border(length):
         touches = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
         assert touches or rows[0] == columns[0] == length
         whole += mask.sum().item() == length**2
-    # Whole unless the centre is within half a length of the border.
+    # A square is whole unless its centre is within half a length of the border.
     share = (1 - (length - 1) / 64) ** 2
     assert abs(whole / 200 - share) <= 4 * (share * (1 - share) / 200) ** 0.5 + 1e-9
 
@@ -167,20 +167,20 @@ def test_each_example_has_its_own_holes_and_length():
         area = cut(batch=5, channels=1, seed=seed, size=128, holes=holes, length=length).sum((1, 2, 3))
         assert (area <= holes * length**2).all()
         biggest = biggest.maximum(area.float())
-    assert torch.equal(biggest, holes * length**2)  # no overlap and no clipping is the common case
+    assert torch.equal(biggest, holes * length**2)  # some draws have neither overlap nor clipping
 
 
 @pytest.mark.parametrize(("holes", "length"), [(0.0, 8.0), (3.0, 0.0), (0.0, 0.0)])
-def test_no_holes_or_no_length_leaves_the_images(holes, length):
+def test_no_holes_or_no_length_does_not_change_the_images(holes, length):
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(Cutout("holes", "length")(x, pass_values_of(holes=holes, length=length)), x)
 
 
-def test_a_hole_twice_the_size_of_the_image_leaves_nothing():
+def test_a_hole_twice_the_size_of_the_image_covers_it():
     assert cut(size=8, holes=1.0, length=16.0).all()
 
 
-def test_all_channels_have_the_same_holes_and_examples_their_own():
+def test_channels_share_holes_and_examples_do_not():
     masks = cut(batch=12, channels=3, holes=2.0, length=6.0)
     assert torch.equal(masks, masks[:, :1].expand_as(masks))
     assert len({tuple(m.flatten().tolist()) for m in masks[:, 0]}) == 12
@@ -201,7 +201,7 @@ def test_holes_are_at_other_places_in_the_next_call_and_repeat_with_the_generato
 
 
 @pytest.mark.parametrize("shape", [(4, 9, 11), (4, 3, 9, 11), (4, 2, 3, 9, 11)])
-def test_cutout_takes_any_images_and_touches_nothing_else(shape):
+def test_cutout_takes_images_with_any_leading_axes_and_changes_only_holes(shape):
     x = torch.rand(shape) + 1.0
     before = x.clone()
     out = Cutout("holes", "length")(x, pass_values_of(holes=torch.tensor([1.0, 2.0, 0.0, 5.0]), length=4.0))
@@ -212,7 +212,7 @@ def test_cutout_takes_any_images_and_touches_nothing_else(shape):
     assert (out[[0, 1, 3]] == 0).flatten(1).any(1).all()
 
 
-def test_cutout_refuses_what_it_cannot_cut():
+def test_cutout_refuses_other_shapes_and_an_unbounded_number_of_holes():
     with pytest.raises(ValueError, match="images"):
         Cutout("holes", "length")(torch.ones(3, 4), pass_values_of(holes=1.0, length=2.0))
     space = HyperSpace(holes=LowerBounded(1.0), length=Integer(1, low=0, high=4))
@@ -271,10 +271,10 @@ def test_l2_refuses_a_model_without_matrices():
         Weights(nn.LayerNorm(3)).squared_norm(biases=False)
 
 
-# --- settings ------------------------------------------------------------------------------------------------------
+# --- pass values ---------------------------------------------------------------------------------------------------
 
 
-def test_outside_a_run_the_error_names_the_layer_and_the_way_out():
+def test_outside_a_run_the_error_names_the_layer_and_model_eval():
     with pytest.raises(RuntimeError, match=r"`Dropout\(rate\)`.*model.eval\(\)"):
         Dropout("rate")(torch.ones(2, 3))
 
@@ -295,13 +295,13 @@ def test_values_are_shaped_and_typed_to_act_on_the_batch():
         like = torch.ones(2, 3, 4, 5, dtype=given)
         value = pass_values.value("rate", like=like)
         assert value.shape == (2, 1, 1, 1)
-        # A rate of 0.001 is not for 8 bits.
+        # 8 bits of precision are not enough for a rate of 0.001.
         assert value.dtype == expected
         assert pass_values.rand(2, like=like).dtype == expected
     assert pass_values_of(rate=0.3).value("rate", like=like).shape == (1, 1, 1, 1)
 
 
-def test_names_must_be_text():
+def test_names_must_be_strings():
     with pytest.raises(TypeError, match=r"0\.5"):
         Dropout(0.5)
 
@@ -318,12 +318,12 @@ def saved(model):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled, saved])
-def test_a_copied_model_does_not_carry_the_run_along(copied):
+def test_a_copied_model_does_not_contain_the_run(copied):
     layer = bound(Dropout("rate"), pass_values_of(rate=0.5))
     twin = copied(layer)
     with pytest.raises(RuntimeError, match="SelfTuner"):
         twin(torch.ones(2, 3))
-    layer(torch.ones(2, 3))  # the original still has it
+    layer(torch.ones(2, 3))  # the original layer still works
     whole = copy.deepcopy(nn.Sequential(nn.Linear(3, 3), layer))
     assert whole[1]._pass_values is None
     assert not layer.state_dict()

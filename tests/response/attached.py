@@ -1,4 +1,4 @@
-"""A response attached to a network, and what it predicts."""
+"""A response attached to a network, and its prediction."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What responds, what does not and says so, and what attaching leaves behind."""
+"""Which parameters respond, which are reported without response, and what a response changes in the model."""
 
 import copy
 
@@ -16,7 +16,7 @@ from tests.response.attached import MODES, NETS, H, attached, predict
 
 
 @NETS
-def test_attaching_leaves_the_model_as_it_is(network):
+def test_attaching_does_not_change_the_model(network):
     model, x = network()
     kind, before, output = type(model), copy.deepcopy(model.state_dict()), model(x)
     response = randomise(Response(model, H))
@@ -37,7 +37,7 @@ def test_attaching_leaves_the_model_as_it_is(network):
         assert not module._forward_pre_hooks_with_kwargs
 
 
-def test_release_leaves_hooks_of_others():
+def test_release_keeps_other_hooks():
     model, x = BY_NAME["linear"]()
     seen = []
     model[0].register_forward_hook(lambda *_: seen.append("forward"))
@@ -47,7 +47,7 @@ def test_release_leaves_hooks_of_others():
 
 
 @MODES
-def test_a_failed_pass_leaves_no_trace(linearised):
+def test_a_failed_pass_does_not_change_the_next_pass(linearised):
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).double()
     response = randomise(Response(model, H))
     x, delta = torch.randn(BATCH, 4, dtype=torch.float64), torch.randn(BATCH, H, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_a_failed_pass_leaves_no_trace(linearised):
     assert torch.equal(predict(model, response, delta, x, linearised), before)
 
 
-def test_batch_of_another_size_is_refused_by_layer_name():
+def test_the_error_for_another_batch_size_names_the_layer():
     model, x, response, _ = attached(BY_NAME["linear"])
     with pytest.raises(ValueError, match="layer '0'"):
         predict(model, response, torch.ones(2, H, dtype=torch.float64), x, False)
@@ -80,7 +80,7 @@ def test_linearised_output_must_be_a_tensor():
         linearised_forward(model, torch.ones(1, 2), Response(model, H), torch.ones(1, H))
 
 
-def test_directions_start_on_the_scale_of_the_layers_weights():
+def test_directions_are_initialised_like_the_weights_of_their_layer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(400, 50), nn.LayerNorm(50), nn.Embedding(300, 20))
     response = Response(model, H, torch.Generator().manual_seed(3))
@@ -110,7 +110,7 @@ class Doubling(nn.Linear):
 
 
 class Renamed(nn.Linear):
-    """A subclass that keeps its parent's forward."""
+    """A subclass that keeps the `forward` of its parent."""
 
 
 def test_parameters_owned_by_a_custom_module_are_reported():
@@ -147,13 +147,13 @@ def test_embedding_with_max_norm_is_reported():
     assert "max_norm" in coverage.uncovered["0.weight"]
 
 
-def test_subclass_with_a_forward_of_its_own_is_reported_and_one_without_responds():
+def test_a_subclass_responds_only_if_it_keeps_the_forward_of_its_parent():
     coverage = Response(nn.Sequential(Doubling(2, 2), Renamed(2, 2)), H).coverage
     assert set(coverage.covered) == {"1.weight", "1.bias"}
     assert coverage.uncovered == dict.fromkeys(["0.weight", "0.bias"], "owned directly by Doubling")
 
 
-def test_a_parameter_also_used_outside_the_table_does_not_respond():
+def test_a_parameter_that_a_layer_without_kind_also_uses_does_not_respond():
     model = nn.Sequential(nn.Linear(3, 3), Doubling(3, 3))
     model[1].weight = model[0].weight
     coverage = Response(model, H).coverage
@@ -161,7 +161,7 @@ def test_a_parameter_also_used_outside_the_table_does_not_respond():
     assert coverage.uncovered["0.weight"] == "owned directly by Doubling"
 
 
-def test_layers_left_without_a_responding_parameter_are_not_counted():
+def test_layers_without_a_responding_parameter_are_not_counted():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), Doubling(3, 3), nn.Linear(3, 2))
     model[1].weight = model[0].weight
     coverage = Response(model, H).coverage

@@ -1,4 +1,4 @@
-"""Each kind of layer has its rule: value, gradients and double gradients."""
+"""The rule of each layer kind: values and gradients."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_layer_passes_gradcheck_in_theta_and_displacement(name, linearised):
     response = randomise(Response(model, H))
     delta = torch.randn(x.shape[0], H, dtype=torch.float64, requires_grad=True)
 
-    def prediction(*inputs):  # gradcheck moves the parameters themselves, in place
+    def prediction(*inputs):  # gradcheck changes the parameters in place
         return predict(model, response, inputs[-1], x, linearised)
 
     assert torch.autograd.gradcheck(prediction, (*response.parameters(), delta))

@@ -1,4 +1,4 @@
-"""The response's prediction and its gradients are those of a dense oracle, for every network."""
+"""The prediction of a response and its gradients equal a dense oracle, for every network."""
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ from tests.response.attached import MODES, NETS, H, attached, predict
 
 
 def plain(model, x):
-    with sdpa_kernel(SDPBackend.MATH):  # as in a linearised pass; with gradients enabled, since fused paths round apart
+    # As in a linearised pass. Gradients stay enabled, because fused kernels round differently.
+    with sdpa_kernel(SDPBackend.MATH):
         return model(x)
 
 
@@ -41,7 +42,8 @@ def test_prediction_and_gradients_equal_dense_oracle(network, linearised):
 @NETS
 @MODES
 def test_frozen_weights_change_neither_prediction_nor_gradients(network, linearised):
-    # The method's passes freeze w₀; layers with fused shortcuts for "no gradient needed" must not take them.
+    # The passes of a method freeze w₀. Some layers have fused kernels for inputs without gradients and must not use
+    # them here.
     model, x, response, delta = attached(network)
     inputs = list(response.parameters())
     with frozen(model.parameters()):

@@ -1,4 +1,4 @@
-"""Where the real image sets are, for tests that look at them."""
+"""The data root of the real image sets, for the tests that read them."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_images():
-    """Data root, from the environment; without one the test is skipped."""
+    """Data root from the environment. Without it the test is skipped."""
     root = os.environ.get("RAY_DELTASTN_DATA")
     if not root:
         pytest.skip("RAY_DELTASTN_DATA names no data root")

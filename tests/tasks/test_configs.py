@@ -1,4 +1,4 @@
-"""The experiments in `configs/`: each can be read, and those of the paper have the paper's settings (H.2)."""
+"""The files in `configs/` are valid, and the files of the paper's experiments have the paper's settings (H.2)."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_every_configuration_is_read_and_names_a_ready_task(path):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_settings_are_the_papers(name):
+def test_settings_equal_those_of_the_paper(name):
     task, epochs, lr, entropy_weight, schedule = PAPER[name]
     config = ExperimentConfig.read(FOLDER / f"{name}.yaml")
     settings = Settings(**config.train)
@@ -51,7 +51,7 @@ def test_settings_are_the_papers(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_another_preset_replaces_all_that_the_papers_decides(name):
+def test_another_preset_replaces_all_options_of_the_paper_preset(name):
     config = ExperimentConfig.read(FOLDER / f"{name}.yaml", ["train.preset=fast"])
     found, fast = Settings(**config.train), Settings(preset="fast")
     for option in PRESETS["fast"]:

@@ -1,4 +1,4 @@
-"""Reading image sets: layouts, roots, downloads and what is said when nothing is there."""
+"""Reading image sets: file layouts, data roots, downloads and error messages."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def idx(array):
 
 
 def write_idx(folder, packed):
-    """The four files of a small set; returns its arrays."""
+    """Write the four files of a small set, and return its arrays."""
     folder.mkdir(parents=True)
     arrays = {
         "train-images-idx3-ubyte": values(7, 28, 28),
@@ -60,7 +60,7 @@ def contents(folder):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("own_folder", [True, False])
 @pytest.mark.parametrize("name", IDX_SETS)
-def test_idx_files_are_read_where_they_are_and_nothing_is_written(name, own_folder, packed, tmp_path):
+def test_idx_files_are_read_in_each_layout_and_nothing_is_written(name, own_folder, packed, tmp_path):
     root = tmp_path / "root"
     x, y, test_x, test_y = write_idx((root / name if own_folder else root) / FOLDER[name] / "raw", packed)
     before = contents(root)
@@ -117,7 +117,7 @@ def test_cifar10_is_read_from_torchvisions_files_by_torchvision(own_folder, tmp_
     assert_split(test, values(2, 32, 32, 3).transpose(0, 3, 1, 2), [1] * 2)
 
 
-def test_the_argument_comes_before_the_environment(tmp_path, monkeypatch):
+def test_the_argument_takes_precedence_over_the_environment(tmp_path, monkeypatch):
     write_idx(tmp_path / "here" / "MNIST" / "raw", packed=True)
     monkeypatch.setenv("RAY_DELTASTN_DATA", str(tmp_path / "nowhere"))
     assert len(load_images("mnist", tmp_path / "here")[0][0]) == 7
@@ -128,7 +128,7 @@ def test_the_argument_comes_before_the_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_root_without_the_set_is_an_error_that_says_where_it_looked_and_how_to_get_it(name, tmp_path):
+def test_the_error_for_a_missing_set_names_the_files_and_the_download(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_images(name, tmp_path)
     text = str(error.value)
@@ -156,7 +156,7 @@ def test_without_a_root_the_set_is_downloaded_into_the_cache_once(monkeypatch, t
     assert [path.name for path in user_cache().iterdir()] == ["fashion_mnist"]
 
 
-def test_a_download_that_fails_leaves_nothing_and_says_why(monkeypatch):
+def test_a_failed_download_leaves_no_files_and_gives_the_reason(monkeypatch):
     def download(root, download):
         (root / "half").touch()
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
@@ -167,7 +167,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_why(monkeypatch):
     assert not list(user_cache().iterdir())
 
 
-def test_a_download_that_another_process_finished_first_is_dropped(monkeypatch):
+def test_a_download_is_dropped_if_another_process_finished_first(monkeypatch):
     def download(root, download):
         write_idx(root / "MNIST" / "raw", packed=False)
         write_idx(user_cache() / "mnist" / "MNIST" / "raw", packed=True)
@@ -190,15 +190,15 @@ def test_a_damaged_file_is_named(damage, tmp_path):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_missing_part_is_named_with_how_to_get_it(packed, tmp_path):
+def test_the_error_for_a_missing_file_names_it_and_the_download(packed, tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_idx(folder, packed)
     next(folder.glob("t10k-labels*")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz` must be there too: get it again with"):
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz` must exist, got no such file; download"):
         load_images("mnist", tmp_path)
 
 
-def test_a_torn_archive_is_named(tmp_path):
+def test_a_damaged_gzip_file_is_named(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_idx(folder, packed=True)
     for name, damage in (
@@ -213,21 +213,21 @@ def test_a_torn_archive_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"junk", strips(values(2, 32, 32, 3), values(2))[:-30]], ids=["junk", "torn"])
-def test_a_torn_zip_is_named(content, tmp_path):
+def test_a_damaged_zip_is_named(content, tmp_path):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "data_batch_1.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"data_batch_1.zip` must be a zip of WebP strips and `labels.npy`, got: "):
         load_images("cifar10", tmp_path)
 
 
-def test_half_of_torchvisions_files_are_refused(tmp_path):
+def test_incomplete_files_of_torchvision_are_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py` must hold cifar10 undamaged, got: .*get it again with"):
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py` must hold undamaged files of cifar10, got: .*download"):
         load_images("cifar10", tmp_path)
 
 
-def test_another_name_is_refused():
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"`name` must be one of mnist, fashion_mnist, cifar10, got 'svhn'"):
         load_images("svhn")
 
@@ -240,7 +240,7 @@ def test_another_name_is_refused():
         ("cifar10", (50_000, 10_000), (3, 32, 32), [6, 9, 9, 4, 1]),
     ],
 )
-def test_the_real_sets(name, sizes, shape, first, monkeypatch, real_images):
+def test_the_real_sets_have_the_known_sizes_and_labels(name, sizes, shape, first, monkeypatch, real_images):
     train, test = load_images(name, real_images)
     for (x, y), size in zip((train, test), sizes, strict=True):
         assert x.shape == (size, *shape)

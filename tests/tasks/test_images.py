@@ -1,4 +1,4 @@
-"""The image tasks of §5.2 and H.2: hyperparameters, networks, splits and options, on images made up here."""
+"""The image tasks of §5.2 and H.2: hyperparameters, networks, splits and options, on random images."""
 
 import re
 
@@ -31,7 +31,7 @@ CIFAR = pytest.mark.parametrize("name", [name for name in RECIPES if name.starts
 
 
 @EVERY
-def test_hyperparameters_are_as_many_as_in_the_paper(name):
+def test_hyperparameters_are_those_of_the_paper(name):
     expected = tuple(f"dropout{n}" for n in range(DROPOUTS[name]))
     if name.startswith("cifar10"):
         expected += DISTORTIONS
@@ -43,7 +43,7 @@ def test_hyperparameters_are_as_many_as_in_the_paper(name):
 
 
 @EVERY
-def test_initial_values_ranges_and_scales_are_the_papers(name):
+def test_initial_values_ranges_and_scales_are_those_of_the_paper(name):
     for key, p in task(name).space.hyperparameters.items():
         known = {
             "cutout_holes": (1, 0, 4, True),
@@ -61,7 +61,7 @@ def test_initial_values_ranges_and_scales_are_the_papers(name):
         assert (p.initial, *p.bounds, p.integer) == (initial, low, high, whole)
         assert p.scale == 1.0
         assert p.per == "example"
-        # The baselines search dropout rates in [0, 0.85], the rest in the whole range.
+        # The baselines search dropout rates in [0, 0.85], and other hyperparameters in their whole range.
         assert p.search_range(key) == ((0.0, 0.85) if key.startswith("dropout") else (low, high))
 
 
@@ -126,7 +126,7 @@ def test_alexnet_has_five_convolutions_and_two_hidden_layers():
     assert linears(network) == [(1024, 4096), (4096, 4096), (4096, 10)]
 
 
-def test_vgg16_has_thirteen_convolutions_two_hidden_layers_and_passes_its_signal_on():
+def test_vgg16_has_thirteen_convolutions_two_hidden_layers_and_keeps_its_signal():
     torch.manual_seed(0)
     network = vgg16()
     widths = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -136,10 +136,10 @@ def test_vgg16_has_thirteen_convolutions_two_hidden_layers_and_passes_its_signal
         out = network.eval()(torch.randn(4, 3, 32, 32))
         features = network[: [type(m) for m in network].index(nn.Flatten)](torch.randn(4, 3, 32, 32))
     assert out.shape == (4, 10)
-    assert 1e-3 < features.std(0).mean() < 10  # PyTorch's own initial weights tell images apart by 4e-7
+    assert 1e-3 < features.std(0).mean() < 10  # it is 4e-7 with PyTorch's initial weights
 
 
-def test_resnet18_has_twenty_convolutions_and_no_early_halving():
+def test_resnet18_has_twenty_convolutions_and_no_early_downsampling():
     network = resnet18()
     assert len(convolutions(network)) == 20
     assert convolutions(network)[0] == (3, 64, 3, 1)
@@ -150,7 +150,7 @@ def test_resnet18_has_twenty_convolutions_and_no_early_halving():
 
 
 @EVERY
-def test_a_layer_of_the_network_is_never_idle(name):
+def test_every_layer_of_the_network_is_called(name):
     model = task(name).model
     called = set()
     for module_name, module in model.named_modules():
@@ -183,14 +183,14 @@ def test_normalize_standardises_per_channel_and_is_undone():
 
 
 @CIFAR
-def test_distortion_then_colour_then_cutout_with_holes_of_the_mean(name):
+def test_augmentations_are_affine_then_colour_then_cutout_filled_with_the_mean(name):
     kinds = [type(a) for a in task(name).augmentations]
     assert kinds == [rd.RandomAffine, rd.ColorJitter, rd.Cutout]
     assert task(name).augmentations[-1].fill == RECIPES[name].mean
 
 
 @CIFAR
-def test_options_beyond_the_text(name):
+def test_flip_and_scaling_noise_are_options(name):
     assert isinstance(task(name, flip=0.5).augmentations[0], rd.RandomHorizontalFlip)
     noisy = task(name, scaling_noise=True)
     assert len(noisy.space) == COUNTS[name] + 1
@@ -211,7 +211,7 @@ def test_channel_dropout_drops_feature_maps_not_units_or_pixels(name):
 
 
 @EVERY
-def test_initial_values_and_scale_may_be_others(name):
+def test_initial_values_and_scale_are_options(name):
     space = task(name, initial_values={"dropout1": 0.3}, perturbation_scale=0.5).space
     assert space.hyperparameters["dropout1"].initial == 0.3
     assert space.hyperparameters["dropout0"].initial == 0.05
@@ -234,7 +234,7 @@ def test_augmentation_never_waits_for_the_device(name, per_example):
         for augmentation in made.augmentations:
             x = augmentation(x, pass_values)
     assert x.shape == (4, 3, 32, 32)
-    with pytest.raises(AssertionError), NoSync():  # the check itself
+    with pytest.raises(AssertionError), NoSync():  # `NoSync` finds a read of a number
         x.mean().item()
 
 
@@ -266,7 +266,7 @@ def test_the_last_share_of_a_permutation_is_held_out(count, share, used, sizes):
         assert torch.equal(x.flatten() * 10, y)
 
 
-def test_the_split_is_a_function_of_its_seed_alone():
+def test_the_split_depends_on_its_seed_only():
     state = torch.get_rng_state()
     first, same, other = (hold_out(numbered(100), 0.15, seed)[1][0] for seed in (0, 0, 1))
     assert torch.equal(first, same)
@@ -300,7 +300,7 @@ def test_a_part_without_images_is_refused(used):
         ({"initial_values": ["dropout0"]}, "`initial_values` must be a mapping"),
     ],
 )
-def test_options_break_no_rule(option, message, monkeypatch):
+def test_invalid_options_are_refused(option, message, monkeypatch):
     monkeypatch.setattr(
         images, "load_images", lambda *_: (made_up("cifar10-alexnet", 20), made_up("cifar10-alexnet", 5))
     )
@@ -329,7 +329,7 @@ def test_tasks_are_built_from_their_set(name, monkeypatch):
     assert set(READY) == {"digits-mlp", *RECIPES}
 
 
-# --- the real sets, where they are -----------------------------------------------------------------------------------
+# --- the real sets ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

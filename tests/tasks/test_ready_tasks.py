@@ -13,7 +13,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def unstandardised(splits):
-    """Images in their raw grey levels 0 … 16: the standardised ones have the raw levels' spacing."""
+    """Images in their raw grey levels 0 … 16, recovered from the smallest and the largest standardised level."""
     levels = torch.cat([x.flatten() for x, _ in splits]).unique()
     low, high = levels[0], levels[-1]
     return [(x - low) / (high - low) * 16 for x, _ in splits]
@@ -54,7 +54,7 @@ def test_digits_are_standardised_on_the_training_part_only(seed):
         assert abs(other.std().item() - 1) > 1e-5
 
 
-def test_digits_are_a_function_of_the_seed():
+def test_digits_depend_on_the_seed_only():
     torch.manual_seed(1)
     first = digits(3)
     torch.manual_seed(2)
@@ -66,7 +66,7 @@ def test_digits_are_a_function_of_the_seed():
         assert not torch.equal(y, y3)
 
 
-def test_digits_leave_the_global_generator_alone():
+def test_digits_do_not_change_the_global_generator():
     before = torch.get_rng_state()
     digits(3)
     assert torch.equal(torch.get_rng_state(), before)
@@ -77,7 +77,7 @@ def linear_shapes(model):
 
 
 @pytest.mark.parametrize(("config", "width"), [({}, 256), ({"width": 32}, 32), ({"width": "48"}, 48)])
-def test_digits_mlp_is_a_perceptron_of_the_width_asked_for(config, width):
+def test_digits_mlp_is_a_perceptron_of_the_given_width(config, width):
     task = digits_mlp(config)
     assert linear_shapes(task.model) == [(64, width), (width, width), (width, 10)]
 
@@ -127,7 +127,7 @@ def test_tasks_are_found_by_name_import_string_and_function():
     assert find_task(digits_mlp) is digits_mlp
 
 
-def test_digits_may_start_elsewhere():
+def test_initial_values_and_scale_of_digits_mlp_are_options():
     space = digits_mlp({"initial_values": {"input_dropout": 0.4}, "perturbation_scale": 0.5}).space
     start = space.named(space.values())
     assert start["input_dropout"].item() == pytest.approx(0.4)

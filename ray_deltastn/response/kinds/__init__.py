@@ -1,4 +1,4 @@
-"""The table of layer kinds that can respond; a new kind is one file here and one line below."""
+"""The table of layer kinds that can respond. A new kind needs one file in this folder and one line in the table."""
 
 from torch import nn
 
@@ -23,7 +23,7 @@ KINDS: tuple[LayerKind, ...] = (
 
 
 def kind_of(layer: nn.Module) -> LayerKind | None:
-    """The kind of a layer, or None; a subclass with a `forward` of its own is not of its parent's kind."""
+    """The kind of a layer, or None. A subclass that overrides `forward` does not have the kind of its parent."""
     for kind in KINDS:
         for base in kind.types:
             if isinstance(layer, base) and type(layer).forward is base.forward:

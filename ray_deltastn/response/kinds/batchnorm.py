@@ -9,21 +9,21 @@ _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def by_batch(layer: _BatchNorm) -> bool:
-    """Whether the layer normalises by the batch's own statistics now."""
+    """Whether the layer currently normalises with the statistics of the batch."""
     return layer.training or layer.running_mean is None
 
 
 def apply(layer: _BatchNorm, x: Tensor, weight: Tensor | None) -> Tensor:
-    """γ x̂, x̂ normalised as the layer does it in its present mode; running statistics stay untouched."""
+    """γ x̂, where x̂ is x normalised as in the layer's current mode; running statistics do not change."""
     batch = by_batch(layer)
     mean, variance = (None, None) if batch else (layer.running_mean, layer.running_var)
     return F.batch_norm(x, mean, variance, weight, None, batch, 0.0, layer.eps)
 
 
 def tangent(layer: _BatchNorm, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
-    """γ/s · (ẋ − ⟨ẋ⟩ − x̂ ⟨x̂ ẋ⟩) by batch statistics, γ/s · ẋ by running ones; s² = variance + eps.
+    """γ/s · (ẋ − ⟨ẋ⟩ − x̂ ⟨x̂ ẋ⟩) with batch statistics, γ/s · ẋ with running statistics; s² = variance + eps.
 
-    PyTorch's rule gives the same and keeps several more tensors of the size of x for the backward pass.
+    PyTorch's rule gives the same result but keeps several more tensors of the size of x for the backward pass.
     """
     shape = (1, -1, *(1,) * (x.dim() - 2))
     if not by_batch(layer):

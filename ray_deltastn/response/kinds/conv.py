@@ -6,13 +6,13 @@ from ray_deltastn.response.kinds.base import LayerKind, on_channels, uniform_fan
 
 
 def apply(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
-    """W ∗ x with the layer's own stride, padding and its mode, dilation and groups."""
+    """W ∗ x with the layer's stride, padding, padding mode, dilation and groups."""
     out: Tensor = layer._conv_forward(x, weight, None)
     return out
 
 
 def tangent(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
-    """W₀ẋ; PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
+    """W₀ẋ. PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
     return apply(layer, x_tangent, layer.weight)
 
 

@@ -7,7 +7,7 @@ from ray_deltastn.response.kinds.base import LayerKind, on_channels, ones
 
 
 def apply(layer: nn.GroupNorm, x: Tensor, weight: Tensor | None) -> Tensor:
-    """γ x̂, x̂ normalised over groups."""
+    """γ x̂, where x̂ is x normalised over groups of channels."""
     return F.group_norm(x, layer.num_groups, weight, None, layer.eps)
 
 

@@ -7,7 +7,7 @@ from ray_deltastn.response.kinds.base import LayerKind, on_normalized_shape, one
 
 
 def apply(layer: nn.LayerNorm, x: Tensor, weight: Tensor | None) -> Tensor:
-    """γ x̂, x̂ normalised over the last axes."""
+    """γ x̂, where x̂ is x normalised over the last axes."""
     return F.layer_norm(x, layer.normalized_shape, weight, None, layer.eps)
 
 

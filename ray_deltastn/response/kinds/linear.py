@@ -12,7 +12,7 @@ def apply(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def tangent(layer: nn.Linear, x: Tensor, x_tangent: Tensor, applied: Tensor | None) -> Tensor:
-    """W₀ẋ; PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
+    """W₀ẋ. PyTorch's rule would also multiply x by the weight's tangent, which is zero."""
     return apply(layer, x_tangent, layer.weight)
 
 
