@@ -3,9 +3,9 @@
     python -m benchmarks.images --task fashion-cnn --method delta-stn --epochs 30 --seed 0 --out DIR
 
 The settings are those of the paper (H.2), as in the task's file in `configs/`. `--set KEY=VALUE` changes a setting or
-an option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed` `--set
-'hyperparameters={"dropout0": 0.2}'`). A smaller `--epochs` shortens the learning-rate schedule of the CIFAR-10 tasks in
-proportion.
+an option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
+`--set 'hyperparameters={"dropout0": 0.2}'`). A smaller `--epochs` shortens the learning-rate schedule of the CIFAR-10
+tasks in proportion.
 
 A run saves its state in `DIR/LABEL-sSEED.pt`, and the same command continues it. `--minutes M` stops it before the
 report that would exceed M minutes, but after at least one report. The exit status is 3 if the run is not finished.

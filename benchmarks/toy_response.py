@@ -11,12 +11,12 @@ network:
 | `ridge`   | one layer (H.1)                            | e^λ/n, h = 1        |
 | `network` | five hidden layers, Jacobian norm (H.4)    | e^(λ_j), h = d      |
 
-In `network` each feature has a separate penalty, so the hypergradient is a vector with a direction. With C = XᵀX/n, c =
-Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m, the exact solution is v* = A⁻¹c, dv*/dλ = −A⁻¹ diag(g ⊙ v*) G.
+In `network` each feature has a separate penalty, so the hypergradient is a vector with a direction. With C = XᵀX/n,
+c = Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m, the exact solution is v* = A⁻¹c, dv*/dλ = −A⁻¹ diag(g ⊙ v*) G.
 
-A finite σ causes a bias, because e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and E[g(λ+ε)·ε²] = g M
-(σ² + σ⁴), where ε belongs to the same entry. The best linear response (3.10) of the linearised problem is then, for
-each column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
+A finite σ causes a bias, because e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and
+E[g(λ+ε)·ε²] = g M (σ² + σ⁴), where ε belongs to the same entry. The best linear response (3.10) of the linearised
+problem is then, for each column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
 perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. Dotted lines show the error of these best
 responses: for all methods on `ridge`, and for Δ-STN on `network`, where the problem is nonlinear for the other methods.
 
@@ -34,7 +34,7 @@ Curves, at evenly spaced points of log(train steps):
 - `jacobian_error`, `jacobian_cosine`: ‖J − dv*/dλ‖/‖dv*/dλ‖, and the cosine of J and dv*/dλ. J is the derivative of
   v(w₀ + Θδ) at the current weights of the network (for `stn` of v(r(λ))).
 - `hypergradient_cosine`, `hypergradient_ratio`: q is the gradient of the hyper step at ε = 0 on all validation rows,
-  and d = dL_V(v*(λ))/dλ is exact. The first is the cosine of q and d. The second is ⟨q, d⟩/⟨d, d⟩; the correct value is
+  and d = dL_V(v*(λ))/dλ is exact. The first is the cosine of q and d. The second is ⟨q, d⟩/⟨d, d⟩, and should be
   1.
 
 The record's `summary` has statistics over the seeds at the last point. `--rows FILE.json` draws and summarises a record
