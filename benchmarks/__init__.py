@@ -1,1 +1,1 @@
-"""Benchmarks; they import the package, nothing imports them."""
+"""Benchmarks. They import the package; the package does not import them."""

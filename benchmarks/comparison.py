@@ -1,11 +1,12 @@
-"""The record of a comparison: what it found, small enough to keep, from the folder of `ray-deltastn compare`.
+"""Make the record of a comparison, small enough to commit, from the results folder of `ray-deltastn compare`.
 
     ray-deltastn compare configs/digits_compare.yaml --seeds 3 --out DIR
     python -m benchmarks.comparison DIR --out benchmarks/records/compare/digits \
         --command "ray-deltastn compare configs/digits_compare.yaml --seeds 3" --remark "2 cores, nothing else running"
 
-`record.json` holds the configuration, the versions, summary and paired differences, and one row per method and seed
-with its curve: the best validation loss so far over epochs and device-seconds, at the points where it fell.
+`record.json` contains the configuration, the versions, the summary, the paired differences, and one row per method and
+seed. A row has a curve: the best validation loss so far over epochs and device-seconds, at the points where it
+decreased.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from ray_deltastn.compare.outcomes import spending
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.comparison import Comparison, write_comparison
 
-#: Most points of a curve, and colours of a picture.
+#: Largest number of points of a curve, and of colours of a picture.
 POINTS, COLOURS = 60, 128
 
 
 def curve(reports: pd.DataFrame, points: int = POINTS) -> dict[str, list[float]]:
-    """Where the best validation loss of one method and seed fell: epochs and seconds spent by then, and the loss.
+    """Points where the best validation loss of one method and seed decreased: epochs so far, seconds so far, and loss.
 
     Args:
-        reports: of one method and seed.
-        points: the most that are kept; first and last of them always, and the last report.
+        reports: reports of one method and seed.
+        points: largest number of points; the first point, the last point and the last report are always kept.
     """
     spent = spending(reports).dropna(subset="best_so_far")
     fell = spent[spent["best_so_far"].diff().fillna(-1.0) < 0]
@@ -52,9 +53,9 @@ def record(found: Comparison, command: str, remark: str) -> dict[str, Any]:
     """The record of a comparison.
 
     Args:
-        found: its tables.
-        command: that ran it.
-        remark: about the machine.
+        found: tables of the comparison.
+        command: the command that ran it.
+        remark: a remark about the machine.
     """
     groups = dict(list(found.results.groupby(["method", "seed"])))
     rows = [
@@ -79,7 +80,7 @@ def record(found: Comparison, command: str, remark: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name of the machine's processor, where Linux tells it."""
+    """Name of the processor, from `/proc/cpuinfo` if it exists."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -87,12 +88,12 @@ def _processor() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write `record.json`, `table.md` and the pictures into a folder of records."""
+    """Write `record.json`, `table.md` and the pictures to a folder of records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="results folder of `ray-deltastn compare`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the record, made if it is missing")
-    parser.add_argument("--command", required=True, help="that made the results")
-    parser.add_argument("--remark", default="", help="about the machine")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the record, created if it does not exist")
+    parser.add_argument("--command", required=True, help="the command that made the results")
+    parser.add_argument("--remark", default="", help="a remark about the machine")
     options = parser.parse_args(arguments)
     try:
         found = write_comparison(options.folder)

@@ -1,20 +1,21 @@
-"""Nothing is lost: an experiment whose driver, workers and machines are killed again and again, checked at the end.
+"""Fault tolerance: kill the driver, trial processes and nodes of an experiment repeatedly, and check its results.
 
     python -m benchmarks.faults --kills 20 --json benchmarks/records/faults.json
 
-runs `configs/digits_hybrid.yaml` through the command line on a cluster of three nodes on this machine (a CPU each), and
-kills, with SIGKILL at random moments, in turn the driver (then `--resume`), the process of a trial, and a whole node
-(another takes its place). At the end:
+The command runs `configs/digits_hybrid.yaml` with `ray-deltastn run` on a cluster of three nodes on this machine, with
+one CPU each. At random moments it sends SIGKILL in turn to the driver (then it resumes with `--resume`), to the process
+of a trial, and to a whole node (a new node replaces it). At the end it counts:
 
-- `finished`: every planned trial has ended as planned, or diverged;
-- `complete`: trials of which the results hold every report, once;
-- `restarted`: trials that began again from zero although they had a checkpoint; 0 is right;
-- `told_once`: the searcher knows each trial's result exactly once;
-- `replayed`: each trial, trained again alone and undisturbed, ends with the same numbers to the bit;
-- `strays`: folders of trials that a killed driver had begun and its successor does not know; they are left out of the
-  results.
+- `finished`: trials that ended as planned, or diverged;
+- `complete`: trials whose results contain every report exactly once;
+- `restarted`: how often a trial started again from zero although it had a checkpoint; it must be 0;
+- `told_once`: whether the searcher has each trial's result exactly once;
+- `replayed`: trials that end with bit-identical numbers when they are trained again alone, without kills;
+- `strays`: folders of trials that a killed driver had started and the resumed driver does not know. They are left out
+  of the results.
 
-The command ends with status 1 if one of these does not hold, or the experiment ended before all kills were made.
+The command exits with status 1 if one of the first five counts is wrong, or if the experiment ended before all kills
+were made.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from ray_deltastn.tune.folder.log import read_log
 KINDS = ("driver", "worker", "node")
 NODES = 3
 MEMORY = 100 * 2**20
-#: Seconds without any new report after which a run counts as stuck.
+#: A run counts as stuck after this many seconds without a new report.
 STUCK = 300.0
 
 
 class Cluster:
-    """Three nodes of one CPU on this machine; the first one holds the cluster together and is never killed."""
+    """Three nodes with one CPU each on this machine. The first one is the head node and is never killed."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster as RayCluster
@@ -63,11 +64,11 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Where a command finds the cluster."""
+        """Address of the cluster."""
         return str(self.cluster.address)
 
     def kill_node(self) -> None:
-        """One node dies, another joins."""
+        """Kill one node, and add a new one."""
         self.cluster.remove_node(self.others.pop(0), allow_graceful=False)
         self.others.append(self._add())
 
@@ -77,7 +78,7 @@ class Cluster:
 
 
 class Driver:
-    """The command that runs the experiment, started again with `--resume` after it was killed."""
+    """The command that runs the experiment. After a kill it is started again with `--resume`."""
 
     def __init__(self, config: Path, out: Path, address: str, changes: Sequence[str]) -> None:
         self.out = out
@@ -88,45 +89,45 @@ class Driver:
         self.start()
 
     def start(self) -> None:
-        """Begin, or go on with what there is."""
+        """Start the experiment, or resume it if it has a saved state."""
         self.starts += 1
         more = ["--resume"] if self._begun() else []
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it stays open while the process runs
         self.process = subprocess.Popen(self.line + more, stdout=self.log, stderr=subprocess.STDOUT)
 
     def _begun(self) -> bool:
         return any((self.out / "trials").glob("experiment_state-*.json"))
 
     def kill(self) -> None:
-        """Kill the command alone; what it had started lives on."""
+        """Kill the command only; the processes that it has started keep running."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        if not self._begun():  # nothing to resume: as a user would, begin again
+        if not self._begun():  # there is nothing to resume, so start again, as a user would
             for path in self.out.glob("*.json"):
                 path.unlink()
 
     @property
     def running(self) -> bool:
-        """Whether the command has not ended."""
+        """Whether the command is still running."""
         return self.process.poll() is None
 
     def said(self) -> str:
-        """What the command has printed."""
+        """Output of the command so far."""
         self.log.seek(0)
         return self.log.read()
 
 
 def reports(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every report of every trial in the order in which they came, repeated ones too."""
+    """All reports of each trial in order of arrival, including repeated ones."""
     return {trial: [report.result for report in mine] for trial, mine in read_log(out).items()}
 
 
 def kill_a_worker(out: Path) -> bool:
-    """Kill the process of a trial that is under way; False if there is none."""
+    """Kill the process of a running trial; False if there is none."""
     pids = {rows[-1]["pid"] for rows in reports(out).values() if rows and not rows[-1]["done"]}
     for pid in random.sample(sorted(pids), len(pids)):
         try:
-            if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():  # a process of an earlier driver may be gone
+            if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():  # a process of an earlier driver may have ended
                 os.kill(pid, signal.SIGKILL)
                 return True
         except OSError:
@@ -135,7 +136,7 @@ def kill_a_worker(out: Path) -> bool:
 
 
 def disturb(driver: Driver, cluster: Cluster, kills: int, low: float, high: float) -> list[str]:
-    """Kill in turn, at random moments, until the experiment ends; returns what was killed."""
+    """Kill processes in turn, at random moments, until the experiment ends; return the kinds that were killed."""
     killed: list[str] = []
     known, since = 0, time.monotonic()
     wait_until = time.monotonic() + high
@@ -145,7 +146,7 @@ def disturb(driver: Driver, cluster: Cluster, kills: int, low: float, high: floa
         if now != known:
             known, since = now, time.monotonic()
         if time.monotonic() - since > STUCK:
-            raise RuntimeError(f"no report for {STUCK:.0f} s; the command had said:\n{driver.said()}")
+            raise RuntimeError(f"there was no report for {STUCK:.0f} s; the command printed:\n{driver.said()}")
         if len(killed) >= kills or time.monotonic() < wait_until or now == 0:
             continue
         kind = KINDS[len(killed) % len(KINDS)]
@@ -157,15 +158,15 @@ def disturb(driver: Driver, cluster: Cluster, kills: int, low: float, high: floa
         elif not kill_a_worker(driver.out):
             continue
         killed.append(kind)
-        print(f"{len(killed)}/{kills}  killed a {kind}; {now} reports", flush=True)
+        print(f"kill {len(killed)} of {kills}: {kind}; {now} reports so far", flush=True)
         wait_until = time.monotonic() + random.uniform(low, high)
     if driver.process.returncode != 0:
-        raise RuntimeError(f"the command ended with status {driver.process.returncode}:\n{driver.said()}")
+        raise RuntimeError(f"the command exited with status {driver.process.returncode} and printed:\n{driver.said()}")
     return killed
 
 
 def replay(config: dict[str, Any], last: dict[str, Any]) -> list[str]:
-    """Names of the numbers in a trial's last report that training it alone does not give again."""
+    """Names of the numbers in a trial's last report that differ when the trial is trained again alone."""
     import torch
 
     from ray_deltastn import DeltaSTNTrainable
@@ -188,7 +189,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def check(out: Path, planned: int, every: int) -> dict[str, Any]:
-    """What holds at the end, from the files of the experiment alone."""
+    """Results of all checks, read from the files of the experiment."""
     results = pd.read_csv(out / "results.csv", dtype={"trial_id": str})
     trials = sorted(results["trial_id"].unique())
     written = reports(out)
@@ -197,7 +198,7 @@ def check(out: Path, planned: int, every: int) -> dict[str, Any]:
     for trial in trials:
         furthest = 0
         for row in written[trial]:
-            # With a checkpoint written and reported on, nothing begins at 1 again.
+            # After a checkpoint and a report, a trial must not start at 1 again.
             restarted += row["training_iteration"] == 1 and furthest > every
             furthest = max(furthest, row["training_iteration"])
     state = json.loads(max((out / "trials").glob("searcher-state-*.json")).read_text())
@@ -219,12 +220,12 @@ def check(out: Path, planned: int, every: int) -> dict[str, Any]:
 
 
 def _complete(iterations: pd.Series) -> bool:
-    """Whether the results hold every report of a trial once."""
+    """Whether the results contain every report of a trial exactly once."""
     return sorted(iterations) == list(range(1, len(iterations) + 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, kill, resume, check."""
+    """Run the experiment with kills, resume it, check it, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=whole(), default=20)
     parser.add_argument("--config", type=Path, default=Path("configs/digits_hybrid.yaml"))
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("LOW", "HIGH"),
         help="seconds between kills",
     )
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the moments of the kills")
     parser.add_argument("--out", type=Path, help="results folder (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -271,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     whole_and_equal = row["trials"] == row["finished"] == row["replayed"] == row["complete"] == planned
     good = whole_and_equal and row["told_once"] and not row["restarted"]
     if len(killed) < options.kills:
-        print(f"`--kills {options.kills}` did not fit into this experiment, got {len(killed)}: lower `--between`")
+        print(f"`--kills {options.kills}` must fit into this experiment, got {len(killed)}: lower `--between`")
     if not good or len(killed) < options.kills:
         sys.exit(1)
     if options.json:

@@ -1,21 +1,27 @@
-"""Image classification as in §5.2: one run, in pieces that may be interrupted, and its record.
+"""Image classification as in §5.2: one run, which can be interrupted and continued, and its record.
 
     python -m benchmarks.images --task fashion-cnn --method delta-stn --epochs 30 --seed 0 --out DIR
 
-The settings are the paper's (H.2), those of the task's file in `configs/`; `--set KEY=VALUE` changes any of them and
-any option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
-`--set 'hyperparameters={"dropout0": 0.2}'`). The learning-rate schedule of the CIFAR-10 tasks is shortened in
-proportion when `--epochs` is.
+The settings are those of the paper (H.2), as in the task's file in `configs/`. `--set KEY=VALUE` changes a setting or
+an option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
+`--set 'hyperparameters={"dropout0": 0.2}'`). A smaller `--epochs` shortens the learning-rate schedule of the CIFAR-10
+tasks in proportion.
 
-A run keeps its state in `DIR/LABEL-sSEED.pt` and continues from there; `--minutes M` stops it before the report that
-would pass M minutes, but after one at least, with exit status 3 while there is more to do. `DIR/LABEL-sSEED.json` holds
-the configuration, the versions, the machine and one entry of `curve` per epoch: losses, accuracies, hyperparameters,
-seconds so far. The validation split is on which hyperparameters are tuned; the test split is only ever reported.
+A run saves its state in `DIR/LABEL-sSEED.pt`, and the same command continues it. `--minutes M` stops it before the
+report that would exceed M minutes, but after at least one report. The exit status is 3 if the run is not finished.
+`DIR/LABEL-sSEED.json` contains the configuration, the versions, the machine, and one entry of `curve` per epoch:
+losses, accuracies, hyperparameters, and seconds so far. Hyperparameters are tuned on the validation split. The test
+split is only reported.
 
-`--schedule-of FILE.json` trains `fixed` on the schedule that another run found (Table 4): `--schedule-form` takes it as
-it is (`schedule`), its last values as constants (`final`), or these, perturbed in every epoch (`noise`: by N(0, 1) on
-the unconstrained axis). Such a run is called `fixed-schedule`, `fixed-final` or `fixed-noise`; its record has the other
-one's name and a checksum of the values, and goes on only with the same.
+`--schedule-of FILE.json` trains `fixed` with the schedule that another run has found (Table 4). `--schedule-form` is
+one of:
+
+- `schedule`: the schedule unchanged;
+- `final`: its last values, as constants;
+- `noise`: its last values, perturbed by N(0, 1) on the unconstrained axis in every epoch.
+
+Such a run is called `fixed-schedule`, `fixed-final` or `fixed-noise`. Its record contains the name of the other run and
+a checksum of the values. It can be continued only with the same values.
 """
 
 from __future__ import annotations
@@ -45,7 +51,7 @@ from ray_deltastn.training.settings import Settings
 
 _COMMON = {"batch_size": 128, "momentum": 0.9, "entropy_weight": 1e-3}
 _CIFAR = {**_COMMON, "schedule": {"name": "step", "step_size": 60, "gamma": 0.2}}
-#: Training settings of H.2, and the number of epochs that they are for.
+#: Training settings of H.2, with the number of epochs that they are made for.
 PAPER: dict[str, tuple[int, dict[str, Any]]] = {
     "mnist-mlp": (300, {**_COMMON, "lr": 0.01}),
     "fashion-cnn": (300, {**_COMMON, "lr": 0.01}),
@@ -53,27 +59,27 @@ PAPER: dict[str, tuple[int, dict[str, Any]]] = {
     "cifar10-vgg16": (200, {**_CIFAR, "lr": 0.01, "entropy_weight": 1e-4}),
     "cifar10-resnet18": (200, {**_CIFAR, "lr": 0.05, "entropy_weight": 1e-4}),
 }
-#: Where the paper has another value for one method.
+#: Settings for which the paper has a different value for one method.
 PAPER_OF_METHOD: dict[tuple[str, str], dict[str, Any]] = {("cifar10-vgg16", "stn"): {"entropy_weight": 1e-3}}
-#: What is kept of a report.
+#: Columns of a report that a record keeps.
 CURVE = ("epoch", "steps", "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "lr")
 UNFINISHED = 3
 FORMS = ("schedule", "final", "noise")
-#: What a record says of the schedule it follows; no key is the same as null.
+#: Keys of a record about the schedule that the run follows. A missing key means null.
 SCHEDULE = ("schedule_of", "schedule_form", "schedule_sha256")
-#: Options with a flag of their own.
+#: Options that have a separate flag.
 FLAGS = ("task", "method", "epochs", "seed")
 
 
 def configuration(task: str, method: str, epochs: int, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration of a run: the paper's, shortened to `epochs`, with changes.
+    """Configuration of a run: the paper's settings, shortened to `epochs`, with changes.
 
     Args:
-        task: name of a ready task, or an import string, which starts from `Settings`' defaults.
+        task: name of a ready task, or an import string; an import string starts from the defaults of `Settings`.
         method: name of a method.
         epochs: passes over the training data.
-        seed: seed of the run; the split has its own, `split_seed`.
-        changes: any option of `Settings` or of the task.
+        seed: seed of the run; `split_seed` is the seed of the split.
+        changes: values of options of `Settings` or of the task.
     """
     planned, settings = PAPER.get(task, (epochs, {}))
     settings = dict(settings)
@@ -85,28 +91,28 @@ def configuration(task: str, method: str, epochs: int, seed: int, changes: Mappi
 
 
 def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed: int) -> dict[str, Any]:
-    """Hyperparameters for `fixed` that follow what another run found, in one of `FORMS`.
+    """Hyperparameters for `fixed` from the schedule of another run, in one of `FORMS`.
 
     Args:
-        record: the other run's record.
+        record: record of the other run.
         form: `schedule`, `final` or `noise`.
-        space: the task's hyperparameters.
+        space: hyperparameters of the task.
         seed: seed of the noise.
 
     Returns:
         name → one value, or one value per epoch.
 
     Raises:
-        ValueError: if the record is not one of a run with these hyperparameters.
+        ValueError: if the record does not have these hyperparameters, or is shorter than an epoch.
     """
     names = space.names
     curve = record.get("curve") if isinstance(record, Mapping) else None
     missing = [n for n in names if not curve or any(VALUES(n) not in point for point in curve)]
     if not curve or missing:
-        raise ValueError(f"`--schedule-of` must be a record of a run that tuned {', '.join(names)}, got another")
+        raise ValueError(f"`--schedule-of` must be a record of a run that tuned {', '.join(names)}, got another record")
     points = epoch_ends(curve)
     if not points:
-        raise ValueError("`--schedule-of` must be a record of at least one epoch, got a shorter one")
+        raise ValueError("`--schedule-of` must be a record of at least one epoch, got a shorter record")
     rows = torch.tensor([[point[VALUES(n)] for n in names] for point in points]).double()
     if form == "final":
         return dict(zip(names, rows[-1].tolist(), strict=True))
@@ -118,7 +124,7 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
 
 
 def epoch_ends(curve: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """For each epoch of a curve, its first report at the end of that epoch or later: there may be several an epoch."""
+    """For each epoch of a curve, the first report at or after its end; an epoch may have several reports or none."""
     ends: list[Mapping[str, Any]] = []
     for point in curve:
         ends += [point] * (point["epoch"] - len(ends))
@@ -126,7 +132,7 @@ def epoch_ends(curve: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def draw(space: rd.HyperSpace, number: int) -> dict[str, float]:
-    """Proposal `number` of random search: name → value, uniform in its search range, or in the range's logarithm."""
+    """Proposal `number` of random search: name → value, uniform in the search range or in its logarithm."""
     generator = torch.Generator().manual_seed(number)
     values = {}
     for name, p in space.hyperparameters.items():
@@ -141,18 +147,18 @@ def draw(space: rd.HyperSpace, number: int) -> dict[str, float]:
 
 
 class Run:
-    """One run and its files; `go` trains until it is done or its time is up.
+    """One run and its files; `go` trains until the run is done or the time is used up.
 
     Args:
         config: see `configuration`.
-        label: what the run is called in tables and file names.
-        folder: where its files are.
-        schedule: record of a run whose schedule `fixed` follows, and the form; None for none.
-        proposal: number of the draw of random search that `fixed` trains with; None for none.
+        label: name of the run in tables and file names.
+        folder: folder of its files.
+        schedule: record whose schedule `fixed` follows, and the form; None for no schedule.
+        proposal: number of the proposal of random search that `fixed` trains with; None for no proposal.
 
     Raises:
-        ValueError: if the files there are of another configuration, the hyperparameters are given twice, or nothing
-            reads an option.
+        ValueError: if the files in the folder have a different configuration, the hyperparameters are given twice, or
+            an option is unknown.
     """
 
     def __init__(
@@ -174,13 +180,13 @@ class Run:
         if unknown:
             known = sorted({*Settings.names(), *watched.read} - {"task"})
             raise ValueError(
-                f"`--set {unknown[0]}` must be an option of `Settings` or one that {config['task']!r} reads, got "
-                f"neither; known are {', '.join(known)}"
+                f"`--set {unknown[0]}` must be an option of `Settings` or an option that {config['task']!r} reads, got "
+                f"an unknown option; known options are {', '.join(known)}"
             )
         if (schedule is not None) + (proposal is not None) + ("hyperparameters" in config) > 1:
             raise ValueError(
-                "only one of `--schedule-of`, `--draw` and `--set hyperparameters=…` may give the hyperparameters, got "
-                "several"
+                "only one of `--schedule-of`, `--draw` and `--set hyperparameters=…` may set the hyperparameters, got "
+                "several of them"
             )
         if proposal is not None:
             self.config = config = {**config, "hyperparameters": draw(task.space, proposal)}
@@ -216,13 +222,13 @@ class Run:
         different += [key for key in SCHEDULE if found.get(key) != self.record.get(key)]
         if different:
             raise ValueError(
-                f"`{self.record_file}` must be of this configuration, got another {', '.join(different)}; give another "
-                "`--label` or `--out`"
+                f"`{self.record_file}` must be of this configuration, got a different {', '.join(different)}; set "
+                "another `--label` or `--out`"
             )
         self.record = found
         if not found["done"]:
             self.tuner.load_state_dict(torch.load(self.state_file, map_location="cpu", weights_only=True))
-            if self.tuner.steps > found["curve"][-1]["steps"]:  # killed after the state was written
+            if self.tuner.steps > found["curve"][-1]["steps"]:  # the run was killed after it wrote its state
                 self._note(self.tuner.last_report)
 
     def _note(self, report: Mapping[str, Any]) -> None:
@@ -233,7 +239,7 @@ class Run:
         self.record.update(captured=captured, done=self.tuner.done, stop_reason=report["stop_reason"])
 
     def go(self, minutes: float | None = None) -> bool:
-        """Train, print a line per epoch and save; True when the run is done."""
+        """Train, print a line per epoch and save; return True when the run is done."""
         started = time.perf_counter()
         longest = 0.0
         while not self.record["done"]:
@@ -251,12 +257,12 @@ class Run:
             longest = max(longest, now - before)
             if minutes is not None and now - started + longest > 60 * minutes:
                 if longest > 60 * minutes:
-                    print(f"a report takes {longest / 60:.1f} minutes: `--set steps_per_report=N` makes them shorter")
+                    print(f"a report takes {longest / 60:.1f} minutes: `--set steps_per_report=N` makes it shorter")
                 break
         return bool(self.record["done"])
 
     def save(self) -> None:
-        """Write state and record, each all at once; a finished run keeps its record only."""
+        """Write the state and the record, each in one piece; a finished run keeps only its record."""
         if not self.record["done"]:
             with written_whole(self.state_file) as draft:
                 torch.save(self.tuner.state_dict(), draft)
@@ -270,7 +276,7 @@ def change(text: str) -> tuple[str, Any]:
     if not sign or not key:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
     if key in FLAGS:
-        raise argparse.ArgumentTypeError(f"must not hold {key}, which has a flag of its own, `--{key}`, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must not set {key}, use the flag `--{key}`, got {text!r}")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -278,25 +284,25 @@ def change(text: str) -> tuple[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one run, or go on with it."""
+    """Train one run, or continue it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
     parser.add_argument("--method", default="delta-stn")
-    parser.add_argument("--epochs", type=whole(), help="default: the paper's")
+    parser.add_argument("--epochs", type=whole(), help="number of epochs (default: the paper's)")
     parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder of records and states")
-    parser.add_argument("--label", help="name of the run (default: its method, fixed-<form> or random-N)")
-    parser.add_argument("--minutes", type=float, help="stop cleanly after so long; continue with the same command")
+    parser.add_argument("--out", type=Path, required=True, help="folder for records and states")
+    parser.add_argument("--label", help="name of the run (default: the method, fixed-FORM or random-N)")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command continues the run")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--schedule-of", type=Path, metavar="FILE.json", help="record whose schedule `fixed` follows")
     parser.add_argument("--schedule-form", choices=FORMS, default="schedule")
-    parser.add_argument("--draw", type=whole(0), metavar="N", help="train `fixed` on random search's N-th proposal")
+    parser.add_argument("--draw", type=whole(0), metavar="N", help="train `fixed` with proposal N of random search")
     parser.add_argument("--threads", type=whole(), help="CPU threads (default: PyTorch's)")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     epochs = options.epochs if options.epochs is not None else PAPER.get(options.task, (10, {}))[0]
-    quiet()  # the record has the numbers
+    quiet()  # the record contains the same numbers
     try:
         config = configuration(options.task, options.method, epochs, options.seed, dict(options.changes))
         schedule = (options.schedule_of, options.schedule_form) if options.schedule_of else None

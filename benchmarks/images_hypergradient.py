@@ -1,28 +1,29 @@
-"""Is the hypergradient noisy, biased or greedy? Runs are stopped at a few epochs and looked at from three sides.
+"""Noise, bias and greediness of the learned hypergradient, measured at a few epochs of a run.
 
     python -m benchmarks.images_hypergradient --set images=10000 --epochs 6,20 --seeds 3 --json FILE --plot FILE.png
 
-At the weights, response and hyperparameters of that moment, for each hyperparameter j (λ unconstrained):
+The command stops the run after these epochs. At the current weights, response and hyperparameters it measures, for each
+hyperparameter j (λ unconstrained):
 
-- **Noise.** d_j is the hypergradient ∂/∂λ_j E_ε L_V(λ+ε, w₀+Θε) on a validation minibatch, drawn `--draws` times for
-  each batch size; `signal_to_noise` is |mean d_j| / std d_j. `learned` is the mean at the largest batch, with its
-  standard error. `steady` is its mean over `--moments` later moments, 50 train steps apart with λ held, and the
-  standard error over these: w₀ and Θ have noise of their own, which no hyper batch takes away.
-- **Bias.** `implicit[N]` is what implicit differentiation says at the same weights, for N steps
-  (`benchmarks.local_response`), with its standard error over `--repeats` draws of images and masks. `averaged[N]` is
-  the same at the mean of the weights over `--average` further steps of plain training: the noise of SGD moves the
-  weights along the very directions that λ moves them along, and a look at one moment takes the one for the other.
-- **Greed.** `retrained[N]` is what plain training says: from the same weights and momenta, N more steps with λ_j raised
-  by `--shift`, and the same with λ_j lowered, all else equal to the last random number, and the difference of the two
-  validation losses over twice the shift; mean and standard error over `--pairs` such pairs, which differ in their
-  random numbers. A short N is what a response that follows the weights can know; a long one is what a user wants. Where
-  the two differ in sign, following the gradient is greedy.
+- **Noise.** d_j is the hypergradient ∂/∂λ_j E_ε L_V(λ+ε, w₀+Θε) on a validation minibatch. It is drawn `--draws` times
+  for each batch size. `signal_to_noise` is |mean d_j| / std d_j. `learned` is the mean at the largest batch size, with
+  its standard error. `steady` is the mean over `--moments` later moments, 50 train steps apart with λ fixed, with the
+  standard error over these moments. It shows the noise of w₀ and Θ, which a larger hyper batch does not reduce.
+- **Bias.** `implicit[N]` is the hypergradient by implicit differentiation at the same weights, for N steps
+  (`benchmarks.common.local_response`), with its standard error over `--repeats` draws of images and masks.
+  `averaged[N]` is the same at the mean of the weights over `--average` further steps of plain training. The noise of
+  SGD moves the weights in the same directions as λ does, and a single moment does not separate the two.
+- **Greediness.** `retrained[N]` comes from plain training. Two trainings start from the same weights and momenta and
+  run N more steps with the same random numbers, one with λ_j raised by `--shift`, one with λ_j lowered by it. The
+  difference of the validation losses is divided by twice the shift. The mean and the standard error are over `--pairs`
+  such pairs with different random numbers. A response that follows the weights can predict a short N. A user wants the
+  result for a long N. If the two have different signs, following the gradient is greedy.
 
-Signs are compared where the 95 % intervals of both numbers (Student's t) do not hold zero. Validation loss here is on
-the whole validation set, in evaluation mode. `--shift` is the step of both differences in λ. Cutout's whole numbers are
-rounded, so their differences come in steps.
+Two signs are compared only if the 95 % intervals of both numbers (Student's t) exclude zero. The validation loss is on
+the whole validation set, in evaluation mode. `--shift` is the step in λ of both differences. The number of Cutout holes
+and their length are rounded, so their differences change in steps.
 
-`--noise-only` leaves bias and greed out, which take most of the time.
+`--noise-only` skips bias and greediness, which take most of the time.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ from benchmarks.common.machine import hardware, versions
 from benchmarks.images import PAPER, change, configuration
 from ray_deltastn.methods import get_method
 
-#: What the learned hypergradient is held against.
+#: Estimates that the learned hypergradient is compared with.
 KINDS = ("implicit", "averaged", "retrained")
 
 
 def estimate(values: Sequence[float]) -> dict[str, float | None]:
-    """Number of values, mean and its standard error; no mean where one is not finite, no error of a single one."""
+    """Number, mean and standard error of values. Both are None if a value is not finite; one value has no error."""
     found: dict[str, float | None] = {"n": len(values), "mean": None, "error": None}
     if all(map(math.isfinite, values)):
         spread = record.spread(values)
@@ -72,19 +73,19 @@ def estimate(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def interval(found: dict[str, float | None]) -> float:
-    """Half the width of a mean's 95 % interval, by Student's t; infinite where there is none."""
+    """Half the width of the mean's 95 % interval, from Student's t; infinite if there is no standard error."""
     if found["error"] is None:
         return math.inf
     return float(stats.t.ppf(0.975, (found["n"] or 0) - 1) * found["error"])
 
 
 def signal_to_noise(values: Tensor) -> float:
-    """|mean| / standard deviation; zero where there is no signal at all."""
+    """|mean| / standard deviation; zero if the mean is zero."""
     return abs(values.mean().item()) / max(values.std().item(), torch.finfo(values.dtype).tiny)
 
 
 def look(tuner: rd.SelfTuner, config: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per hyperparameter, at a run's present state; `options` are the command's."""
+    """One row per hyperparameter, at the current state of a run; `options` are the options of the command."""
     o, lam = options, tuner.space.lam.detach()
     drawn = {batch: hypergradients(tuner, batch, o.draws) for batch in o.batches}
     moments = list(zip(*steady(tuner, config, max(o.batches), o.moments), strict=True))
@@ -113,7 +114,7 @@ def look(tuner: rd.SelfTuner, config: dict[str, Any], options: argparse.Namespac
 
 
 def by_horizon(horizons: Sequence[int], repeats: Sequence[Sequence[float]]) -> dict[str, dict[str, float | None]]:
-    """Mean and standard error over repeats, for each horizon."""
+    """For each horizon, the mean and the standard error over the repeats."""
     return {str(n): estimate(values) for n, values in zip(horizons, zip(*repeats, strict=True), strict=True)}
 
 
@@ -138,7 +139,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw signal to noise (above) and the gradients (below), a column per epoch and a mark per seed."""
+    """Draw signal to noise (above) and the gradients (below): one column per epoch, one mark per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -190,7 +191,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def sign(found: dict[str, float | None]) -> int:
-    """−1 or 1 where the 95 % interval of the mean does not hold zero, else 0."""
+    """Sign of the mean, −1 or 1, if its 95 % interval excludes zero; otherwise 0."""
     mean = found["mean"]
     if mean is None or abs(mean) <= interval(found):
         return 0
@@ -207,7 +208,7 @@ def _name(kind: str, horizon: str | None) -> str:
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In how many of the cases where both signs are beyond their error two of the gradients agree."""
+    """Lines that say in how many cases two gradients have the same sign, among the cases with clear signs."""
     horizons = list(rows[0]["retrained"])
     asked = [("learned", None, "steady", None)]
     asked += [(learned, None, kind, n) for learned in ("learned", "steady") for kind in KINDS for n in horizons]
@@ -229,24 +230,24 @@ def agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, stop at each epoch asked for, and look."""
+    """Train, stop after each of the given epochs, and measure there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
     parser.add_argument("--method", default="delta-stn")
-    parser.add_argument("--epochs", type=several(whole()), default=[6, 20], help="where to stop and look")
+    parser.add_argument("--epochs", type=several(whole()), default=[6, 20], help="epochs after which to measure")
     parser.add_argument("--batches", type=several(whole()), default=[128, 512, 1500], help="sizes of the hyper batch")
     parser.add_argument("--draws", type=whole(2), default=50)
-    parser.add_argument("--horizons", type=several(whole()), default=[20, 100], help="train steps looked ahead")
-    parser.add_argument("--noise-only", action="store_true", help="no implicit differentiation and no re-training")
+    parser.add_argument("--horizons", type=several(whole()), default=[20, 100], help="numbers of train steps ahead")
+    parser.add_argument("--noise-only", action="store_true", help="skip implicit differentiation and re-training")
     parser.add_argument("--moments", type=whole(2), default=8, help="later moments in `steady`")
     parser.add_argument("--average", type=whole(), default=300, help="train steps in the mean of `averaged`")
-    parser.add_argument("--pairs", type=whole(), default=4, help="re-trainings of each hyperparameter")
+    parser.add_argument("--pairs", type=whole(), default=4, help="pairs of re-trainings for each hyperparameter")
     parser.add_argument(
         "--repeats", type=whole(2), default=4, help="draws of images and masks in `implicit` and `averaged`"
     )
-    parser.add_argument("--images", type=whole(), default=500, help="training images in such a draw")
-    parser.add_argument("--shift", type=number(above=0), default=1.0, help="step of the differences in λ")
-    parser.add_argument("--seeds", type=whole(), default=1, help="runs, with the seeds 0, 1, …")
+    parser.add_argument("--images", type=whole(), default=500, help="training images in each of these draws")
+    parser.add_argument("--shift", type=number(above=0), default=1.0, help="step in λ of the differences")
+    parser.add_argument("--seeds", type=whole(), default=1, help="number of runs, with the seeds 0, 1, …")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--threads", type=whole(), default=1)
     parser.add_argument("--json", type=Path)
@@ -289,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if options.json:
                     record.write(options.json, record.rounded({**head, "summary": agreement(rows), "rows": rows}))
     if not rows:
-        sys.exit(f"the runs must reach an epoch of `--epochs`, got: {tuner.stop_reason}")
+        sys.exit(
+            f"a run must reach an epoch of `--epochs`, got none; the last run stopped because: {tuner.stop_reason}"
+        )
     print("\n".join(agreement(rows)))
     if options.plot:
         plot(rows, options.plot)

@@ -1,23 +1,23 @@
-"""Tables and pictures from the records of `benchmarks.images`, and the small record that is committed.
+"""Tables and pictures from the records of `benchmarks.images`, and a small record to commit.
 
     python -m benchmarks.images_report DIR --json FILE --plot FOLDER
 
-All records of a folder that have the same label are seeds of one setting. Unfinished runs are left out, by name;
-diverged ones stay in, with infinite losses.
+All records in the folder with the same label are seeds of one setting. Unfinished runs are left out, and their files
+are listed. Diverged runs are included, with infinite losses.
 
-- `best validation loss`: the lowest over the epochs; `there`: at that epoch.
-- `final`: after the last epoch (Table 1 has these losses, Table 3 these accuracies).
-- `seconds`: of train and hyper steps, evaluation left out; comparable only between runs that shared their machine
-  equally.
+- `best validation loss`: lowest over the epochs. `at the best epoch`: at the epoch with this loss.
+- `final`: after the last epoch. Table 1 has these losses, Table 3 these accuracies.
+- `seconds`: time of train and hyper steps, without evaluation. Compare it only between runs that shared the machine in
+  the same way.
 
-Mean ± standard deviation over the seeds (n − 1 in the denominator).
+The table shows the mean ± standard deviation over the seeds (n − 1 in the denominator).
 
-Runs of `--draw` are the trials of a random search: those of a seed are one search, and the run with the best validation
-loss of each search counts, under `random-best-of-K`. `--against LABEL` prints each setting's difference to another one,
-paired by seed, with its standard error.
+Runs of `--draw` are trials of a random search. The runs of one seed are one search. For each search the run with the
+best validation loss counts, under `random-best-of-K`. `--against LABEL` prints the difference of each setting to the
+setting LABEL, paired by seed, with its standard error.
 
-`--first N` looks at all runs after N epochs: the same run at several lengths, if its settings do not depend on how long
-it was to be (those of `preset: paper` do not).
+`--first N` reads all runs after N epochs. This gives the result of the same run at several lengths, if its settings do
+not depend on the number of epochs. The settings of `preset: paper` do not.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from benchmarks.common.record import rounded, spread
 from ray_deltastn.training.columns import SECONDS, VALUES
 
 POINTS = 60
-#: What an entry keeps of its first record, if that has it.
+#: Keys that an entry copies from its first record, if they exist.
 KEPT = ("schedule_of", "schedule_form", "schedule_sha256", "first_epochs", "captured")
-#: Columns of which differences between settings are taken.
+#: Columns for which differences between settings are computed.
 DIFFERENCES = ("best_valid_loss", "final_valid_loss", "test_loss_there")
 COLUMNS = {
     "best_valid_loss": "best validation loss",
-    "test_loss_there": "test loss there",
-    "valid_accuracy_there": "validation accuracy there",
-    "test_accuracy_there": "test accuracy there",
+    "test_loss_there": "test loss at the best epoch",
+    "valid_accuracy_there": "validation accuracy at the best epoch",
+    "test_accuracy_there": "test accuracy at the best epoch",
     "final_valid_loss": "final validation loss",
     "final_test_loss": "final test loss",
     "final_valid_accuracy": "final validation accuracy",
@@ -52,32 +52,32 @@ COLUMNS = {
 
 
 def load(folder: Path, first: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Finished records of a folder, and the names of the files of unfinished ones.
+    """Finished records of a folder, and the file names of unfinished records.
 
     Args:
-        folder: where they are.
-        first: so many epochs of each run make it finished, and later reports do not count; None for all.
+        folder: folder of the records.
+        first: number of epochs after which a run counts as finished; later reports are ignored. None for all epochs.
 
     Raises:
-        FileNotFoundError: if there are none.
+        FileNotFoundError: if there are no finished records.
     """
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))}
     for record in records.values() if first is not None else ():
-        # There may be several reports an epoch: the one at its end is the first to count it.
+        # An epoch may have several reports. The first report that counts the epoch is the one at its end.
         within = [point["epoch"] < (first or 0) for point in record["curve"]]
         record["done"] |= not all(within)
         record["curve"] = record["curve"][: sum(within) + 1]
         record["first_epochs"] = first
     finished = [record for record in records.values() if record["done"]]
     if not finished:
-        raise FileNotFoundError(f"`{folder}` must hold finished records of `benchmarks.images`, got none")
+        raise FileNotFoundError(f"`{folder}` must contain finished records of `benchmarks.images`, got none")
     return finished, [path.name for path, record in records.items() if not record["done"]]
 
 
 def searches(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The best run of each complete random search, and all other records.
 
-    Searches with fewer runs than the longest one are left out. A search's draws are listed in the order they were made.
+    Searches with fewer runs than the longest search are left out. The draws of a search are listed by their number.
     """
     drawn: dict[int, list[dict[str, Any]]] = {}
     for record in records:
@@ -103,10 +103,10 @@ def _best(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paired(entries: Sequence[Mapping[str, Any]], against: str) -> list[str]:
-    """A line per setting: mean difference to another one over the seeds that both have, ± its standard error.
+    """One line per setting: mean difference to the setting `against` over their common seeds, ± its standard error.
 
     Raises:
-        ValueError: if there is no such setting.
+        ValueError: if `against` is not a setting.
     """
     by_label = {entry["label"]: {run["seed"]: run for run in entry["runs"]} for entry in entries}
     if against not in by_label:
@@ -125,11 +125,11 @@ def paired(entries: Sequence[Mapping[str, Any]], against: str) -> list[str]:
 def difference(
     runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], column: str
 ) -> tuple[float, float, int]:
-    """Mean difference of a column over the seeds that both settings have, its standard error, and how many these are.
+    """Mean difference of a column over the common seeds of two settings, its standard error, and the number of seeds.
 
     Args:
-        runs: by seed.
-        others: by seed; they are subtracted.
+        runs: runs by seed.
+        others: runs by seed, which are subtracted.
         column: key of a run.
     """
     seeds = sorted(runs.keys() & others.keys())
@@ -141,7 +141,7 @@ def difference(
 
 
 def outcome(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one run."""
+    """Losses, accuracies, seconds and best epoch of one run."""
 
     def loss(point: Mapping[str, Any], key: str) -> float:
         return math.inf if point.get(key) is None else float(point[key])
@@ -166,7 +166,7 @@ def outcome(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per label: what is the same in its runs, mean and standard deviation, and the thinned curve of each."""
+    """One entry per label: common keys of its runs, mean and standard deviation, and the thinned curve of each run."""
     best, others = searches(records)
     records = [*others, *best]
     entries: list[dict[str, Any]] = []
@@ -197,14 +197,14 @@ def _run(record: Mapping[str, Any], found: dict[str, float]) -> dict[str, Any]:
 
 
 def _search(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a random search: what its runs reached, and with which values its best one."""
+    """Best losses of the runs of a random search, and the hyperparameters of its best run."""
     if "drawn" not in record:
         return {}
     return {"drawn": record["drawn"], "hyperparameters": rounded(record["config"]["hyperparameters"], 4)}
 
 
 def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Columns of a curve at up to `POINTS` epochs, evenly spaced, the last among them; `best` runs over all epochs."""
+    """Columns of a curve at up to `POINTS` evenly spaced epochs with the last one; the best loss is over all epochs."""
     kept = {round((i + 1) * len(curve) / min(POINTS, len(curve))) - 1 for i in range(min(POINTS, len(curve)))}
     best, bests = math.inf, []
     for point in curve:
@@ -220,7 +220,7 @@ def _order(value: float | None) -> float:
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown table, the best first."""
+    """The entries as a Markdown table, with the best setting first."""
     lines = ["| setting | n | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     for entry in entries:
         cells = [
@@ -241,7 +241,7 @@ def cell(found: Mapping[str, float | None], digits: int) -> str:
 def plot(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Draw `loss.png` (best validation loss by epoch) and `schedules.png` (hyperparameters that move).
 
-    Mean and standard deviation over seeds; a run that ended before the others is a dotted line of its own.
+    A band is the mean ± standard deviation over the seeds. A run that ended earlier is a separate dotted line.
     """
     import matplotlib
 
@@ -318,12 +318,12 @@ def _moves(entry: Mapping[str, Any]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; write the record and the pictures."""
+    """Print the table, and write the record and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="folder of records")
-    parser.add_argument("--against", metavar="LABEL", help="print paired differences to this setting")
+    parser.add_argument("folder", type=Path, help="folder with the records")
+    parser.add_argument("--against", metavar="LABEL", help="print the paired differences to this setting")
     parser.add_argument(
-        "--first", type=whole(), metavar="N", help="count the first N epochs of each run, of unfinished ones too"
+        "--first", type=whole(), metavar="N", help="use the first N epochs of each run, also of unfinished runs"
     )
     parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ValueError as error:
             parser.error(str(error))
     for name in unfinished:
-        print(f"left out, not finished: {name}")
+        print(f"left out because it is not finished: {name}")
     if options.json:
         options.json.write_text(json.dumps(entries, separators=(",", ":"), allow_nan=False) + "\n")
     if options.plot:

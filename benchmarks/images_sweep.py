@@ -2,13 +2,13 @@
 
     python -m benchmarks.images_sweep DIR --option perturbation_scale --json FILE --plot FILE.png --schedules FILE.png
 
-Reads the finished records of `benchmarks.images` in a folder. Runs that agree in method and option are seeds of one
-setting. An option inside another is named with a dot (`initial_values.dropout0`); several options are parted by commas
-(`train_interval,valid_interval`). An option that a run was not given is what `Settings` takes without it. The paper's
-figures have σ fixed: `--set tune_scale=false` for the runs.
+The command reads the finished records of `benchmarks.images` in a folder. Runs with the same method and the same value
+of the option are seeds of one setting. A dot names an option inside another option (`initial_values.dropout0`). Commas
+separate several options (`train_interval,valid_interval`). If a run does not set an option, the default of `Settings`
+counts. The paper's figures use a fixed σ: run with `--set tune_scale=false`.
 
-`--plot` draws the best validation loss, and the test loss at that epoch, against the option, a line through the means
-and a point per run. `--schedules` draws the hyperparameters over epochs, a row per method and a colour per value.
+`--plot` draws the best validation loss, and the test loss at that epoch, against the option: a line through the means
+and one point per run. `--schedules` draws the hyperparameters over epochs: one row per method, one colour per value.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from benchmarks.images_report import cell, load, summarise
 from ray_deltastn.training.columns import VALUES
 from ray_deltastn.training.settings import Settings
 
-LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss there"}
-#: Options that are another one's value unless they are given.
+LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test loss at the best epoch"}
+#: Options that take the value of another option if they are not set.
 FOLLOWS = {
     "valid_batch_size": "batch_size",
     "response_lr": "lr",
@@ -37,10 +37,10 @@ FOLLOWS = {
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:
-    """Value of an option in a run's configuration, or the one that `Settings` takes without it.
+    """Value of an option in a run's configuration, or its default in `Settings`.
 
     Raises:
-        ValueError: if there is neither, or it is not a single value.
+        ValueError: if the option has no value, or the value is not a single number or name.
     """
     first, *inside = name.split(".")
     settings = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
@@ -51,25 +51,26 @@ def option_of(config: Mapping[str, Any], name: str) -> Any:
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, int | float | str):
         raise ValueError(
-            f"`--option` must have a number or a name as its value in every run, got {name!r} with {value!r} in "
+            f"the value of `--option` must be a number or a name in every run, got {name!r} with {value!r} in "
             f"{config['method']!r}, seed {config['seed']}"
         )
     return value
 
 
 def sweep(records: Sequence[dict[str, Any]], options: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry per method and value of the options, sorted by them.
+    """One entry per method and value of the options, sorted by method and value.
 
     Args:
-        records: those of `benchmarks.images`.
-        options: their names; the value of several is a list.
+        records: records of `benchmarks.images`.
+        options: names of the options; if there are several, the value of an entry is a list.
 
     Raises:
-        ValueError: if a run has no such option, runs are of several tasks, or those of one setting are not its seeds.
+        ValueError: if a run has no such option, the runs have different tasks, or the runs of one setting differ in
+            more than their seed.
     """
     tasks = {record["config"]["task"] for record in records}
     if len(tasks) > 1:
-        raise ValueError(f"runs must be of one task, got {', '.join(sorted(tasks))}")
+        raise ValueError(f"all runs must have the same task, got {', '.join(sorted(tasks))}")
     settings: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for record in records:
         values = tuple(option_of(record["config"], name) for name in options)
@@ -86,17 +87,17 @@ def sweep(records: Sequence[dict[str, Any]], options: Sequence[str]) -> list[dic
 
 
 def _require_seeds(runs: Sequence[dict[str, Any]], setting: str) -> None:
-    """Raise ValueError unless runs differ in nothing but their seed."""
+    """Raise ValueError unless the runs differ only in their seed."""
     first, *others = [{k: v for k, v in run["config"].items() if k not in ("seed", "data_root")} for run in runs]
     different = sorted({key for other in others for key in first | other if first.get(key) != other.get(key)})
     seeds = [run["config"]["seed"] for run in runs]
     if different or len(set(seeds)) < len(seeds):
-        got = f"other values of {', '.join(different)}" if different else f"the seeds {sorted(seeds)}"
-        raise ValueError(f"runs of one setting must differ in their seed, and in nothing else, got {got} in {setting}")
+        got = f"different values of {', '.join(different)}" if different else f"the seeds {sorted(seeds)}"
+        raise ValueError(f"runs of one setting must differ in their seed only, got {got} in {setting}")
 
 
 def table(entries: Sequence[Mapping[str, Any]], options: Sequence[str]) -> str:
-    """Markdown table."""
+    """The entries as a Markdown table."""
     lines = [f"| method | {', '.join(options)} | n | {' | '.join(LOSSES.values())} |", "|---|---|---|---|---|"]
     for entry in entries:
         cells = " | ".join(cell(entry[key], 4) for key in LOSSES)
@@ -105,14 +106,14 @@ def table(entries: Sequence[Mapping[str, Any]], options: Sequence[str]) -> str:
 
 
 def text(value: Any) -> str:
-    """A value, or several, as text."""
+    """One value, or a list of values, as text."""
     if isinstance(value, list):
         return ", ".join(map(text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _order(value: Any) -> Any:
-    """Numbers before names."""
+    """Sort key: numbers come before names."""
     return [(isinstance(v, str), v) for v in (value if isinstance(value, list) else [value])]
 
 
@@ -125,7 +126,7 @@ def _key(value: Any) -> Any:
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], bool]:
-    """Place of each of the sorted values on the axis, and whether the axis is logarithmic."""
+    """Position of each sorted value on the axis, and whether the axis is logarithmic."""
     side_by_side = [float(i) for i in range(len(values))]
     if not all(isinstance(v, int | float) for v in values):
         return side_by_side, False
@@ -137,7 +138,7 @@ def _places(values: Sequence[Any]) -> tuple[list[float], bool]:
 
 
 def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], path: Path) -> None:
-    """Draw the losses against the option, a line per method."""
+    """Draw the losses against the option, one line per method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,7 +155,7 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
             mine = [entry for entry in entries if entry["method"] == method]
             at = [place[_key(entry["value"])] for entry in mine]
             means = [math.nan if entry[key]["mean"] is None else entry[key]["mean"] for entry in mine]
-            # Lines join what has an order.
+            # A line joins numbers only, because names have no order.
             axis.plot(at, means, "o" if by_name else "-", color=f"C{i}", linewidth=1.6, label=method)
             for x, entry in zip(at, mine, strict=True):
                 found = [run[key] for run in entry["runs"] if run[key] is not None]
@@ -180,13 +181,13 @@ def plot_losses(entries: Sequence[Mapping[str, Any]], options: Sequence[str], pa
 def plot_schedules(
     entries: Sequence[Mapping[str, Any]], options: Sequence[str], logarithmic: Sequence[str], path: Path
 ) -> None:
-    """Draw hyperparameters over epochs, a row per method, a column per hyperparameter, a thin line per run.
+    """Draw hyperparameters over epochs: one row per method, one column per hyperparameter, one thin line per run.
 
     Args:
-        entries: those of `sweep`.
+        entries: entries from `sweep`.
         options: names of the options.
         logarithmic: hyperparameters with a logarithmic axis.
-        path: the file.
+        path: file of the picture.
     """
     import matplotlib
 
@@ -199,7 +200,7 @@ def plot_schedules(
     values = _values(entries)
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
     colour = {_key(value): shade for value, shade in zip(values, shades, strict=True)}
-    # One hyperparameter: methods side by side.
+    # With one hyperparameter the methods are side by side.
     rows, columns = (1, len(methods)) if len(names) == 1 else (len(methods), len(names))
     size = (max(3.1 * columns, 6), 2.4 * rows + 0.8)
     figure, grid = plt.subplots(
@@ -243,14 +244,16 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; write the record and the pictures."""
+    """Print the table, and write the record and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="folder of records")
-    parser.add_argument("--option", type=several(str), required=True, help="option or options that vary")
+    parser.add_argument("folder", type=Path, help="folder with the records")
+    parser.add_argument("--option", type=several(str), required=True, help="the option that varies, or several")
     parser.add_argument("--json", type=Path, help="file for the record")
     parser.add_argument("--plot", type=Path, help="file for the picture of the losses")
     parser.add_argument("--schedules", type=Path, help="file for the picture of the hyperparameters")
-    parser.add_argument("--log", type=several(str), default=[], help="hyperparameters with a logarithmic axis there")
+    parser.add_argument(
+        "--log", type=several(str), default=[], help="hyperparameters with a logarithmic axis in that picture"
+    )
     options = parser.parse_args(arguments)
     try:
         records, unfinished = load(options.folder)
@@ -260,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(parser, options.json, options.plot, options.schedules)
     print(table(entries, options.option))
     for name in unfinished:
-        print(f"left out, not finished: {name}")
+        print(f"left out because it is not finished: {name}")
     if options.json:
         write(options.json, entries)
     if options.plot:

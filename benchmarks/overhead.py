@@ -1,19 +1,20 @@
-"""What Tune costs a trial: the share of its time that goes into reports, checkpoints and round trips to the driver.
+"""Overhead of Tune in a trial: the share of its time that reports, checkpoints and round trips to the driver take.
 
     python -m benchmarks.overhead --minutes 1 --epochs-per-report 1,2,5 --json FILE
 
-A trial of digits of so many minutes, run as `ray-deltastn run configs/digits_hybrid.yaml` runs it, with its checkpoints
-(every ten reports) and loggers, once for each number of epochs between reports. All is measured inside the trial:
+The command runs one trial on digits for each number of epochs between reports. A trial takes `--minutes`. It runs as in
+`ray-deltastn run configs/digits_hybrid.yaml`, with its loggers and with a checkpoint every ten reports. All times are
+measured inside the trial:
 
-- `train`: train and hyper steps; `evaluate`: validation and test losses. These are not overhead;
-- `report`: the rest of the trial's `step`;
-- `checkpoint`: saving the state;
-- `round_trip`: the rest of the time between one `step` and the next: Tune stores the checkpoint, takes the report, asks
-  scheduler and searcher, logs, and comes back;
-- `own_share`: `report` and `checkpoint` over the whole; `share`: these and `round_trip`.
+- `train`: train and hyper steps. `evaluate`: validation and test losses. These two are not overhead.
+- `report`: the rest of the trial's `step`.
+- `checkpoint`: saving the state.
+- `round_trip`: the rest of the time between two calls of `step`. Tune stores the checkpoint, takes the report, calls
+  the scheduler and the searcher, logs, and calls `step` again.
+- `own_share`: `report` and `checkpoint`, divided by the total time. `share`: the same with `round_trip` added.
 
-Starting the trial's process comes before its first step, and the checkpoint at the end after its last report: neither
-is counted.
+Two times are not counted: the start of the trial's process, which is before the first step, and the last checkpoint,
+which is after the last report.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 
 CONFIG = Path("configs/digits_hybrid.yaml")
-#: The share that the design allows.
+#: The largest overhead that the design allows.
 MOST = 0.02
-#: Epochs that say how long one takes.
+#: Number of epochs used to measure the time of one epoch.
 TRIED = 20
 
 
 def parts(reports: pd.DataFrame) -> dict[str, Any]:
-    """Where the time of a trial went, in seconds, from its reports, and the shares that are overhead."""
+    """Parts of a trial's time in seconds, read from its reports, and the shares that are overhead."""
     last = reports.sort_values("training_iteration").iloc[-1]
     found = {
         "train": last[SECONDS("train")] + last[SECONDS("hyper")],
@@ -62,7 +63,7 @@ def parts(reports: pd.DataFrame) -> dict[str, Any]:
 
 
 def seconds_per_epoch(config: ExperimentConfig) -> tuple[float, int]:
-    """What an epoch takes on this machine now, and how many train steps it has."""
+    """Seconds of one epoch on this machine, measured now, and the number of train steps in it."""
     options = {**config.train, "epochs": TRIED, "warmup": 0}
     tuner = rd.SelfTuner(build_task({"task": config.task, **config.options}), **options)
     for report in tuner.fit():
@@ -71,7 +72,7 @@ def seconds_per_epoch(config: ExperimentConfig) -> tuple[float, int]:
 
 
 def measure(minutes: float, epochs_per_report: int, folder: Path) -> dict[str, Any]:
-    """One row: a trial of about so many minutes."""
+    """Run one trial of about this many minutes, and return its row."""
     plain = ["search={}", "tune.searcher=random", "tune.num_samples=1"]
     seconds, steps = seconds_per_epoch(ExperimentConfig.read(CONFIG, plain))
     reports = max(2, round(60 * minutes / seconds / epochs_per_report))
@@ -85,7 +86,7 @@ def measure(minutes: float, epochs_per_report: int, folder: Path) -> dict[str, A
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in words."""
+    """A row as text."""
     own = "  ".join(f"{name} {row[name]:.2f} s" for name in ("train", "evaluate", "report", "checkpoint", "round_trip"))
     shares = {"reports and checkpoints": row["own_share"], "with round trips": row["share"]}
     found = "; ".join(
@@ -100,9 +101,9 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the trials, print where their time went, and write the record."""
+    """Run the trials, print the parts of their time, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=number(above=0), default=1.0, help="length of a trial, about")
+    parser.add_argument("--minutes", type=number(above=0), default=1.0, help="approximate length of a trial")
     parser.add_argument("--epochs-per-report", type=several(whole()), default=[1, 2, 5], metavar="N,N,...")
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Write the tables of the pages anew from the committed records.
+"""Regenerate the tables of the documentation pages from the committed records.
 
     python -m benchmarks.pages
     python -m benchmarks.pages --check
 
-Looks at `README.md` and at all pages below `docs`. `--check` writes nothing: it names every table that would change,
-and ends with status 1 if there is one.
+The command reads `README.md` and all pages below `docs`. With `--check` it writes nothing: it prints the name of every
+table that would change, and exits with status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from benchmarks.common.tables import TABLES
 
 
 def pages() -> list[Path]:
-    """The pages that may have tables."""
+    """The pages that may contain generated tables."""
     return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write or check all pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table would change")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if a table would change"
+    )
     options = parser.parse_args(arguments)
     found = 0
     for page in pages():

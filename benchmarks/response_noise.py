@@ -1,12 +1,17 @@
-"""How noisy is the gradient of the response, with and without pairs of opposite perturbations?
+"""Noise of the gradient of the response Θ, with and without antithetic pairs of perturbations.
 
     python -m benchmarks.response_noise --task fashion-cnn --set images=10000 --epochs 2,6,12 --seeds 5 --json FILE
 
-Runs are stopped at a few epochs. There, with everything held, the gradient of Θ is taken on `--draws` minibatches drawn
-with replacement, perturbed afresh each time, on each share of the minibatch (`--fractions`): with one perturbation for
-each example (`independent`), and on half of the examples, each under ε and −ε (`antithetic`). `noise` is the trace of
-its covariance, the sum of the variances of all its entries; `ratio` is antithetic divided by independent. The
-arithmetic is the same, and so is the mean, but under batch normalisation, which takes a pair into the same statistics.
+The command stops a run after a few epochs. With all parameters fixed, it computes the gradient of Θ on `--draws`
+minibatches, drawn with replacement and with new perturbations. It does so for each share of the minibatch
+(`--fractions`) in two ways:
+
+- `independent`: one perturbation for each example;
+- `antithetic`: half as many examples, each under ε and −ε.
+
+Each value is the trace of the covariance of the gradient, which is the sum of the variances of its entries. `ratio` is
+`antithetic` divided by `independent`. Both ways need the same amount of arithmetic. They have the same mean, except
+with batch normalisation, where both members of a pair enter the same statistics.
 """
 
 from __future__ import annotations
@@ -32,12 +37,12 @@ from ray_deltastn.methods import StepOptions, Steps
 
 
 def noise(tuner: rd.SelfTuner, fraction: float, antithetic: bool, draws: int, seed: int = 0) -> float:
-    """Trace of the covariance of Θ's gradient, at a run's present state; the run stays as it is."""
+    """Trace of the covariance of Θ's gradient at the current state of a run; the run is not changed."""
     objective, weights = tuner.objective, tuner.optimizers.weights
     steps = Steps(objective, weights, options=StepOptions(response_fraction=fraction, antithetic=antithetic))
     x, y = (torch.cat(parts) for parts in zip(*tuner.train.in_order(), strict=True))
     generator, own = torch.Generator().manual_seed(seed), objective.generator
-    assert own is not None  # a run has one
+    assert own is not None  # the objective of a run has a generator
     before = own.get_state()
     was_training = tuner.model.training
     tuner.model.train()
@@ -52,7 +57,7 @@ def noise(tuner: rd.SelfTuner, fraction: float, antithetic: bool, draws: int, se
 
 
 def look(tuner: rd.SelfTuner, fractions: Sequence[float], draws: int) -> list[dict[str, Any]]:
-    """One row per share of the minibatch, at a run's present state."""
+    """One row per share of the minibatch, at the current state of a run."""
     rows = []
     for fraction in fractions:
         one, two = (noise(tuner, fraction, antithetic, draws) for antithetic in (False, True))
@@ -70,7 +75,7 @@ def look(tuner: rd.SelfTuner, fractions: Sequence[float], draws: int) -> list[di
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Median, least and largest ratio over the runs, for each epoch and share of the minibatch."""
+    """Median, smallest and largest ratio over the runs, for each epoch and share of the minibatch."""
     found = []
     for (epoch, fraction), mine in record.cases(rows, ("epoch", "fraction")):
         ratios = [row["ratio"] for row in mine]
@@ -89,13 +94,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, stop at each epoch asked for, and look."""
+    """Train, stop after each of the given epochs, and measure there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default="fashion-cnn", help=f"{', '.join(PAPER)}, or 'module:function'")
-    parser.add_argument("--epochs", type=several(whole()), default=[2, 6, 12], help="where to stop and look")
+    parser.add_argument("--epochs", type=several(whole()), default=[2, 6, 12], help="epochs after which to measure")
     parser.add_argument("--fractions", type=several(number(above=0, most=1)), default=[0.25, 1.0])
     parser.add_argument("--draws", type=whole(2), default=50)
-    parser.add_argument("--seeds", type=whole(), default=1, help="runs, with the seeds 0, 1, …")
+    parser.add_argument("--seeds", type=whole(), default=1, help="number of runs, with the seeds 0, 1, …")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--threads", type=whole(), default=1)
     parser.add_argument("--json", type=Path)
@@ -129,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if options.json:
                     record.write(options.json, record.rounded({**head, "summary": summary(rows), "rows": rows}))
     if not rows:
-        sys.exit(f"the runs must reach an epoch of `--epochs`, got: {tuner.stop_reason}")
+        sys.exit(
+            f"a run must reach an epoch of `--epochs`, got none; the last run stopped because: {tuner.stop_reason}"
+        )
     for line in summary(rows):
         print("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 

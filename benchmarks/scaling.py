@@ -1,20 +1,22 @@
-"""How trials scale: real ones on one and two CPUs, and Tune's own overhead on up to 256 simulated ones.
+"""Scaling: real trials on one and two CPUs, and the overhead of Tune with up to 256 simulated trials.
 
     python -m benchmarks.scaling --trials 8,32,128,256 --json FILE
 
-**Real**: k trials of digits, all the same, on k workers of one CPU, through `run_experiment`. `seconds` is from the
-first step of any of them to the last report; `efficiency` is the time of one trial alone over that of k trials at once.
-Each k runs `--repeats` times, by turns, and the fastest counts, since others use this machine too.
+**Real**: `run_experiment` runs k identical trials on digits on k workers with one CPU each. `seconds` is the time from
+the first step of any trial to the last report. `efficiency` is the time of one trial alone, divided by the time of k
+trials at once. Each k runs `--repeats` times, in turn, and the fastest repetition counts, because other processes may
+use the machine.
 
-**Simulated**: trials that only sleep, with a report after each nap, on `--workers` made-up CPUs whose processes go from
-trial to trial (as in `run_experiment`: actors are reused; the same loggers; random search; no checkpoints):
+**Simulated**: trials that only sleep, with a report after each nap, on `--workers` simulated CPUs. As in
+`run_experiment`, actors are reused, and the loggers are the same. The search is random, and there are no checkpoints.
 
-- `ideal`: seconds of the naps as they really were, on workers that never wait; `seconds`: from the first nap to the end
-  of the last; `start`: from the command to the first nap, in which the processes begin;
-- `report_ms`: what a worker waits between two naps of a trial, `trial_ms`: between two trials; means;
-- `processes`: how many ever had a trial. One that is free takes the trial for which another is still starting, and Tune
-  gives up that start: where processes start slowly and trials are short, few do all the work;
-- `overhead`: all waiting of those processes over all naps. What late and missing ones cost shows in `seconds` only.
+- `ideal`: time of the measured naps if no worker ever waited. `seconds`: time from the first nap to the end of the last
+  nap. `start`: time from the command to the first nap, in which the processes start.
+- `report_ms`: mean wait of a worker between two naps of a trial. `trial_ms`: mean wait between two trials.
+- `processes`: number of processes that ran a trial. A free process takes a trial for which another process is still
+  starting, and Tune cancels that start. If processes start slowly and trials are short, few processes run all trials.
+- `overhead`: total waiting time of these processes, divided by the total time of the naps. The cost of late and missing
+  processes is visible in `seconds` only.
 """
 
 from __future__ import annotations
@@ -42,15 +44,15 @@ from ray_deltastn.tune.folder.log import ReportLog
 from ray_deltastn.tune.folder.loggers import loggers
 
 CONFIG = Path("configs/digits_hybrid.yaml")
-#: Reports of a simulated trial.
+#: Number of naps, and so of reports, of a simulated trial.
 NAPS = 4
 
 
 class Sleeper(tune.Trainable):
-    """Trial that sleeps, and says how long it did."""
+    """A trial that sleeps, and reports when each nap began and ended."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin (called by Tune)."""
+        """Start a trial (called by Tune)."""
         self.naps = 0
 
     def step(self) -> dict[str, Any]:
@@ -61,13 +63,13 @@ class Sleeper(tune.Trainable):
         return {"began": began, "ended": time.time(), "loss": 0.0, "done": self.naps == self.config["naps"]}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial (called by Tune)."""
+        """Start another trial in the same process (called by Tune)."""
         self.setup(new_config)
         return True
 
 
 def begin(cpus: int) -> None:
-    """A cluster of this machine alone with so many CPUs, which need not exist."""
+    """Start a cluster on this machine that declares `cpus` CPUs; they need not exist."""
     ray.shutdown()
     ray.init(
         "local",
@@ -88,7 +90,7 @@ def real(trials: int, epochs: int, folder: Path) -> float:
 
 
 def efficiencies(seconds: dict[int, list[float]]) -> list[dict[str, Any]]:
-    """Rows of the real trials, from the seconds that each number of them took in each repetition."""
+    """Rows of the real trials, from number of trials → seconds of each repetition."""
     alone = min(seconds[1])
     return [
         {"trials": trials, "workers": trials, "seconds": min(taken), "every": taken, "efficiency": alone / min(taken)}
@@ -97,7 +99,7 @@ def efficiencies(seconds: dict[int, list[float]]) -> list[dict[str, Any]]:
 
 
 def simulated(trials: int, workers: int, nap: float, folder: Path) -> dict[str, Any]:
-    """One row: trials that sleep, on a cluster that has been begun with so many CPUs."""
+    """Run simulated trials on a cluster that has been started with `workers` CPUs, and return the row."""
     started = time.time()
     analysis = tune.run(
         Sleeper,
@@ -115,7 +117,7 @@ def simulated(trials: int, workers: int, nap: float, folder: Path) -> dict[str, 
 
 
 def waiting(naps: pd.DataFrame, trials: int, workers: int) -> dict[str, Any]:
-    """How long the workers of simulated trials waited, from when each nap began and ended, its trial and process."""
+    """Waiting times of the workers, from the begin, the end, the trial and the process of each nap."""
     ordered = naps.sort_values("began")
     after = ordered.groupby("pid")
     gaps = ordered["began"] - after["ended"].shift()
@@ -143,15 +145,23 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run both, print both tables, and write the record."""
+    """Run real and simulated trials, print both tables, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--trials", type=several(whole()), default=[8, 32, 128, 256], metavar="N,N,...", help="simulated ones"
+        "--trials",
+        type=several(whole()),
+        default=[8, 32, 128, 256],
+        metavar="N,N,...",
+        help="numbers of simulated trials",
     )
-    parser.add_argument("--workers", type=whole(), default=8, help="made-up CPUs for them; a process needs 0.2 GB")
-    parser.add_argument("--nap", type=number(above=0), default=0.5, help=f"seconds; {NAPS} naps are a simulated trial")
-    parser.add_argument("--epochs", type=whole(), default=60, help="of a real trial")
-    parser.add_argument("--repeats", type=whole(), default=2, help="of the real ones")
+    parser.add_argument(
+        "--workers", type=whole(), default=8, help="simulated CPUs for these trials; each process needs 0.2 GB"
+    )
+    parser.add_argument(
+        "--nap", type=number(above=0), default=0.5, help=f"seconds of a nap; a simulated trial has {NAPS} naps"
+    )
+    parser.add_argument("--epochs", type=whole(), default=60, help="epochs of a real trial")
+    parser.add_argument("--repeats", type=whole(), default=2, help="repetitions of the real trials")
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args(arguments)
     prepare(parser, options.json)

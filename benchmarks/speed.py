@@ -1,20 +1,21 @@
-r"""What self-tuning costs: cycles of a method against plain training, interleaved in one process.
+r"""Cost of self-tuning: cycles of a method and of plain training, run in turn in one process.
 
     python -m benchmarks.speed --nets mlp,cnn,resnet18 --methods stn,centered-stn,delta-stn --json FILE
     python -m benchmarks.speed --nets alexnet,vgg16,resnet18 --methods delta-stn --response-fraction 0.25 \
         --device cuda --batch 128 --precision bf16 --channels-last --graph auto
 
-One cycle is T_train = 5 train steps and T_valid = 1 hyper step; plain training takes the same 5 train steps, in the
-same precision. The methods that learn a response tune the dropout rates of the network. `ift` and `unrolled` cannot:
-they tune a weight decay, the rates are constants, and so it is in the plain training they are compared with (`tuned` in
-a row says which).
+One cycle has T_train = 5 train steps and T_valid = 1 hyper step. Plain training runs the same 5 train steps in the same
+precision. Methods that learn a response tune the dropout rates of the network. `ift` and `unrolled` cannot tune dropout
+rates. They tune a weight decay, with constant dropout rates, and the plain training that they are compared with has the
+same task. The key `tuned` of a row says which task was used.
 
-- `flop_ratio`: matmul and convolution FLOPs, by `torch.utils.flop_counter`; exact, the same on every machine.
-- `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of neighbouring cycles.
-- `saved_memory_ratio`: bytes that autograd keeps for the backward pass, parameters left out, the largest pass of the
-  method over that of plain training.
-- `images_per_second`: training examples of the method over wall time.
-- `peak_memory_ratio`: largest memory on a GPU, the method's over plain training's, parameters and all.
+- `flop_ratio`: matmul and convolution FLOPs, from `torch.utils.flop_counter`. They are exact and the same on every
+  machine.
+- `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of consecutive cycles.
+- `saved_memory_ratio`: bytes that autograd keeps for the backward pass, without parameters: the largest pass of the
+  method, divided by the largest pass of plain training.
+- `images_per_second`: training examples of the method per second of wall time.
+- `peak_memory_ratio`: peak GPU memory of the method, divided by that of plain training, with parameters.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from ray_deltastn.training.settings import Settings
 
 TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
 
-#: Timed pairs of cycles on a GPU, where one takes milliseconds.
+#: Timed pairs of cycles on a GPU, where a cycle takes milliseconds.
 GPU_PAIRS = 50
 #: net → (constructor, batch size, shape of an example, default number of timed pairs on a CPU).
 NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
@@ -55,14 +56,14 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
 }
 
 
-#: Dropout rate of the networks, tuned or constant.
+#: Dropout rate of the networks: the initial value if tuned, or the constant.
 RATE = 0.05
-#: What may be tuned.
+#: Hyperparameters that a cycle can tune.
 TUNED = ("dropout", "decay")
 
 
 def constant_dropout(model: nn.Module) -> None:
-    """Give a network's dropout layers, in place, a constant rate."""
+    """Replace the dropout layers of a network, in place, by layers with a constant rate."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, rd.Dropout):
@@ -80,7 +81,7 @@ class Cycle:
         seed: seed of weights, data and run.
         device: `cpu` or `cuda`.
         precision: see `Settings`.
-        tuned: `dropout` for the network's own rates, `decay` for a weight decay, with constant rates.
+        tuned: `dropout` for the dropout rates of the network; `decay` for a weight decay, with constant dropout rates.
         graph: see `Settings`.
         channels_last: see `Settings`.
     """
@@ -137,7 +138,7 @@ class Cycle:
                     tuner.algorithm.hyper_step(*self.data)
 
     def peak(self) -> int:
-        """Bytes on the GPU at the most in a cycle; 0 on a CPU."""
+        """Peak GPU memory of a cycle in bytes; 0 on a CPU."""
         device = self.tuner.device
         if device.type != "cuda":
             self()
@@ -155,7 +156,7 @@ class Cycle:
         return flops
 
     def saved_bytes(self) -> int:
-        """Bytes kept for backward in the hungriest pass of a cycle, parameters left out."""
+        """Bytes kept for backward, without parameters, in the pass of a cycle that keeps most."""
         tuner = self.tuner
         parameters = [*tuner.model.parameters(), *tuner.model.buffers()]
         parameters += [] if tuner.response is None else list(tuner.response.parameters())
@@ -164,7 +165,7 @@ class Cycle:
         largest = 0
 
         class Saved:
-            """A saved tensor; counted while autograd holds it."""
+            """A saved tensor, which is counted while autograd holds it."""
 
             def __init__(self, tensor: Tensor) -> None:
                 self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
@@ -204,17 +205,17 @@ def measure(
     graph: GraphName = "off",
     channels_last: bool = False,
 ) -> dict[str, Any]:
-    """One row: a method against plain training on one network.
+    """Measure a method against plain training on one network, and return the row.
 
     Args:
         net: key of `NETS`.
         method: name of a method.
-        response_fraction: share of each minibatch that trains Θ; methods that train it with w₀ take the whole.
-        pairs: pairs of cycles timed; None for as many as the network and the device usually have.
+        response_fraction: share of each minibatch that trains Θ; methods that train Θ and w₀ together use all of it.
+        pairs: number of timed pairs of cycles; None for the default of the network and the device.
         batch: examples in a minibatch.
         device: `cpu` or `cuda`.
         precision: see `Settings`.
-        graph: see `Settings`; FLOPs and memory are counted without.
+        graph: see `Settings`; FLOPs and memory are counted on eager steps.
         channels_last: see `Settings`.
     """
     _, usual_batch, _, usual = NETS[net]
@@ -237,7 +238,7 @@ def measure(
         return cycle, cycle.peak() - held
 
     if device == "cuda":
-        # Libraries keep workspaces from their first call on, which would count for plain training alone.
+        # Libraries allocate workspaces in their first call. Without this cycle, plain training alone would count them.
         Cycle(net, method, response_fraction, **options)()
     plain, least = ready("fixed", 1.0)
     tuned, most = ready(method, response_fraction)
@@ -247,7 +248,7 @@ def measure(
         plain = Cycle(net, "fixed", 1.0, graph=graph, **options)
         tuned = Cycle(net, method, response_fraction, graph=graph, **options)
         for cycle in (plain, tuned):
-            for _ in range(EAGER + 1):  # until the hyper step is captured too
+            for _ in range(EAGER + 1):  # after these the hyper step is captured too
                 cycle()
     cpu, wall, taken, plain_taken = [], [], [], []
     for _ in range(pairs or (usual if device == "cpu" else GPU_PAIRS)):
@@ -280,7 +281,7 @@ def measure(
         "saved_memory_ratio": round(memory, 3),
         "images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(taken)),
         "plain_images_per_second": round(TRAIN_INTERVAL * batch / statistics.median(plain_taken)),
-        # Of steps as they are: a graph's memory is its own, and held as long as it is.
+        # Measured on eager steps, because a graph holds memory of a separate pool for as long as it exists.
         "peak_memory_ratio": round(most / least, 3) if device == "cuda" else None,
         "peak_memory_bytes": most if device == "cuda" else None,
         "plain_peak_memory_bytes": least if device == "cuda" else None,
@@ -289,33 +290,42 @@ def measure(
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was asked to."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a row per network and method as soon as it is measured, and write all of them."""
+    """Measure and print one row per network and method, and write all rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--nets", default="mlp,cnn,resnet18", help=f"of {','.join(NETS)}")
+    parser.add_argument("--nets", default="mlp,cnn,resnet18", help=f"comma-separated, from {', '.join(NETS)}")
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
     parser.add_argument("--response-fraction", type=number(above=0, most=1), default=1.0)
     parser.add_argument("--threads", type=whole(), default=1)
-    parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128, with large networks 32)")
+    parser.add_argument("--batch", type=whole(), help="examples in a minibatch (default: 128; 32 for large networks)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=get_args(PrecisionName))
-    parser.add_argument("--channels-last", action="store_true", help="order of memory, for both sides")
     parser.add_argument(
-        "--graph", default="off", choices=get_args(GraphName), help="steps captured and replayed, for both sides"
+        "--channels-last",
+        action="store_true",
+        help="use channels-last memory order, for the method and for plain training",
     )
-    parser.add_argument("--pairs", type=whole(), help="pairs of cycles timed (default: 10, 5, 2; on a GPU 50)")
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument(
+        "--graph",
+        default="off",
+        choices=get_args(GraphName),
+        help="capture and replay steps, of the method and of plain training",
+    )
+    parser.add_argument(
+        "--pairs", type=whole(), help="timed pairs of cycles (default: 10, 5 or 2, by network; 50 on a GPU)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args(arguments)
     methods = options.methods.split(",")
     try:
         unknown = [net for net in options.nets.split(",") if net not in NETS]
         if unknown:
-            raise ValueError(f"`--nets` must be of {', '.join(NETS)}, got {unknown[0]!r}")
+            raise ValueError(f"`--nets` must be names from {', '.join(NETS)}, got {unknown[0]!r}")
         for method in methods:
             get_method(method)
         if options.device == "cuda" and not torch.cuda.is_available():

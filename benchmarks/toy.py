@@ -3,29 +3,30 @@
     python -m benchmarks.toy --problem ridge --data bostonHousing --rows-per-dim 4 --json FILE --plot FILE.png
     python -m benchmarks.toy --rows FILE.json --json FILE.json --plot FILE.png
 
-The second form runs nothing: it draws the picture and writes the summary again from a record written before. Arguments
-of the run that are given with it become the record's command, if it has none.
+The second form runs nothing. It draws the picture and writes the summary again from an existing record. If the record
+has no command, the other arguments of this form become its command.
 
-Runs `SelfTuner` as the paper does: T_train = 10, T_valid = 1, 100 warm-up steps, σ = 1 held fixed, RMSProp for λ. The
-paper does not say which momentum its toy runs use; `--momentum` is 0.9 by default, as in all its other experiments.
-Gradients of w₀ and of Θ are clipped at a norm of 1 (`--clip-grad`), for all methods: with σ = 1 the penalty e^(λ+ε) of
-an example has a heavy tail, and at this momentum runs diverge without clipping. The paper mentions none. The pair
-was chosen for Δ-STN's regret on ridge with four rows per dimension, pooled over bostonHousing, concrete and
-wine-quality-red; `docs/results/toy.md` has the figures without momentum and clipping, and those of other sets.
+The settings are those of the paper: T_train = 10, T_valid = 1, 100 warm-up steps, fixed σ = 1, RMSProp for λ. The paper
+does not give the momentum of its toy runs. `--momentum` is 0.9 by default, as in all its other experiments. The
+gradients of w₀ and of Θ are clipped at a norm of 1 (`--clip-grad`) for all methods. With σ = 1 the penalty e^(λ+ε) of
+an example has a heavy tail, and with this momentum runs diverge without clipping. The paper does not mention clipping.
+We chose momentum and clipping by Δ-STN's regret on ridge with four rows per dimension, pooled over bostonHousing,
+concrete and wine-quality-red. `docs/results/toy.md` has the results without them, and on other data sets.
 
-One row for each data set, method and seed. λ is unconstrained; the split, the initial weights and so the optimum
-belong to the seed.
+There is one row for each data set, method and seed. λ is unconstrained. The seed determines the split, the initial
+weights, and so the optimum.
 
 - `lambda_final`: mean of λ over the last 100 hyper steps; null if the run diverged.
 - `regret_initial`, `regret_final`: L_V(λ, w*(λ)) / min L_V − 1 with the exact inner solution w*(λ).
-- `max_early_excursion`: how far λ leaves the interval from its initial value to the optimum, on either side, in the
-  first tenth of the cycles: zero for a run that goes straight to the optimum.
+- `max_early_excursion`: largest distance of λ from the interval between its initial value and the optimum, on either
+  side, in the first tenth of the cycles. It is zero for a run that goes straight to the optimum.
 - `seconds`: process time of the training alone.
-- `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 100 points; the last is the last λ.
+- `trajectory`: λ at the start and after hyper steps, evenly thinned to at most 100 points; the last point is the last
+  λ.
 
-The record's `summary` has mean, standard deviation and median over the seeds for each data set and method; a run that
-diverged counts as infinite. `lambda_error` is λ_final − λ_optimal where the optimum is not at the edge of the searched
-range. The file is written after each run.
+The record's `summary` has mean, standard deviation and median over the seeds for each data set and method. A run that
+diverged counts as infinite. `lambda_error` is λ_final − λ_optimal over the runs whose optimum is not at the edge of the
+search range. The file is written after each run.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from ray_deltastn.training.options import GraphName
 
 TRAIN_INTERVAL, WARMUP_STEPS = 10, 100
 FINAL, POINTS = 100, 100
-#: What the rows of a record must have to be drawn again.
+#: Keys that the rows of a record need to be drawn again.
 KEYS = (
     "problem",
     "data",
@@ -73,7 +74,7 @@ KEYS = (
     "training_rows",
     "dimension",
 )
-#: What rows that differ by their seed only have in common.
+#: Keys that are equal in rows that differ only in their seed.
 CASE = ("problem", "data", "method")
 
 
@@ -90,18 +91,18 @@ def tuner_of(
     graph: GraphName = "on",
     **settings: Any,
 ) -> rd.SelfTuner:
-    """One run of `SelfTuner`, not yet begun; its first report is its last.
+    """One run of `SelfTuner` before its start; it makes a single report.
 
     Args:
         problem: the problem, with its data.
         method: name of a method that tunes.
-        seed: seed of initial weights, order and perturbations.
-        cycles: hyper steps; each follows ten train steps.
+        seed: seed of initial weights, order of examples and perturbations.
+        cycles: number of hyper steps; ten train steps come before each.
         lr: learning rate of w₀ and Θ.
         hyper_lr: learning rate of λ.
         momentum: momentum of w₀ and Θ.
-        clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
-        graph: see `Settings`; the numbers are the same.
+        clip_grad: largest gradient norm, for w₀ and for Θ separately; None for no clipping.
+        graph: see `Settings`; it does not change the numbers.
         settings: further options of `SelfTuner`.
     """
     steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
@@ -133,7 +134,7 @@ def trajectory(problem: Problem, method: str, seed: int = 0, **options: Any) -> 
     Args:
         problem: the problem, with its data.
         method: name of a method that tunes.
-        seed: seed of initial weights, order and perturbations.
+        seed: seed of initial weights, order of examples and perturbations.
         options: further arguments of `tuner_of`.
     """
     tuner = tuner_of(problem, method, seed, **options)
@@ -148,13 +149,13 @@ def trajectory(problem: Problem, method: str, seed: int = 0, **options: Any) -> 
 
     tuner.algorithm.hyper_step = noted  # type: ignore[method-assign]
     started = time.process_time()
-    tuner.step()  # one report, at the end: evaluations on the way would cost more than the training
+    tuner.step()  # a single report at the end, because evaluations would cost more than the training
     seconds = time.process_time() - started
     return torch.cat(visited).tolist(), seconds
 
 
 def excursion(path: Sequence[float], optimum: float) -> float:
-    """How far a path leaves the interval between its first point and the optimum; NaN if it is not finite."""
+    """Largest distance of a path from the interval between its first point and the optimum; NaN if it is not finite."""
     low, high = sorted((path[0], optimum))
     if not all(map(math.isfinite, path)):
         return math.nan
@@ -162,7 +163,7 @@ def excursion(path: Sequence[float], optimum: float) -> float:
 
 
 def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dict[str, Any]:
-    """One row: a run of one method on one problem, against the exact answer.
+    """Run one method on one problem, compare it with the exact solution, and return the row.
 
     Args:
         problem: the problem, with its data.
@@ -203,10 +204,11 @@ def measure(problem: Problem, method: str, seed: int = 0, **options: Any) -> dic
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw λ over hyper steps (above) and regret (below), a column per data set and a colour per method.
+    """Draw λ over hyper steps (above) and regret (below): one column per data set, one colour per method.
 
-    Thin lines are seeds; thick ones their mean, for the regret their median. The optimum is dashed, with a band for its
-    range over the seeds' splits; an optimum at the edge of the searched range (no regularisation is best) is left out.
+    Thin lines are the seeds. Thick lines are their mean, or their median for the regret. The dashed line is the
+    optimum, with a band for its range over the splits. Optima at the edge of the search range (no regularisation is
+    best) are not drawn.
     """
     import matplotlib
 
@@ -258,7 +260,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per problem, data set and method: mean, standard deviation and median over the seeds."""
+    """Mean, standard deviation and median over the seeds, per problem, data set and method."""
     keys = ("regret_initial", "regret_final", "max_early_excursion")
     return [
         {
@@ -272,7 +274,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Medians over the seeds as text, a line per data set and method."""
+    """Medians over the seeds as text: one line per data set and method."""
     text = []
     for (_, name, method), mine in record.cases(rows, CASE):
 
@@ -301,10 +303,14 @@ def rows_per_dim(text: str) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a line per run and medians, and write all rows and the picture."""
+    """Print a line per run and the medians, and write the record and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problem", choices=Problem.KINDS, default="ridge")
-    parser.add_argument("--data", default="diabetes", help="files .npz with X and y, sets in <data root>/uci, diabetes")
+    parser.add_argument(
+        "--data",
+        default="diabetes",
+        help="comma-separated: files .npz with X and y, sets in <data root>/uci, or diabetes",
+    )
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
     parser.add_argument("--methods", default="stn,centered-stn,delta-stn")
     parser.add_argument(
@@ -312,23 +318,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=rows_per_dim,
         default="all",
         metavar="K|all",
-        help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
+        help="K training rows per feature and up to 200 validation rows; all: 80 %% and 20 %% of the rows",
     )
     parser.add_argument("--seeds", type=whole(), default=5)
     parser.add_argument("--cycles", type=whole(), default=3000)
     parser.add_argument("--lr", type=number(above=0), default=0.03)
     parser.add_argument("--hyper-lr", type=number(above=0), default=0.03)
     parser.add_argument(
-        "--momentum", type=number(least=0, below=1), default=0.9, help="of w₀ and Θ; the paper gives none for its toys"
+        "--momentum",
+        type=number(least=0, below=1),
+        default=0.9,
+        help="momentum of w₀ and Θ; the paper gives none for its toy problems",
     )
     parser.add_argument(
-        "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for none"
+        "--clip-grad", type=number(least=0), default=1.0, help="largest gradient norm of w₀ and of Θ; 0 for no clipping"
     )
     parser.add_argument(
         "--graph",
         choices=get_args(GraphName),
         default="on",
-        help="steps captured and replayed, for methods that learn a response",
+        help="capture and replay steps, for methods that learn a response",
     )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--initial", type=number(), help="initial penalty or dropout rate (default: Appendix H.1's)")
@@ -352,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(options.seeds):
                 data = split(*loaded, seed, options.rows_per_dim)
                 problems.append((seed, Problem(options.problem, data, not options.no_divide, options.initial)))
-        for method in methods:  # what no method can do here, and options that are wrong, show before the first run
+        for method in methods:  # finds unsuitable methods and wrong options before the first run
             tuner_of(problems[0][1], method, **settings).release()
     except (FileNotFoundError, TypeError, ValueError) as error:
         parser.error(str(error))

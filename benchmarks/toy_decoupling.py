@@ -1,37 +1,39 @@
-"""What centring does by itself: spikes of λ early in training (Figure 9 and the author response).
+"""Effect of centring alone: spikes of λ early in training (Figure 9 and the author response).
 
     python -m benchmarks.toy_decoupling --data wine-quality-red,concrete,bostonHousing --json FILE --plot FILE.png
 
-One gradient step moves an uncentred response Φ by −α·∇_w L_T·λᵀ, so that the next hypergradient holds the term
-−α·(∇_w L_T · ∇_w L_V)·λ (Eqn. 3.8): while the two gradients point the same way, λ is driven away from 0, whatever λ is
-good. With a centred response that term is zero. So (3.8) wants three things for a spike: a small angle between the
-gradients, weights that still move much, and a λ far from 0. (Here Φ = u·W_resp has a direction of its own, and both
-gradients enter through their components along it, so the term may be small, or even turn, for some seeds.)
-Hence the settings that differ from `benchmarks.toy`:
+One gradient step moves an uncentred response Φ by −α·∇_w L_T·λᵀ. The next hypergradient then contains the term −α·(∇_w
+L_T · ∇_w L_V)·λ (Eqn. 3.8). While the two gradients have similar directions, this term moves λ away from 0, even if the
+optimum is elsewhere. With a centred response the term is zero. By (3.8) a spike needs three conditions: a small angle
+between the gradients, weights that still change much, and a λ far from 0. Here Φ = u·W_resp has one direction, and both
+gradients count only through their components in this direction. So the term can be small for some seeds, or have the
+opposite sign. Two settings therefore differ from `benchmarks.toy`:
 
-- No warm-up and lr 0.001 (`--settings LR:WARMUP`): after 100 steps at 0.03 a linear regression is fitted, and no
-  gradient is left. Several pairs may be given; all are measured, the first is drawn.
-- All rows, 80 % and 20 %, as in H.1. Sets of 1,000 points or more start at λ = ln 50 = 3.9, smaller ones at
-  λ = ln 1 = 0, where (3.8) is zero: these are the control.
+- There is no warm-up, and lr is 0.001 (`--settings LR:WARMUP`). After 100 steps at 0.03 a linear regression is fitted,
+  and the gradient is close to zero. `--settings` takes several pairs. All of them are measured, and the first is drawn.
+- All rows are used, 80 % and 20 %, as in H.1. Data sets of 1,000 points or more start at λ = ln 50 = 3.9. Smaller sets
+  start at λ = ln 1 = 0, where (3.8) is zero. They are the control.
 
-The rest is as there: T_train = 10, T_valid = 1, σ = 1 fixed, RMSProp 0.03 for λ, momentum 0.9, gradients clipped at 1.
+The other settings are the same: T_train = 10, T_valid = 1, fixed σ = 1, RMSProp with 0.03 for λ, momentum 0.9, and
+gradients clipped at 1.
 
 | variant         | response input | w₀ trained on          | prediction                                |
 |-----------------|----------------|------------------------|-------------------------------------------|
 | `stn`           | λ+ε            | perturbed (2.5)        | f(x, w₀+Θδ)                               |
-| `centered-only` | ε              | perturbed, one pass    | the same                                  |
-| `centered-stn`  | ε              | unperturbed (3.9)      | the same                                  |
-| `delta-stn`     | ε              | unperturbed            | linearised: no change on a linear problem |
+| `centered-only` | ε              | perturbed, one pass    | f(x, w₀+Θδ)                               |
+| `centered-stn`  | ε              | unperturbed (3.9)      | f(x, w₀+Θδ)                               |
+| `delta-stn`     | ε              | unperturbed (3.9)      | linearised; the same on a linear problem  |
 
 One row for each setting, data set, variant and seed:
 
-- `excursion`: how far λ leaves the interval from its initial value to the optimum, on either side, in the whole run.
-  The first steps of RMSProp are long, 0.3 for the very first, so 0.3 is no spike.
+- `excursion`: largest distance of λ from the interval between its initial value and the optimum, on either side, in the
+  whole run. The first step of RMSProp is about 0.3 long, so an excursion of 0.3 is not a spike.
 - `angle_initial`: degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets before the first step.
-- `trajectory`, `angle`: λ and that angle at the current weights (for `stn` r(λ)), at the start and after hyper steps,
-  thinned to at most 100 points; in rows of the drawn setting only.
+- `trajectory`, `angle`: λ and this angle at the current weights (for `stn` at r(λ)), at the start and after hyper
+  steps, thinned to at most 100 points. Only rows of the drawn setting have them.
 
-The record's `summary` has figures over the seeds; `--rows FILE.json` draws and sums up again, as in `benchmarks.toy`.
+The record's `summary` has statistics over the seeds. `--rows FILE.json` draws and summarises a record again, as in
+`benchmarks.toy`.
 """
 
 from __future__ import annotations
@@ -65,9 +67,9 @@ VARIANTS: dict[str, Method] = {
     "centered-stn": get_method("centered-stn"),
     "delta-stn": get_method("delta-stn"),
 }
-#: What rows that differ by their variant and seed only have in common.
+#: Keys that are equal in rows that differ only in variant and seed.
 CASE = ("problem", "data", "lr", "warmup")
-#: What the rows of a record must have to be drawn again.
+#: Keys that the rows of a record need to be drawn again.
 KEYS = (
     *CASE,
     "variant",
@@ -85,7 +87,7 @@ POINTS = 100
 
 
 def angle(problem: Problem, lam: Tensor, v: Tensor) -> float:
-    """Degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets; NaN where one of them is zero.
+    """Degrees between ∇_v L_T(λ, v) and ∇_v L_V(v) on the full sets; NaN if one of them is zero.
 
     Args:
         problem: a ridge problem, with its data.
@@ -95,7 +97,7 @@ def angle(problem: Problem, lam: Tensor, v: Tensor) -> float:
     data = problem.data
     first = problem.covariance @ v - problem.correlation + problem.strength(lam)[0] * problem.diagonal * v
     second = data.x_valid.T @ (data.x_valid @ v - data.t_valid) / len(data.t_valid)
-    # The form for small angles: acos of a rounded cosine would give 1e-6 degrees for equal gradients.
+    # This form is accurate for small angles. The acos of a rounded cosine gives 1e-6 degrees for equal gradients.
     first, second = first / first.norm(), second / second.norm()
     return math.degrees(2 * math.atan2((first - second).norm().item(), (first + second).norm().item()))
 
@@ -103,13 +105,13 @@ def angle(problem: Problem, lam: Tensor, v: Tensor) -> float:
 def trajectory(
     problem: Problem, method: Method, seed: int, *, cycles: int, lr: float, warmup: int, hyper_lr: float = 0.03
 ) -> tuple[list[float], list[float]]:
-    """λ and the angle at the start and after each hyper step of one run of `SelfTuner`.
+    """λ and the angle, at the start and after each hyper step of one run of `SelfTuner`.
 
     Args:
         problem: a ridge problem, with its data.
         method: a method that tunes.
-        seed: seed of initial weights, order and perturbations.
-        cycles: hyper steps; each follows ten train steps.
+        seed: seed of initial weights, order of examples and perturbations.
+        cycles: number of hyper steps; ten train steps come before each.
         lr: learning rate of w₀ and Θ.
         warmup: train steps before the first cycle.
         hyper_lr: learning rate of λ.
@@ -147,13 +149,13 @@ def trajectory(
 
 
 def measure(problem: Problem, variant: str, seed: int, curves: bool = True, **options: Any) -> dict[str, Any]:
-    """One row: a run of one variant on one problem.
+    """Run one variant on one problem, and return its row.
 
     Args:
         problem: a ridge problem, with its data.
         variant: one of `VARIANTS`.
         seed: seed of the run.
-        curves: keep λ and the angle over the run.
+        curves: whether to keep λ and the angle over the run.
         options: further arguments of `trajectory`.
     """
     started = time.process_time()
@@ -186,10 +188,10 @@ def measure(problem: Problem, variant: str, seed: int, curves: bool = True, **op
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw λ (above) and the angle (below) over hyper steps, a column per data set and a colour per variant.
+    """Draw λ (above) and the angle (below) over hyper steps: one column per data set, one colour per variant.
 
-    Thick lines are medians of the seeds, thin ones the seeds' λ. Rows without curves are left out. The dashed line is
-    the splits' median optimum, left out where for half of them no penalty at all is best.
+    Thick lines are medians over the seeds. Thin lines are λ of each seed. Rows without curves are not drawn. The dashed
+    line is the median optimum over the splits. It is not drawn if no penalty is best for half of them.
     """
     import matplotlib
 
@@ -247,7 +249,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per setting, data set and variant: mean, standard deviation, median and largest over the seeds."""
+    """Mean, standard deviation, median and largest value over the seeds, per setting, data set and variant."""
     keys = (*CASE, "variant")
     entries = []
     for case, mine in record.cases(rows, keys):
@@ -265,7 +267,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line per setting and data set: median excursion, and the largest, of each variant."""
+    """One line per setting and data set: median and largest excursion of each variant."""
     text = []
     for case, mine in record.cases(rows, CASE):
         parts = []
@@ -299,32 +301,36 @@ def _settings(text: str) -> list[tuple[float, int]]:
         pairs = [pair.split(":") for pair in text.split(",")]
         return [(number(above=0)(lr), whole(0)(warmup)) for lr, warmup in pairs]
     except (ValueError, argparse.ArgumentTypeError):
-        rule = "must be pairs of a number > 0 and a whole number >= 0 like 0.001:0,0.03:100"
+        rule = "must be pairs of a number > 0 and a whole number >= 0, as in 0.001:0,0.03:100"
         raise argparse.ArgumentTypeError(f"{rule}, got {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a line per run and medians, and write all rows and the picture."""
+    """Print a line per run and the medians, and write the record and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", default="diabetes", help="files .npz with X and y, sets in <data root>/uci, diabetes")
+    parser.add_argument(
+        "--data",
+        default="diabetes",
+        help="comma-separated: files .npz with X and y, sets in <data root>/uci, or diabetes",
+    )
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of {','.join(VARIANTS)}")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"comma-separated, from {', '.join(VARIANTS)}")
     parser.add_argument(
         "--rows-per-dim",
         type=rows_per_dim,
         default="all",
         metavar="K|all",
-        help="K rows per feature to train on and up to 200 to validate; all: 80 %% and 20 %%",
+        help="K training rows per feature and up to 200 validation rows; all: 80 %% and 20 %% of the rows",
     )
     parser.add_argument("--no-divide", action="store_true", help="ridge penalty not divided by n (Figure 8)")
     parser.add_argument("--seeds", type=whole(), default=5)
-    parser.add_argument("--cycles", type=whole(), default=200, help="hyper steps of a run")
+    parser.add_argument("--cycles", type=whole(), default=200, help="number of hyper steps of a run")
     parser.add_argument(
         "--settings",
         type=_settings,
         default="0.001:0",
         metavar="LR:WARMUP,…",
-        help="pairs of a learning rate of w₀ and Θ and of train steps before the first cycle; the first pair is drawn",
+        help="pairs of a learning rate of w₀ and Θ and a number of warm-up steps; the first pair is drawn",
     )
     RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -337,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         variants = options.variants.split(",")
         for variant in variants:
             if variant not in VARIANTS:
-                raise ValueError(f"`--variants` must be of {', '.join(VARIANTS)}, got {variant!r}")
+                raise ValueError(f"`--variants` must be names from {', '.join(VARIANTS)}, got {variant!r}")
         for name in options.data.split(","):
             loaded = load(name, options.data_root)
             for seed in range(options.seeds):

@@ -1,41 +1,44 @@
-"""How well each method learns the response Jacobian dv*/dλ, at four perturbation scales (Figure 2 in spirit).
+"""Accuracy of the learned response Jacobian dv*/dλ for each method, at four perturbation scales (similar to Figure 2).
 
     python -m benchmarks.toy_response --problem ridge,network --json FILE --plot FILE.png
 
-λ stays at its initial value (warm-up as long as the run), so the answer stays the same, and w₀ and Θ learn through
-`SelfTuner`. Two problems with L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·Σ_j g_j v_j² in the linear map v of the network:
+λ keeps its initial value, because the warm-up is as long as the run. So the exact solution does not change, while
+`SelfTuner` trains w₀ and Θ. Both problems have L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·Σ_j g_j v_j² in the linear map v of the
+network:
 
 | problem   | network                                    | g_j                 |
 |-----------|--------------------------------------------|---------------------|
 | `ridge`   | one layer (H.1)                            | e^λ/n, h = 1        |
 | `network` | five hidden layers, Jacobian norm (H.4)    | e^(λ_j), h = d      |
 
-In `network` each feature has its own penalty, so that the hypergradient is a vector and has a direction. Exact, with
-C = XᵀX/n, c = Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m: v* = A⁻¹c, dv*/dλ = −A⁻¹ diag(g ⊙ v*) G.
+In `network` each feature has a separate penalty, so the hypergradient is a vector with a direction. With C = XᵀX/n,
+c = Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m, the exact solution is v* = A⁻¹c, dv*/dλ = −A⁻¹ diag(g ⊙ v*) G.
 
-A finite σ has an honest bias: e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and
-E[g(λ+ε)·ε²] = g M (σ² + σ⁴) for an entry's own ε; the best linear response (3.10) of the linearised problem is then,
-column by column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
-perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. The error of these is drawn dotted: for all
-methods on `ridge`, for Δ-STN on `network` (the others meet a nonlinear problem there).
+A finite σ causes a bias, because e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and
+E[g(λ+ε)·ε²] = g M (σ² + σ⁴), where ε belongs to the same entry. The best linear response (3.10) of the linearised
+problem is then, for each column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
+perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. Dotted lines show the error of these best
+responses: for all methods on `ridge`, and for Δ-STN on `network`, where the problem is nonlinear for the other methods.
 
-Δ-STN's ∂y/∂x is that of the linearised network, v₀ + dv, so its penalty takes dv by the product rule, as in
-`benchmarks.toy`. `delta-stn-dense` shows what it costs to penalise the product of the displaced layers w₀ + Θε instead.
+Δ-STN predicts with the linearised network, whose ∂y/∂x is v₀ + dv. So its penalty computes dv by the product rule, as
+in `benchmarks.toy`. `delta-stn-dense` penalises the product of the displaced layers w₀ + Θε instead, for comparison.
 
-Settings as in `benchmarks.toy` (momentum 0.9, gradients clipped at 1, lr 0.03, all rows, 80 % and 20 %) but for three:
-lr decays to 0 (cosine), minibatches have 100 rows, and g is 1 (toy: 1/n). Else noise of the minibatches, which does
-not shrink with σ² as the signal does, and directions that X hardly determines hide what is learned; and for some splits
-a smaller g is so near the best one that the exact hypergradient is nothing to compare with.
+The settings are those of `benchmarks.toy` (momentum 0.9, gradients clipped at 1, lr 0.03, all rows, 80 % and 20 %),
+with three exceptions: lr decays to 0 (cosine), minibatches have 100 rows, and g is 1 (toy: 1/n). There are two reasons.
+The noise of the minibatches does not decrease with σ² as the signal does; together with directions that X hardly
+determines, it would hide the learned response. And for some splits a smaller g is so close to the optimum that the
+exact hypergradient is too small for a comparison.
 
 Curves, at evenly spaced points of log(train steps):
 
-- `jacobian_error`, `jacobian_cosine`: ‖J − dv*/dλ‖/‖dv*/dλ‖ and the cosine of the two, J the derivative of v(w₀ + Θδ)
-  at the network's current weights (for `stn` of v(r(λ))).
-- `hypergradient_cosine`, `hypergradient_ratio`: of q, the hyper step's gradient at ε = 0 on all validation rows, with
-  the exact d = dL_V(v*(λ))/dλ; the ratio is ⟨q, d⟩/⟨d, d⟩, and 1 is right.
+- `jacobian_error`, `jacobian_cosine`: ‖J − dv*/dλ‖/‖dv*/dλ‖, and the cosine of J and dv*/dλ. J is the derivative of
+  v(w₀ + Θδ) at the current weights of the network (for `stn` of v(r(λ))).
+- `hypergradient_cosine`, `hypergradient_ratio`: q is the gradient of the hyper step at ε = 0 on all validation rows,
+  and d = dL_V(v*(λ))/dλ is exact. The first is the cosine of q and d. The second is ⟨q, d⟩/⟨d, d⟩, and should be
+  1.
 
-The record's `summary` has figures over the seeds of their last points; `--rows FILE.json` draws and sums up again, as
-in `benchmarks.toy`.
+The record's `summary` has statistics over the seeds at the last point. `--rows FILE.json` draws and summarises a record
+again, as in `benchmarks.toy`.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ from benchmarks.common.toy_jacobian import KINDS, STRENGTH, Exact, learned_hyper
 from benchmarks.common.toy_problems import load, split
 from ray_deltastn.methods import MethodName
 
-#: Line → method.
+#: Name of a line in the picture → method.
 LINES: dict[str, MethodName] = {
     "stn": "stn",
     "centered-stn": "centered-stn",
@@ -70,21 +73,21 @@ LINES: dict[str, MethodName] = {
 }
 CURVES = ("jacobian_error", "jacobian_cosine", "hypergradient_cosine", "hypergradient_ratio")
 POINTS, BATCH = 30, 100
-#: What rows that differ by their seed only have in common.
+#: Keys that are equal in rows that differ only in their seed.
 CASE = ("problem", "data", "sigma", "method")
-#: What the rows of a record must have to be drawn again.
+#: Keys that the rows of a record need to be drawn again.
 KEYS = (*CASE, "seed", "limit_error", "training_rows", "steps", *CURVES)
 
 
 def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 2000, lr: float = 0.03) -> dict[str, Any]:
-    """One row: a run of one method at one σ.
+    """Run one method at one σ, and return its row.
 
     Args:
         exact: the problem, with its data.
         line: one of `LINES`.
         sigma: scale of the perturbation.
-        seed: seed of initial weights, order and perturbations.
-        steps: train steps, rounded up to whole epochs.
+        seed: seed of initial weights, order of examples and perturbations.
+        steps: number of train steps, rounded up to whole epochs.
         lr: learning rate of w₀ and Θ at the start.
     """
     method = LINES[line]
@@ -155,9 +158,10 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw, for each problem, the Jacobian's error and the hypergradient; a column per σ, a colour per method.
+    """Draw the error of the Jacobian and the hypergradient of each problem: one column per σ, one colour per method.
 
-    Thin lines are seeds, thick ones their mean (of the ratio the median); dotted ones are where the error should end.
+    Thin lines are the seeds. Thick lines are their mean, or their median for the ratio. Dotted lines are the error of
+    the best linear response.
     """
     import matplotlib
 
@@ -213,7 +217,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     found["limit in closed form"] = plt.Line2D([], [], color="black", linestyle=":", linewidth=1.6)
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), frameon=False)
     figure.suptitle(
-        f"{rows[0]['data']}, {rows[0]['training_rows']} rows, {len({r['seed'] for r in rows})} seeds, λ held"
+        f"{rows[0]['data']}, {rows[0]['training_rows']} rows, {len({r['seed'] for r in rows})} seeds, λ fixed"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -221,7 +225,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per problem, σ and method: mean, standard deviation and median over the seeds at the end of the runs."""
+    """Mean, standard deviation and median over the seeds at the end of the runs, per problem, σ and method."""
     entries = []
     for case, mine in record.cases(rows, CASE):
         limits = [row["limit_error"] for row in mine if row["limit_error"] is not None]
@@ -237,7 +241,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line per problem, σ and method: medians over the seeds at the end of the runs."""
+    """Medians over the seeds at the end of the runs as text: one line per problem, σ and method."""
     text = []
     for (problem, _, sigma, line), mine in record.cases(rows, CASE):
         error, cosine, direction, ratio = (
@@ -258,17 +262,19 @@ RECORD = record.Kind(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a line per run and medians, and write all rows and the picture."""
+    """Print a line per run and the medians, and write the record and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--problem", default=",".join(KINDS), help=f"of {','.join(KINDS)}")
+    parser.add_argument("--problem", default=",".join(KINDS), help=f"comma-separated, from {', '.join(KINDS)}")
     parser.add_argument(
-        "--data", default="diabetes", help="a file .npz with X and y, a set in <data root>/uci, diabetes"
+        "--data", default="diabetes", help="a file .npz with X and y, a set in <data root>/uci, or diabetes"
     )
     parser.add_argument("--data-root", type=Path, help="default: the environment variable RAY_DELTASTN_DATA")
-    parser.add_argument("--methods", default=",".join(LINES), help="delta-stn-dense is for the network only")
+    parser.add_argument(
+        "--methods", default=",".join(LINES), help="comma-separated; delta-stn-dense runs on network only"
+    )
     parser.add_argument("--sigmas", type=several(number(above=0)), default="0.1,0.5,1,2", help="perturbation scales")
     parser.add_argument("--seeds", type=whole(), default=3)
-    parser.add_argument("--steps", type=whole(), default=2000, help="train steps")
+    parser.add_argument("--steps", type=whole(), default=2000, help="number of train steps")
     parser.add_argument("--lr", type=number(above=0), default=0.03, help="learning rate of w₀ and Θ at the start")
     RECORD.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -282,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in options.problem.split(","):
             for line in options.methods.split(","):
                 if line not in LINES:
-                    raise ValueError(f"`--methods` must be of {', '.join(LINES)}, got {line!r}")
+                    raise ValueError(f"`--methods` must be names from {', '.join(LINES)}, got {line!r}")
                 if kind == "network" or line != "delta-stn-dense":
                     cases += [
                         (Exact(kind, split(*loaded, seed)), line, sigma, seed)
@@ -290,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         for seed in range(options.seeds)
                     ]
         if not cases:
-            raise ValueError("`--problem` must include network for 'delta-stn-dense', got ridge alone")
+            raise ValueError("`--problem` must include network for 'delta-stn-dense', got ridge only")
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     prepare(parser, options.json, options.plot)

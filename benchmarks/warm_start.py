@@ -1,17 +1,19 @@
-"""Does a trial that begins with learned hyperparameters get there earlier? Cold and warm trials, paired by seed.
+"""Warm starts: do trials that start with learned hyperparameters reach a target earlier? Paired by seed.
 
     python -m benchmarks.warm_start --task digits-mlp --seeds 5 --json FILE
 
-For every seed a cold trial begins with the task's own hyperparameters, and a warm one, equal in all else, with what the
-cold trial of the *next* seed had learned when it ended: through the key `warm_start` of a trial's config, as
-`tune.warm_start` does it. The target is the best validation loss of the cold trial.
+For every seed there are two trials. The cold trial starts with the initial hyperparameters of the task. The warm trial
+starts with the final hyperparameters of the cold trial of the *next* seed, and is the same otherwise. They are set with
+the key `warm_start` of a trial's config, as `tune.warm_start` does it. The target is the best validation loss of the
+cold trial.
 
-- `cold_epochs`: when the cold trial reached it;
-- `warm_epochs`: when the warm trial first did; none if it never did;
-- `other_epochs`: when the cold trial of the next seed did: what another seed alone makes of it.
+- `cold_epochs`: first epoch at which the cold trial reached the target;
+- `warm_epochs`: the same for the warm trial; null if it never reached the target;
+- `other_epochs`: the same for the cold trial of the next seed, which shows the effect of another seed alone.
 
-`difference` is warm − cold, with its 95 % interval by Student's t. Epochs are compared over the pairs in which the warm
-trial got there, and `reached` says in how many; losses over all. The record holds every curve.
+`difference` is warm − cold, with its 95 % interval from Student's t. Epochs are compared over the pairs in which the
+warm trial reached the target; `reached` is their number. Losses are compared over all pairs. The record contains every
+curve.
 """
 
 from __future__ import annotations
@@ -31,23 +33,23 @@ from benchmarks.images import change, configuration
 from ray_deltastn.compare.differences import half_width
 from ray_deltastn.tune.search.warm_start import KEY, learned
 
-#: task → (epochs, settings): those of `configs/digits_hybrid.yaml`, and of the short runs of `benchmarks.images`.
+#: task → (epochs, settings), as in `configs/digits_hybrid.yaml` and in the short runs of `benchmarks.images`.
 TASKS: dict[str, tuple[int, dict[str, Any]]] = {
     "digits-mlp": (40, {"batch_size": 64, "lr": 0.1, "momentum": 0.5, "warmup": 3, "hyper_lr": 0.05}),
     "fashion-cnn": (8, {"images": 10_000, "preset": "fast"}),
 }
 
-#: Paired differences in the summary, and how they are called.
+#: Paired differences in the summary → their names in the printed text.
 DIFFERENCES = {
     "difference": "warm − cold, epochs",
     "difference_other": "another seed − cold, epochs",
     "difference_best": "warm − cold, best validation loss",
-    "difference_test": "warm − cold, test loss there",
+    "difference_test": "warm − cold, test loss at the best epoch",
 }
 
 
 def train(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """All reports of a trial, without a cluster."""
+    """Train a trial without a cluster, and return all its reports."""
     trial = rd.DeltaSTNTrainable(config)
     reports = [trial.train()]
     while not reports[-1]["done"]:
@@ -57,17 +59,17 @@ def train(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def reached(losses: Sequence[float | None], target: float) -> int | None:
-    """The first epoch, from 1, with a loss at or below the target; None if there is none."""
+    """First epoch, counted from 1, with a loss at or below the target; None if there is none."""
     return next((i for i, loss in enumerate(losses, 1) if loss is not None and loss <= target), None)
 
 
 def lowest(losses: Sequence[float | None]) -> float:
-    """The lowest loss; infinite where every epoch diverged."""
+    """The lowest loss; infinite if every epoch diverged."""
     return min((loss for loss in losses if loss is not None), default=math.inf)
 
 
 def outcome(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pair of trials came to; the row holds the curves of `cold`, `warm` and `other`."""
+    """Results of a pair of trials; the row contains the curves of `cold`, `warm` and `other`."""
     target = lowest(row["cold"])
     found: dict[str, Any] = {f"{name}_epochs": reached(row[name], target) for name in ("cold", "warm", "other")}
     for name in ("cold", "warm"):
@@ -77,7 +79,7 @@ def outcome(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apart(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any]:
-    """Second minus first over the pairs that have both: how many, mean, standard deviation and half its interval."""
+    """Second minus first over the pairs that have both: number, mean, deviation and half width of the interval."""
     known = [second - first for first, second in pairs if first is not None and second is not None]
     if not known:
         return {"n": 0, "mean": None, "std": None, "half_width": None}
@@ -104,12 +106,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The summary, in words."""
+    """The summary as text."""
     found = []
     for entry in summary(rows):
         n, epochs = entry["n"], entry["epochs"]
-        found.append(f"{entry['task']}, {n} seeds, {epochs} epochs; epochs to the cold trial's best validation loss:")
-        for name, what in (("cold", "cold"), ("warm", "warm"), ("other", "cold, of another seed")):
+        found.append(
+            f"{entry['task']}, {n} seeds, {epochs} epochs; epochs until the cold trial's best validation loss:"
+        )
+        for name, what in (("cold", "cold"), ("warm", "warm"), ("other", "cold, another seed")):
             about = entry[f"{name}_epochs"]
             mean = "–" if "mean" not in about else plus_minus(about["mean"], about["std"], ".1f")
             found.append(f"  {what:21}  {mean}, reached in {about['reached']} of {n}")
@@ -122,7 +126,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def plus_minus(mean: float, deviation: float | None, digits: str) -> str:
-    """`mean ± deviation`, or the mean alone."""
+    """`mean ± deviation`, or only the mean if there is no deviation."""
     return format(mean, digits) + ("" if deviation is None else f" ± {format(deviation, digits.lstrip('+'))}")
 
 
@@ -132,7 +136,7 @@ def save(path: Path, command: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def measure(task: str, epochs: int, settings: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
-    """One row per seed: cold trials first, then each warm one with what the next seed has learned."""
+    """One row per seed: first all cold trials, then each warm trial with the learned values of the next seed."""
 
     def trial(seed: int, start: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         config = configuration(task, "delta-stn", epochs, seed, settings)
@@ -152,7 +156,9 @@ def measure(task: str, epochs: int, settings: Mapping[str, Any], seeds: int) -> 
         source = (seed + 1) % seeds
         start = learned(cold[source][-1])
         if start is None:
-            raise RuntimeError(f"the cold trial of seed {source} must end with finite hyperparameters, got none")
+            raise RuntimeError(
+                f"the cold trial of seed {source} must end with finite hyperparameters, got values that are not finite"
+            )
         warm = trial(seed, start)
         row: dict[str, Any] = {"task": task, "epochs": epochs, "settings": dict(settings), "seed": seed}
         row |= {"from_seed": source, "start": rounded(start)}
@@ -163,19 +169,19 @@ def measure(task: str, epochs: int, settings: Mapping[str, Any], seeds: int) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the pairs of every task, print what they came to, and write the record."""
+    """Train the pairs of every task, print their results, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", default=",".join(TASKS), help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=whole(2), default=5)
     usual = ", ".join(f"{task} {epochs}" for task, (epochs, _) in TASKS.items())
-    parser.add_argument("--epochs", type=whole(), help=f"default: {usual}")
+    parser.add_argument("--epochs", type=whole(), help=f"number of epochs (default: {usual})")
     parser.add_argument("--set", type=change, action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args(arguments)
     tasks = options.task.split(",")
     for task in tasks:
         if task not in TASKS:
-            parser.error(f"`--task` must be of {', '.join(TASKS)}, got {task!r}")
+            parser.error(f"`--task` must be names from {', '.join(TASKS)}, got {task!r}")
     prepare(parser, options.json)
     warnings.simplefilter("ignore", rd.RunWarning)
     command = command_line("benchmarks.warm_start", arguments)

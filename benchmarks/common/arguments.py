@@ -1,4 +1,4 @@
-"""Types of command-line arguments, so that a wrong one is refused in one line before anything runs."""
+"""Types of command-line arguments. A wrong argument ends the command with one line before anything runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def whole(least: int = 1) -> Callable[[str], int]:
-    """Whole numbers from `least` on."""
+    """Reader of whole numbers >= `least`."""
 
     def read(text: str) -> int:
         try:
@@ -29,7 +29,7 @@ def whole(least: int = 1) -> Callable[[str], int]:
 def number(
     *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
 ) -> Callable[[str], float]:
-    """Finite numbers within bounds."""
+    """Reader of finite numbers within bounds."""
     bounds = ((">", above), (">=", least), ("<", below), ("<=", most))
     rule = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if bound is not None)
 
@@ -47,12 +47,12 @@ def number(
 
 
 def several(one: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Values parted by commas, each read by `one`."""
+    """Reader of comma-separated values, each read by `one`."""
     return lambda text: [one(part) for part in text.split(",")]
 
 
 def prepare(parser: argparse.ArgumentParser, *files: Path | None) -> None:
-    """Make the folders of files that will be written, or end with one line that says what stands in the way."""
+    """Create the folders of the output files. If this fails, end the command with one line that names the reason."""
     for path in files:
         if path is None:
             continue

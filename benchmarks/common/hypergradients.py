@@ -1,4 +1,4 @@
-"""Hypergradients of a run at one moment, measured in several ways; `benchmarks.images_hypergradient` compares them."""
+"""Several estimates of the hypergradient of a run at one moment, for `benchmarks.images_hypergradient`."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ APART = 50
 
 
 def tuner_of(config: dict[str, Any], **changes: Any) -> rd.SelfTuner:
-    """A run of a configuration, with other settings where given."""
+    """A run of a configuration; `changes` replace its settings."""
     torch.manual_seed(config["seed"])
     options = {name: config[name] for name in Settings.names() if name in config}
     task = build_task(config)
-    task.test = None  # never looked at here, and evaluation would cost more than the steps
+    task.test = None  # it is not used here, and its evaluation would take longer than the steps
     return rd.SelfTuner(task, **{**options, **changes})
 
 
 def check(tuner: rd.SelfTuner) -> None:
-    """Raise ValueError unless plain training of this run is what `LocalModel` is a model of."""
+    """Raise ValueError unless `LocalModel` can model plain training of this run."""
     s = tuner.settings
     rules = {"optimizer": (s.optimizer, "sgd"), "weight_decay": (s.weight_decay, 0), "clip_grad": (s.clip_grad, None)}
     for name, (value, wanted) in rules.items():
         if value != wanted:
             raise ValueError(f"`{name}` must be {wanted!r} for a quadratic model of training, got {value!r}")
     if tuner.task.valid_penalties:
-        raise ValueError("`valid_penalty` must be empty for a comparison of validation losses, got one")
+        raise ValueError("`valid_penalty` must be empty for a comparison of validation losses, got a penalty")
 
 
 def hypergradients(tuner: rd.SelfTuner, batch: int, draws: int, seed: int = 0) -> Tensor:
-    """Hypergradients (draws, h) on validation minibatches drawn with replacement, perturbed afresh each time."""
+    """Hypergradients (draws, h) on validation minibatches drawn with replacement, each with new perturbations."""
     space, objective = tuner.space, tuner.objective
     x, y = (torch.cat(parts) for parts in zip(*tuner.valid.in_order(), strict=True))
     generator = torch.Generator(space.lam.device).manual_seed(seed)
@@ -57,7 +57,7 @@ def hypergradients(tuner: rd.SelfTuner, batch: int, draws: int, seed: int = 0) -
 
 
 def plain_copy(tuner: rd.SelfTuner, config: dict[str, Any], lam: Tensor, **changes: Any) -> rd.SelfTuner:
-    """Plain training from a run's weights and momenta, with the hyperparameters held at λ."""
+    """Plain training that starts from a run's weights and momenta, with the hyperparameters fixed at λ."""
     values = dict(zip(tuner.space.names, tuner.space.values(lam).tolist(), strict=True))
     plain = tuner_of(
         config,
@@ -70,14 +70,14 @@ def plain_copy(tuner: rd.SelfTuner, config: dict[str, Any], lam: Tensor, **chang
         epochs=10_000,
         **changes,
     )
-    plain.model.load_state_dict(tuner.export())  # for `stn` r(λ), the weights at δ = 0 for the others
-    # A copy: an optimiser that loads a state shares its buffers.
+    plain.model.load_state_dict(tuner.export())  # r(λ) for `stn`, the weights at δ = 0 for the other methods
+    # A copy is needed, because an optimiser shares the buffers of a state that it loads.
     plain.optimizers.weights.load_state_dict(copy.deepcopy(tuner.optimizers.weights.state_dict()))
     return plain
 
 
 def steady(tuner: rd.SelfTuner, config: dict[str, Any], batch: int, moments: int) -> list[list[float]]:
-    """Hypergradients (moments, h) at later moments of the same run with λ held, each the mean of a few draws."""
+    """Hypergradients (moments, h) at later moments of the same run with λ fixed, each the mean of a few draws."""
     later = tuner_of(config)
     later.load_state_dict(tuner.state_dict())
     found = []
@@ -88,14 +88,14 @@ def steady(tuner: rd.SelfTuner, config: dict[str, Any], batch: int, moments: int
 
 
 def train(tuner: rd.SelfTuner, steps: int) -> None:
-    """So many train steps, without the evaluation that a report would cost."""
+    """Run `steps` train steps without reports, because a report includes an evaluation."""
     tuner.model.train()
     for _ in range(steps):
         tuner.algorithm.train_step(*tuner.train.next())
 
 
 def averaged(tuner: rd.SelfTuner, config: dict[str, Any], steps: int) -> rd.SelfTuner:
-    """Plain training whose weights are the mean of those over so many steps from a run's present state."""
+    """Plain training whose weights are the mean over `steps` train steps that start from a run's current state."""
     lam = tuner.space.lam.detach()
     moving, mean = plain_copy(tuner, config, lam), plain_copy(tuner, config, lam)
     total = [torch.zeros_like(p) for p in moving.model.parameters()]
@@ -113,7 +113,7 @@ def averaged(tuner: rd.SelfTuner, config: dict[str, Any], steps: int) -> rd.Self
 def local(
     plain: rd.SelfTuner, lam: Tensor, horizons: Sequence[int], shift: float, images: int, repeats: int
 ) -> list[list[list[float]]]:
-    """Implicit hypergradients at the weights of a plain run, on so many draws of images and masks.
+    """Implicit hypergradients at the weights of a plain run, for `repeats` draws of images and masks.
 
     Returns:
         hyperparameter × repeat × horizon.
@@ -129,7 +129,7 @@ def retrained(
 ) -> list[float]:
     """(L_V after N steps with λ_j + shift − L_V after N steps with λ_j − shift) / (2·shift), for each horizon N.
 
-    NaN where a training diverges before.
+    NaN if a training diverges before step N.
     """
     losses = []
     for sign in (1, -1):

@@ -1,16 +1,16 @@
-"""What implicit differentiation says of a hypergradient, at the weights of a run and for a finite number of steps.
+"""Hypergradient by implicit differentiation, at the weights of a run and for a finite number of steps.
 
-Around weights w₀, training with λ + Δ in place of λ moves the weights, to first order, along m = ∂²L_T/∂w∂λ. After N
-steps of SGD with momentum on the quadratic model with the Hessian H of L_T, the validation loss has changed by Δ·d_N,
+Around weights w₀, training with λ + Δ instead of λ moves the weights, to first order, along m = ∂²L_T/∂w∂λ. After N
+steps of SGD with momentum on the quadratic model with the Hessian H of L_T, the validation loss changes by Δ·d_N,
 
     d_N = −⟨z_N, m⟩,    v_{t+1} = μ v_t + H z_t − b,    z_{t+1} = z_t − α v_{t+1},    z_0 = v_0 = 0,    b = ∇_w L_V(w₀).
 
-This is Eqn. 2.2 with the series for H⁻¹b cut off where training is. At a minimum, and with steps that training could
-take, it goes to the equation itself for N → ∞; elsewhere H has negative eigenvalues, along which z_N grows as the
-distance of two trainings would. H is symmetric, so one series serves all hyperparameters.
+This is Eqn. 2.2 with the series for H⁻¹b truncated after N steps. At a minimum, and with a stable step size, it
+converges to Eqn. 2.2 for N → ∞. Elsewhere H has negative eigenvalues. Along them z_N grows in the same way as the
+distance between two trainings. H is symmetric, so one series is enough for all hyperparameters.
 
-Masks have no derivative in their rate: m comes from central differences in λ, with the same random numbers on both
-sides. H and m are taken on some of the training images; another seed draws other images and masks.
+A mask has no derivative with respect to its rate. So m is a central difference in λ, with the same random numbers on
+both sides. H and m are computed on a part of the training images. Another seed draws other images and masks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import ray_deltastn as rd
 from ray_deltastn.methods.frozen import RunningStatistics
 from ray_deltastn.training import random_state
 
-#: The most images in a pass.
+#: Largest number of images in one pass.
 AT_ONCE = 500
 
 
@@ -51,12 +51,12 @@ def series(
 
 
 class LocalModel:
-    """The quadratic model around the weights of a run of `fixed`, whose values stand for λ.
+    """Quadratic model around the weights of a run of `fixed`, whose hyperparameter values correspond to λ.
 
     Args:
-        plain: the run; trained by SGD without weight decay of its own, and without a validation penalty.
+        plain: the run; it must use SGD with `weight_decay` 0 and no validation penalty.
         lam: λ (h,).
-        images: how many training images H and m are of.
+        images: number of training images for H and m.
     """
 
     def __init__(self, plain: rd.SelfTuner, lam: Tensor, images: int = AT_ONCE) -> None:
@@ -67,7 +67,7 @@ class LocalModel:
         self._statistics = RunningStatistics(plain.model)
 
     def gradients(self, seed: int, create_graph: bool = False) -> list[Tensor]:
-        """Terms of ∇_w L_T, (p,) each, on a draw of images and masks; their sum is the gradient."""
+        """Terms of ∇_w L_T, each (p,), for one draw of images and masks; their sum is the gradient."""
         order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))[: self.images]
         pieces = order.to(self.x.device).chunk(math.ceil(self.images / AT_ONCE))
         generator = self.plain.generator
@@ -83,7 +83,7 @@ class LocalModel:
         return found
 
     def product(self, seed: int) -> Callable[[Tensor], Tensor]:
-        """The product v ↦ Hv, on a draw of images and masks."""
+        """The product v ↦ Hv, for one draw of images and masks."""
         gradients = self.gradients(seed, create_graph=True)
 
         def multiply(v: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class LocalModel:
         return multiply
 
     def mixed(self, column: int, shift: float, seed: int) -> Tensor:
-        """∂²L_T/∂w∂λ_j as the difference over λ_j ± shift, on a draw of images and masks, (p,)."""
+        """∂²L_T/∂w∂λ_j (p,) as a central difference over λ_j ± shift, for one draw of images and masks."""
         objective = self.plain.objective
         constant, sides = objective.constant, []
         for sign in (1, -1):
@@ -109,7 +109,7 @@ class LocalModel:
         return (up - down) / (2 * shift)
 
     def valid_gradient(self) -> Tensor:
-        """b, over the whole validation set."""
+        """The gradient b (p,) on the whole validation set."""
         total, seen = torch.zeros_like(_vector(self.weights)), 0
         self.plain.model.eval()
         for x, y in self.plain.valid.in_order():
@@ -119,7 +119,7 @@ class LocalModel:
         return total / seen
 
     def hypergradients(self, lr: float, momentum: float, horizons: Sequence[int], shift: float, seed: int) -> Tensor:
-        """d_N of each hyperparameter on a draw of images and masks, (h, horizons)."""
+        """d_N of each hyperparameter for one draw of images and masks, (h, horizons)."""
         z = series(self.product(seed), self.valid_gradient(), lr, momentum, horizons)
         return torch.stack([-(z @ self.mixed(column, shift, seed)) for column in range(len(self.lam))])
 

@@ -1,8 +1,8 @@
-"""How the pictures draw a method: colour, line width and style, the same in all of them."""
+"""Colour, line width and line style of each method, the same in all pictures."""
 
 from __future__ import annotations
 
-#: Where centred STN and Δ-STN coincide, the first is drawn wide, under the second.
+#: Centred STN has a wide line below the line of Δ-STN, so that both are visible if they coincide.
 LOOKS: dict[str, tuple[str, float, str]] = {
     "stn": ("#d1495b", 1.8, "-"),
     "centered-only": ("#7b5ea7", 1.8, "-"),

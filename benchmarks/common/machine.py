@@ -1,4 +1,4 @@
-"""What numbers depend on besides the code: the machine and the versions of Python and PyTorch."""
+"""Properties that numbers depend on besides the code: the machine, and the versions of Python and PyTorch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import ray_deltastn as rd
 
 
 def quiet() -> None:
-    """Hide warnings about how a run goes, but not that its steps are not captured."""
+    """Hide warnings about the progress of a run, except the warning that its steps are not captured."""
     warnings.simplefilter("ignore", rd.RunWarning)
     warnings.filterwarnings("default", message="`graph` is off", category=rd.RunWarning)
 
 
 def hardware(device: torch.device) -> str:
-    """Name of what a run was on."""
+    """Name of the device of a run."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on: machine and versions."""
+    """Processor and software versions, for a record."""
     return {
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),

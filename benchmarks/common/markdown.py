@@ -12,8 +12,8 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
 
     Args:
         header: headings of the columns.
-        rows: cells of each row, as many as the header has.
-        left: so many columns are aligned to the left; the others to the right.
+        rows: cells of each row, one per heading.
+        left: number of columns that are aligned to the left; the other columns are aligned to the right.
 
     Raises:
         ValueError: if a row has more or fewer cells than the header.
@@ -26,7 +26,7 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with so many decimals; a dash for None."""
+    """A number with `digits` decimals; a dash for None."""
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
@@ -36,17 +36,17 @@ def significant(value: float) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign; a difference that is rounded to zero has none."""
+    """A difference with its sign; a difference that is rounded to zero has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def around(mean: float, error: float | None, digits: int) -> str:
-    """A difference and its error or half of its interval, `+0.012 ± 0.003`."""
+    """A difference and its error or half of its interval, for example `+0.012 ± 0.003`."""
     return signed(mean, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def between(values: Sequence[float], digits: int) -> str:
-    """The least and the largest of some values; one number if both are written alike."""
+    """Smallest and largest value; one number if both have the same text."""
     least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
     return least if least == most else f"{least} – {most}"

@@ -1,10 +1,10 @@
-"""Pages with generated tables: what lies between two comments is written by a function of committed records.
+"""Pages with generated tables: the text between two comments is generated from committed records.
 
     <!-- table: NAME -->
     …
     <!-- end -->
 
-The table is followed by links to its records, so a table never stands without its source.
+Links to the records follow each table, so every table names its source.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Table:
     """A table of a page.
 
     Args:
-        make: takes the contents of the records and returns Markdown.
-        records: paths below `benchmarks/records`.
+        make: function from the contents of the records to Markdown.
+        records: paths of the records below `benchmarks/records`.
     """
 
     make: Callable[..., str]
     records: tuple[str, ...]
 
     def text(self, page: Path) -> str:
-        """The table and the links to its records, for a page."""
+        """The table and the links to its records; the links are relative to the page."""
         found = self.make(*map(load, self.records))
         links = [f"[{name}]({os.path.relpath(RECORDS / name, page.parent)})" for name in self.records]
         return found + (f"\n\nRecord{'s' if len(links) > 1 else ''}: {', '.join(links)}" if links else "")
@@ -48,15 +48,17 @@ def load(name: str) -> Any:
 
 
 def names(text: str) -> list[str]:
-    """Names of the tables of a page, in their order.
+    """Names of the tables of a page, in order.
 
     Raises:
-        ValueError: if a table has no end, or an end no table.
+        ValueError: if a table has no end comment, or an end comment has no table.
     """
     found, opened = [], None
     for comment in COMMENT.finditer(text):
         if comment["end"] and opened is None:
-            raise ValueError("`<!-- end -->` must follow a `<!-- table: NAME -->`, got one without")
+            raise ValueError(
+                "`<!-- end -->` must follow a `<!-- table: NAME -->`, got an `<!-- end -->` without a table"
+            )
         if comment["name"] and opened is not None:
             raise ValueError(f"a table must end with `<!-- end -->`, got none for {opened!r}")
         opened = comment["name"]
@@ -67,15 +69,15 @@ def names(text: str) -> list[str]:
 
 
 def generate(page: Path, text: str, tables: Mapping[str, Table]) -> tuple[str, list[str]]:
-    """The text of a page with its tables written anew, and the names of those that changed.
+    """The text of a page with its tables generated again, and the names of the tables that changed.
 
     Args:
-        page: its file.
-        text: what it holds.
-        tables: all that there are, by name.
+        page: file of the page.
+        text: text of the page.
+        tables: all known tables, by name.
 
     Raises:
-        ValueError: if a table is not known, has no end, or an end has no table.
+        ValueError: if a table is unknown or has no end comment, or an end comment has no table.
     """
     for name in names(text):
         if name not in tables:

@@ -1,7 +1,7 @@
-"""Records of benchmarks: what they hold, how they are written, and how they are read again.
+"""Records of benchmarks: their content, and how they are written and read.
 
-A record of the toy problems is `{"command", "summary", "versions", "rows"}`, one row per line; `missing` counts the
-rows of the command that are still to come, while there are any. Older records are the bare list of rows.
+A record of the toy problems is `{"command", "summary", "versions", "rows"}` with one row per line. While rows of the
+command are missing, `missing` is their number. Older records are a plain list of rows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 from benchmarks.common.arguments import prepare, whole
 from ray_deltastn.training.files import write_whole
 
-#: Options that say where to read from and write to, not what is run.
+#: Options that name files. They do not change what is run.
 FILES = ("--rows", "--json", "--plot")
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
-    """Floats to so many significant digits, in lists and mappings too; JSON has no NaN and no infinity: null."""
+    """Round floats to `digits` significant digits, also in lists and mappings. NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {key: rounded(v, digits) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -36,7 +36,7 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation (n − 1 in the denominator); no deviation of a single value."""
+    """Mean and standard deviation (n − 1 in the denominator); the deviation of a single value is None."""
     finite = all(map(math.isfinite, values))
     deviation = statistics.stdev(values) if len(values) > 1 and finite else None
     found: dict[str, float | None] = rounded({"mean": statistics.fmean(values), "std": deviation})
@@ -44,7 +44,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def figures(values: Iterable[float | None]) -> dict[str, Any]:
-    """Mean, standard deviation and median of a column of rows; null is a run that diverged, and counts as infinite."""
+    """Mean, standard deviation and median of a column; null means that the run diverged and counts as infinite."""
     known = [math.inf if value is None else value for value in values]
     if not known:
         return {"mean": None, "std": None, "median": None}
@@ -52,7 +52,7 @@ def figures(values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def cases(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
-    """Rows that have the same values of some keys, together, in the order in which they come."""
+    """Group rows by their values of some keys, in order of first appearance."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -60,7 +60,7 @@ def cases(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[tuple[tup
 
 
 def off(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """λ_final − λ_optimal over the rows whose optimum is not at the edge, and how many others there are."""
+    """λ_final − λ_optimal over the rows whose optimum is not at the edge, and the number of the other rows."""
     edge, errors = 0, []
     for row in rows:
         if row["optimum_at_edge"]:
@@ -71,12 +71,12 @@ def off(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def evenly(last: int, points: int) -> list[int]:
-    """At most so many evenly spaced whole numbers from 0 to `last`, with both ends."""
+    """At most `points` evenly spaced whole numbers from 0 to `last`, including both ends."""
     return sorted({round(i * last / (points - 1)) for i in range(points)})
 
 
 def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """Words of a command line but for some options and their values."""
+    """Words of a command line without some options and their values."""
     return [
         word
         for before, word in zip(["", *words], words, strict=False)
@@ -85,36 +85,38 @@ def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """The command that runs a benchmark: as it was typed, or with the arguments that `main` was given."""
+    """The command that runs a benchmark, with the arguments of the process or of `main`."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def read(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """A record of either form, as a mapping with `rows` and perhaps `command` and `missing`.
+    """Read a record of either form, as a mapping with `rows` and optionally `command` and `missing`.
 
     Args:
         path: the file.
-        keys: what every row must have.
+        keys: keys that every row must have.
 
     Raises:
-        ValueError: if it cannot be read or holds no rows with these keys.
+        ValueError: if the file cannot be read, or has no rows with these keys.
     """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"`{path}` must hold a record in JSON, got: {error}") from None
+        raise ValueError(f"`{path}` must contain a record in JSON, got: {error}") from None
     found = {"rows": found} if isinstance(found, list) else found
     rows = found.get("rows") if isinstance(found, dict) else None
     if not rows or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"`{path}` must hold a list of rows, or a record with `rows`, got none")
+        raise ValueError(f"`{path}` must contain a list of rows, or a record with `rows`, got neither")
     missing = sorted({key for row in rows for key in keys if key not in row})
     if missing:
-        raise ValueError(f"rows of `{path}` must be of this benchmark, got none or not all with {', '.join(missing)}")
+        raise ValueError(
+            f"each row of `{path}` must have the keys of this benchmark, got rows without {', '.join(missing)}"
+        )
     return dict(found)
 
 
 def write(path: Path, record: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write a record, or a bare list of rows, all at once, with one row per line."""
+    """Write a record, or a plain list of rows, in one piece, with one row per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _text(record) + "\n")
 
@@ -129,17 +131,17 @@ def _text(value: Any, deep: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the records of one benchmark have in common.
+    """Common properties of the records of one benchmark.
 
     Args:
-        module: the benchmark, as after `python -m`.
-        keys: what every row has.
-        curves: keys of lists, one value per point.
-        points: the most points of a curve.
-        versions: keys of rows that are the same in all of them, for the head of the record.
-        summary: figures over the seeds.
-        lines: the same as text.
-        plot: draws the picture.
+        module: name of the benchmark after `python -m`.
+        keys: keys of every row.
+        curves: keys whose values are lists with one value per point.
+        points: largest number of points of a curve.
+        versions: keys with the same value in all rows, which go to the head of the record.
+        summary: function from rows to statistics over the seeds.
+        lines: function from rows to the same statistics as text.
+        plot: function that draws the picture.
     """
 
     module: str
@@ -153,14 +155,14 @@ class Kind:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Options that all these benchmarks have: where to read from, write to and how many threads."""
+        """Add the common options: number of threads, and files to read and write."""
         parser.add_argument("--threads", type=whole(), default=1)
-        parser.add_argument("--rows", type=Path, metavar="FILE.json", help="record to draw again; runs nothing")
+        parser.add_argument("--rows", type=Path, metavar="FILE.json", help="draw this record again; nothing is run")
         parser.add_argument("--json", type=Path, help="file for the record")
         parser.add_argument("--plot", type=Path, help="file for the picture")
 
     def command(self, arguments: Sequence[str] | None) -> str | None:
-        """The command line of a run; None if it only redraws what is in a file."""
+        """The command line of a run; None if the command only draws a record again."""
         given = list(sys.argv[1:] if arguments is None else arguments)
         if _without(given, FILES[:1]) != given:
             if not _without(given, FILES):
@@ -169,7 +171,7 @@ class Kind:
         return command_line(self.module, given)
 
     def save(self, path: Path, command: str | None, rows: list[dict[str, Any]], missing: int = 0) -> None:
-        """Write a record, of which so many rows are still to come."""
+        """Write a record; `missing` is the number of rows that are not measured yet."""
         found: dict[str, Any] = {
             "command": command,
             "summary": self.summary(rows),
@@ -178,7 +180,7 @@ class Kind:
         write(path, {**found, **({"missing": missing} if missing else {}), "rows": rows})
 
     def redraw(self, parser: argparse.ArgumentParser, options: argparse.Namespace, command: str | None) -> None:
-        """Sum up the record `--rows` again, write it to `--json` and draw it to `--plot`."""
+        """Summarise the record `--rows` again, write it to `--json`, and draw it to `--plot`."""
         try:
             found = read(options.rows, self.keys)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Response Jacobians of the toy problems: exact, the best that a finite σ can learn, and as a run has learned them."""
+"""Response Jacobians of the toy problems: exact, best for a finite σ, and learned by a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ STRENGTH = 1.0
 
 
 class Exact:
-    """One of the two problems, with its exact answers at the initial λ (h,); all in float64.
+    """One of the two problems, with its exact solutions at the initial λ (h,); everything is in float64.
 
     Args:
         kind: `ridge` or `network`.
-        data: the data.
+        data: training and validation data.
+
+    Raises:
+        ValueError: if the kind is unknown.
     """
 
     def __init__(self, kind: str, data: Data) -> None:
@@ -36,7 +39,7 @@ class Exact:
         self.lam = torch.full((self.groups.shape[1],), self.problem.initial, dtype=torch.float64)
 
     def task(self, seed: int, sigma: float, linear: bool = True) -> rd.Task:
-        """The problem as a user would state it; `seed` draws the initial weights."""
+        """The problem as a `Task`; `seed` is the seed of the initial weights."""
         task = self.problem.task(seed)
         penalty: Any = task.penalty
         names: tuple[str, ...] = ("hyperparameter",)
@@ -50,7 +53,7 @@ class Exact:
         )
 
     def strengths(self, lam: Tensor) -> Tensor:
-        """G (d,)."""
+        """Strength g (d,) of the penalty on each feature."""
         return self.groups @ lam.exp() / self.divisor
 
     def best_response(self, lam: Tensor) -> Tensor:
@@ -73,9 +76,9 @@ class Exact:
         return self.response_jacobian(lam).T @ (self.data.x_valid.T @ residual) / len(residual)
 
     def limit(self, lam: Tensor, sigma: float, joint: bool) -> tuple[Tensor, Tensor]:
-        """v₀ (d,) and J (d, h) at which E_ε L_T(λ+ε, v₀ + Jε) is least in J, for v₀ = v* or, if `joint`, in both."""
+        """v₀ (d,) and J (d, h) that minimise E_ε L_T(λ+ε, v₀ + Jε): over J with v₀ = v*, or over both if `joint`."""
         g = math.exp(sigma**2 / 2) * self.strengths(lam)
-        own = [g * column for column in self.groups.T]  # h times (d,)
+        own = [g * column for column in self.groups.T]  # h tensors (d,)
         slopes = [torch.linalg.solve(self.problem.covariance + (g + sigma**2 * m).diag(), m.diag()) for m in own]
         v = self.best_response(lam)
         if joint:
@@ -87,7 +90,7 @@ class Exact:
 
 
 def linear_map(tuner: rd.SelfTuner, delta: Tensor | None = None) -> Tensor:
-    """V (d,), the product of all layers at the weights displaced by δ (h,); by default at the current weights."""
+    """Linear map v (d,): the product of all layers at weights displaced by δ (h,), by default at the current ones."""
     assert tuner.response is not None
     folded = list(tuner.response.fold(_origin(tuner) if delta is None else delta).values())
     v = folded[0]
@@ -97,7 +100,7 @@ def linear_map(tuner: rd.SelfTuner, delta: Tensor | None = None) -> Tensor:
 
 
 def learned_jacobian(tuner: rd.SelfTuner) -> Tensor:
-    """dv̂/dλ (d, h) at the current weights, by the product rule over the layers."""
+    """dv̂/dλ (d, h) at the current weights, from the product rule over the layers."""
     found = torch.autograd.functional.jacobian(lambda delta: linear_map(tuner, delta), _origin(tuner))
     assert isinstance(found, Tensor)
     return found

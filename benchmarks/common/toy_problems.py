@@ -1,6 +1,6 @@
 """The toy problems of Appendix H.1, as tasks and in closed form.
 
-All three have the inner objective of a ridge regression in the linear map v that the network computes,
+All three problems have the inner objective of a ridge regression in the linear map v that the network computes,
 
     L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·g(λ)·Σ_j D_j v_j²,      L_V(v) = 1/(2m)·‖X_valid v − t_valid‖²,
 
@@ -39,9 +39,9 @@ from torch import Tensor, nn
 import ray_deltastn as rd
 from ray_deltastn.response import Weights
 
-#: Data sets of fewer points get minibatches of 10 and an initial penalty of 1, others 100 and 50 (H.1).
+#: Data sets with fewer points use minibatches of 10 and an initial penalty of 1; the others use 100 and 50 (H.1).
 SMALL = 1000
-#: Range of λ in which the optimum is looked for.
+#: Range of λ in which the optimum is searched.
 SEARCH = (-16.0, 16.0)
 #: Largest dropout rate, as everywhere in the paper.
 MOST_DROPOUT = 0.95
@@ -50,7 +50,7 @@ HIDDEN_LAYERS = 5
 
 @dataclass(frozen=True)
 class Data:
-    """One regression set, split and standardised on its training part; all in float64."""
+    """One regression data set, split, and standardised on its training part; all tensors are float64."""
 
     name: str
     x: Tensor
@@ -60,7 +60,7 @@ class Data:
 
     @property
     def points(self) -> int:
-        """Training and validation rows together: what H.1 counts."""
+        """Number of training and validation rows together, which H.1 counts."""
         return len(self.x) + len(self.x_valid)
 
 
@@ -72,8 +72,8 @@ def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[st
         data_root: the data root; by default the environment variable RAY_DELTASTN_DATA.
 
     Raises:
-        FileNotFoundError: if there is no such set; the message says what was looked for and where.
-        ValueError: if the file does not hold `X (n, d)` and `y (n,)` of finite numbers.
+        FileNotFoundError: if there is no such set; the message names the path that was tried.
+        ValueError: if the file does not contain `X (n, d)` and `y (n,)` of finite numbers.
     """
     if name == "diabetes":
         from sklearn.datasets import load_diabetes
@@ -86,19 +86,19 @@ def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[st
         looked = str(path.absolute())
     else:
         path = Path(root or "", "uci", f"{name}.npz")
-        looked = str(path) if root else "nowhere: neither `--data-root` nor RAY_DELTASTN_DATA is set"
+        looked = str(path) if root else "no path, because neither `--data-root` nor RAY_DELTASTN_DATA is set"
     if not path.is_file() or not (root or name.endswith(".npz")):
         raise FileNotFoundError(
             f"`--data` must be 'diabetes', a file '….npz' with `X` and `y`, or a set in <data root>/uci, got {name!r}; "
-            f"looked for it at {looked}"
+            f"tried {looked}"
         )
-    rule = f"`{path}` must hold `X (n, d)` and `y (n,)` of finite numbers"
+    rule = f"`{path}` must contain `X (n, d)` and `y (n,)` of finite numbers"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("X", "y") if key in arrays}
             names = sorted(arrays)
     except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{rule}, got no such archive: {error}") from None
+        raise ValueError(f"{rule}, got a file that NumPy cannot read: {error}") from None
     if len(found) < 2:
         raise ValueError(f"{rule}, got {names}")
     if any(array.dtype.kind not in "iuf" for array in found.values()):
@@ -113,14 +113,14 @@ def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[st
 
 
 def split(name: str, x: np.ndarray, y: np.ndarray, seed: int, rows_per_dim: int | None = None) -> Data:
-    """Split at random and standardise on the training part; columns that are constant there are left out.
+    """Split at random, and standardise on the training part; columns that are constant there are removed.
 
     Args:
-        name: name of the set, for rows and errors.
+        name: name of the data set, for rows and errors.
         x: features (n, d).
         y: target (n,).
         seed: seed of the split.
-        rows_per_dim: k for k·d training rows and up to 200 for validation; None for 80 % and 20 %.
+        rows_per_dim: k for k·d training rows and up to 200 validation rows; None for 80 % and 20 %.
 
     Raises:
         ValueError: if there are too few rows, or the target or all features are constant on the training part.
@@ -147,17 +147,17 @@ def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 class JacobianNorm:
-    """Penalty 1/(2n)·Σ_j e^(λ_j)·‖∂y/∂X_j‖² of a linear network (Eqn. H.4), with one λ for all features or one each.
+    """Penalty 1/(2n)·Σ_j e^(λ_j)·‖∂y/∂X_j‖² of a linear network (Eqn. H.4), with one λ, or one λ per feature.
 
-    How H.4 is read: y(X) has n entries and X has n rows, and ∂y/∂X holds the n Jacobians ∂y_i/∂x_i. In a linear network
-    each is the product v of all layers, so the penalty is ½·Σ_j e^(λ_j)·v_j². Under a displacement v belongs to the
-    network that predicts: the product of the layers w₀ + Θδ, or, where the method linearises (3.13), v₀ + dv with dv by
-    the product rule.
+    We read H.4 as follows: y(X) has n entries, X has n rows, and ∂y/∂X contains the n Jacobians ∂y_i/∂x_i. In a linear
+    network each of them is the product v of all layers, so the penalty is ½·Σ_j e^(λ_j)·v_j². Under a displacement, v
+    belongs to the network that predicts. It is the product of the layers w₀ + Θδ, or, if the method linearises (3.13),
+    v₀ + dv with dv from the product rule.
 
     Args:
-        names: the hyperparameters that hold e^λ, one or one per feature.
-        layers: names of the weights, first layer first.
-        linearized: whether the network that predicts is the linearised one.
+        names: the hyperparameters with the values e^λ: one for all features, or one per feature.
+        layers: names of the weights, from the first layer to the last.
+        linearized: whether the method predicts with the linearised network.
     """
 
     def __init__(self, names: tuple[str, ...], layers: tuple[str, ...], linearized: bool) -> None:
@@ -166,7 +166,7 @@ class JacobianNorm:
         self.linearized = linearized
 
     def __call__(self, values: Mapping[str, Tensor], weights: Weights) -> Tensor:
-        """Penalty (B,) under a displacement, else a scalar."""
+        """Penalty (B,) under a displacement, otherwise a scalar."""
         moved = [weights.parameter(layer) for layer in self.layers]
         v = moved[0]
         if self.linearized:
@@ -184,14 +184,14 @@ class JacobianNorm:
 
 
 class Problem:
-    """One toy problem on one data set: its task and its exact solution.
+    """One toy problem on one data set, with its task and its exact solution.
 
     Args:
         kind: `ridge`, `dropout` or `jacobian`.
-        data: the data.
-        divide: divide the ridge penalty by n (H.1); False is the form of Figure 8.
-        initial: initial s(λ); by default H.1's: a dropout rate of 0.2, or a penalty e^λ/n of 1/n below 1,000 points
-            and 50/n above. Where the form does not divide by n, e^λ itself starts at 1/n or 50/n, so that all forms
+        data: training and validation data.
+        divide: whether to divide the ridge penalty by n (H.1); False is the form of Figure 8.
+        initial: initial s(λ). The default is that of H.1: a dropout rate of 0.2, or a penalty e^λ/n of 1/n below 1,000
+            points and 50/n otherwise. If the form does not divide by n, e^λ itself starts at 1/n or 50/n. So all forms
             start from the same objective.
 
     Raises:
@@ -221,11 +221,12 @@ class Problem:
         self._optimum: tuple[float, float] | None = None
 
     def task(self, seed: int, linearized: bool = False) -> rd.Task:
-        """The problem as a user would state it.
+        """The problem as a `Task`.
 
         Args:
-            seed: draws the initial weights.
-            linearized: whether the method predicts with the linearised network, whose Jacobian `jacobian` penalises.
+            seed: seed of the initial weights.
+            linearized: whether the method predicts with the linearised network. `jacobian` penalises the Jacobian of
+                the network that predicts.
         """
         data, d = self.data, self.dimension
         with torch.random.fork_rng(devices=[]):
@@ -252,7 +253,7 @@ class Problem:
         )
 
     def strength(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """g(λ) and g'(λ), (…,) each."""
+        """g(λ) and g'(λ), each (…,)."""
         if self.kind == "dropout":
             rate = MOST_DROPOUT * torch.sigmoid(lam)
             slope = rate * torch.sigmoid(-lam)
@@ -301,7 +302,7 @@ class Problem:
         return rd.HyperSpace(hyperparameter=self.hyperparameter).lam.item()
 
     def optimum(self) -> tuple[float, float]:
-        """The best λ in `SEARCH` and its L_V: a fine grid, then golden-section search around its best point."""
+        """The best λ in `SEARCH` and its L_V, from a fine grid and a golden-section search around its best point."""
         if self._optimum is None:
             grid = torch.linspace(*SEARCH, 3201, dtype=torch.float64)
             best = int(self.outer(grid).argmin())
@@ -317,12 +318,12 @@ class Problem:
         return self._optimum
 
     def at_edge(self) -> bool:
-        """Whether the optimum lies at an end of `SEARCH`: then no regularisation, or all of it, is best."""
+        """Whether the optimum is at an end of `SEARCH`; then no regularisation, or the strongest, is best."""
         lam = self.optimum()[0]
         return min(lam - SEARCH[0], SEARCH[1] - lam) < 0.02
 
     def regret(self, lam: Tensor) -> Tensor:
-        """L_V(v*(λ)) / min L_V − 1, (…,); 0 within rounding of the optimum, infinite where λ is not finite."""
+        """L_V(v*(λ)) / min L_V − 1, (…,); 0 at the optimum up to rounding, infinite where λ is not finite."""
         finite = lam.isfinite()
         regret = self.outer(torch.where(finite, lam, 0.0).clamp(-600, 600)) / self.optimum()[1] - 1
         return torch.where(finite, regret.clamp_min(0.0), torch.inf)

@@ -1,4 +1,4 @@
-"""The commands set the number of threads of their process; here it is everybody's."""
+"""Fixtures of the benchmark tests."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _threads():
+    """Restore the number of threads, because the commands change it for the whole process."""
     found = torch.get_num_threads()
     yield
     torch.set_num_threads(found)
@@ -13,7 +14,7 @@ def _threads():
 
 @pytest.fixture
 def refusal(capsys):
-    """What a command says when it refuses its arguments: its one line, without usage."""
+    """Function that runs a command with wrong arguments and returns its error line, without the usage text."""
 
     def of(main, *arguments):
         with pytest.raises(SystemExit) as left:

@@ -1,4 +1,4 @@
-"""The record of a comparison: a curve keeps the points where the best loss fell, and is small."""
+"""Record of a comparison: a curve keeps the points where the best loss decreased, and the record is small."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ray_deltastn.compare.plan import CONTENDERS
 from tests.reports.results import CONFIG, SPACE, made_up
 
 
-def test_a_curve_keeps_where_the_best_loss_fell():
+def test_a_curve_keeps_the_points_where_the_best_loss_decreased():
     losses = [math.inf, 3.0, 2.0, 2.5, 2.0, 1.0, 1.5]
     reports = pd.DataFrame({"valid_loss": losses, "timestamp": range(7), "time_this_iter_s": 0.5})
     assert comparison.curve(reports) == {
@@ -26,7 +26,7 @@ def test_a_curve_keeps_where_the_best_loss_fell():
     assert (found["epochs"][0], found["epochs"][-1]) == (1, 499)
 
 
-def test_the_record_of_a_folder_is_whole_and_small(tmp_path):
+def test_record_of_a_folder_is_complete_and_small(tmp_path):
     folder, out = tmp_path / "results", tmp_path / "record"
     folder.mkdir()
     (folder / "comparison.json").write_text(json.dumps({"methods": list(CONTENDERS), "seeds": 2, "config": CONFIG}))

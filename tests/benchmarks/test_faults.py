@@ -1,4 +1,4 @@
-"""What `benchmarks.faults` finds in the files of an experiment."""
+"""Checks of `benchmarks.faults` on the files of an experiment."""
 
 import json
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from ray_deltastn.tune.folder.log import ReportLog
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three trials, of which the results know two; one report was written twice, and the last line is torn."""
+    """Function that writes three trials; the results have two of them, one report is repeated, the last line is cut."""
 
     def make(iterations=(1, 2, 2, 3), told=("a", "b"), known=("a", "b")):
         lines = ["trial_id,training_iteration"]
@@ -24,7 +24,7 @@ def folder(tmp_path):
             if trial in known:
                 lines += [f"{trial},{i}" for i in sorted(set(iterations))]
         with log.path.open("a") as file:
-            file.write('{"torn": ')
+            file.write('{"cut": ')
         (tmp_path / "results.csv").write_text("\n".join(lines))
         state = {"finished": [[trial, [], 0.0] for trial in told]}
         (tmp_path / "trials" / "searcher-state-x.json").write_text(json.dumps(state))
@@ -50,14 +50,14 @@ def test_a_clean_experiment_with_a_stray_trial(folder, monkeypatch):
     }
 
 
-def test_whatever_is_lost_shows(folder, monkeypatch):
+def test_lost_and_repeated_results_are_found(folder, monkeypatch):
     monkeypatch.setattr(faults, "replay", lambda config, last: ["valid_loss"] * (config["name"] == "a"))
     found = faults.check(folder(iterations=(1, 2, 1, 2), told=("a", "a", "b")), planned=2, every=1)
     assert (found["finished"], found["restarted"], found["told_once"]) == (0, 2, False)
     assert (found["replayed"], found["different"]) == (1, {"a": ["valid_loss"]})
 
 
-def test_a_restart_before_the_first_checkpoint_is_none(folder, monkeypatch):
+def test_a_restart_before_the_first_checkpoint_does_not_count(folder, monkeypatch):
     monkeypatch.setattr(faults, "replay", lambda config, last: [])
     assert faults.check(folder(iterations=(1, 1, 2, 3)), planned=2, every=1)["restarted"] == 0
 
@@ -76,7 +76,7 @@ GOOD = {"trials": 2, "finished": 2, "replayed": 2, "complete": 2, "told_once": T
     ],
     ids=["good", "too-few-kills", "other-numbers", "told-twice", "restarted"],
 )
-def test_the_command_fails_and_writes_nothing_unless_all_holds(killed, found, succeeds, tmp_path, monkeypatch, capsys):
+def test_command_fails_and_writes_no_record_if_a_check_fails(killed, found, succeeds, tmp_path, monkeypatch, capsys):
     stopped = []
 
     def driver(config, out, address, changes):
@@ -98,5 +98,5 @@ def test_the_command_fails_and_writes_nothing_unless_all_holds(killed, found, su
             faults.main(line)
         assert error.value.code == 1
         assert not (tmp_path / "record.json").exists()
-    assert ("did not fit into this experiment, got 1" in capsys.readouterr().out) == (len(killed) < 2)
+    assert ("must fit into this experiment, got 1" in capsys.readouterr().out) == (len(killed) < 2)
     assert stopped == [True]

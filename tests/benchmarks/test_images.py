@@ -1,4 +1,4 @@
-"""Runs of the image benchmark: the paper's settings, pieces that add up to the whole, schedules taken over."""
+"""Runs of the image benchmark: the paper's settings, interrupted runs, schedules of other runs, and reports."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def without_seconds(record):
 
 
 @pytest.mark.parametrize("task", images.PAPER)
-def test_settings_are_those_of_the_committed_configuration(task):
+def test_settings_agree_with_the_committed_configuration(task):
     config = yaml.safe_load((CONFIGS / f"{task.replace('-', '_')}.yaml").read_text())["train"]
     epochs, settings = images.PAPER[task]
     assert epochs == config["epochs"]
@@ -52,14 +52,14 @@ def test_settings_are_those_of_the_committed_configuration(task):
         assert settings.get(name, getattr(default, name)) == config.get(name, getattr(default, name)), name
 
 
-def test_a_shorter_run_decays_at_the_same_share_of_it():
+def test_a_shorter_run_decays_after_the_same_share_of_its_epochs():
     config = images.configuration("cifar10-alexnet", "stn", 20, 3, {"lr": 0.1})
     assert config["schedule"] == {"name": "step", "step_size": 6, "gamma": 0.2}
     assert (config["lr"], config["epochs"], config["seed"]) == (0.1, 20, 3)
     assert images.PAPER["cifar10-alexnet"][1]["schedule"]["step_size"] == 60
 
 
-def test_pieces_are_the_whole(tmp_path, capsys):
+def test_interrupted_runs_equal_an_uninterrupted_run(tmp_path, capsys):
     run(tmp_path / "whole")
     for _ in range(3):
         with pytest.raises(SystemExit) as left:
@@ -86,29 +86,29 @@ def test_a_piece_ends_before_its_time_is_up_if_one_more_report_would_pass_it(tmp
     monkeypatch.setattr(images.rd.SelfTuner, "step", minute)
     with pytest.raises(SystemExit):
         run(tmp_path, "--minutes", "2.5")
-    assert len(read(tmp_path)["curve"]) == 2  # a third one would have ended after 3 minutes
+    assert len(read(tmp_path)["curve"]) == 2  # a third report would come after 3 minutes
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(tmp_path, "--minutes", "0.5")
     assert "a report takes 1.0 minutes" in capsys.readouterr().out
 
 
-def test_options_that_nobody_reads_are_refused(tmp_path, capsys):
+def test_unknown_options_are_refused(tmp_path, capsys):
     for change in ("respones_fraction=0.25", "imagse=10000", "flip=0.5"):
         with pytest.raises(SystemExit):
             run(tmp_path, "--set", change)
         key = change.split("=")[0]
-        assert f"`--set {key}` must be an option of `Settings` or one that" in capsys.readouterr().err
+        assert f"`--set {key}` must be an option of `Settings` or an option that" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_vgg16_has_another_entropy_weight_for_stn():
+def test_vgg16_has_a_different_entropy_weight_for_stn():
     weights = {m: images.configuration("cifar10-vgg16", m, 200, 0, {})["entropy_weight"] for m in ("stn", "delta-stn")}
     assert weights == {"stn": 1e-3, "delta-stn": 1e-4}
     assert images.configuration("cifar10-vgg16", "stn", 200, 0, {"entropy_weight": 0.1})["entropy_weight"] == 0.1
 
 
-def test_a_run_killed_between_its_two_files_misses_no_epoch(tmp_path):
+def test_a_run_that_is_killed_between_writing_its_two_files_has_every_epoch(tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, "--minutes", "0")
     early = (tmp_path / "delta-stn-s0.json").read_text()
@@ -119,7 +119,7 @@ def test_a_run_killed_between_its_two_files_misses_no_epoch(tmp_path):
     assert [point["epoch"] for point in read(tmp_path)["curve"]] == [1, 2, 3, 4]
 
 
-def test_a_finished_run_is_left_alone(tmp_path, capsys):
+def test_a_finished_run_is_not_changed(tmp_path, capsys):
     run(tmp_path)
     before = read(tmp_path)
     capsys.readouterr()
@@ -132,10 +132,10 @@ def test_files_of_another_configuration_are_refused(tmp_path, capsys):
     run(tmp_path)
     with pytest.raises(SystemExit):
         run(tmp_path, "--set", "hyper_lr=0.5")
-    assert "got another hyper_lr; give another `--label`" in capsys.readouterr().err
+    assert "got a different hyper_lr; set another `--label`" in capsys.readouterr().err
 
 
-def test_record_says_what_it_was(tmp_path):
+def test_record_has_configuration_machine_and_curve(tmp_path):
     run(tmp_path, "--label", "mine", "--seed", "2")
     record = read(tmp_path, "mine-s2")
     assert record["config"]["batch_size"] == 16
@@ -146,7 +146,7 @@ def test_record_says_what_it_was(tmp_path):
     ][0].keys()
 
 
-def test_fixed_follows_a_schedule_that_was_found(tmp_path):
+def test_fixed_follows_the_schedule_of_another_run(tmp_path):
     run(tmp_path, "--set", "hyper_lr=0.2")
     found = [point["hyperparameters/dropout"] for point in read(tmp_path)["curve"]]
     assert len(set(found)) == 4
@@ -204,14 +204,14 @@ def test_table_is_at_the_best_validation_epoch():
     assert "diverged" in text
 
 
-def test_runs_of_a_random_search_count_by_their_best():
+def test_best_run_of_a_random_search_counts():
     records = []
-    for seed, losses in ((0, (3.0, 1.0, 2.0)), (1, (5.0, 4.0, 6.0)), (2, (0.1,))):  # the last one is not complete
+    for seed, losses in ((0, (3.0, 1.0, 2.0)), (1, (5.0, 4.0, 6.0)), (2, (0.1,))):  # the last search is not complete
         for i, loss in enumerate(losses):
             record = finished(f"random-{i}", seed, [loss, loss + 1], [1.0, 1.0])
             record["config"]["hyperparameters"] = {"dropout": 0.1 * i}
             records.append(record)
-    records.reverse()  # as file names may: random-10 comes before random-9
+    records.reverse()  # as in sorted file names, where random-10 comes before random-9
     records += [finished("a", seed, [2.0, 3.0], [1.0, 1.0]) for seed in (0, 1)]
     entries = {entry["label"]: entry for entry in images_report.summarise(records)}
     assert set(entries) == {"random-best-of-3", "a"}
@@ -223,7 +223,7 @@ def test_runs_of_a_random_search_count_by_their_best():
     lines = images_report.paired(list(entries.values()), "a")
     assert lines == [
         "random-best-of-3 − a, 2 seeds: best validation loss +0.5000 ± 1.5000, final validation loss +0.5000 ± 1.5000, "
-        "test loss there +0.0000 ± 0.0000"
+        "test loss at the best epoch +0.0000 ± 0.0000"
     ]
     with pytest.raises(ValueError, match=r"`--against` must be one of .*, got 'b'"):
         images_report.paired(list(entries.values()), "b")
@@ -247,7 +247,7 @@ def test_report_of_real_runs(tmp_path, capsys):
     capsys.readouterr()
     images_report.main([str(tmp_path / "runs"), "--json", str(tmp_path / "record.json"), "--plot", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "left out, not finished: delta-stn-s2.json" in out
+    assert "left out because it is not finished: delta-stn-s2.json" in out
     assert {entry["label"]: entry["n"] for entry in json.loads((tmp_path / "record.json").read_text())} == {
         "delta-stn": 2,
         "fixed": 2,
@@ -256,7 +256,7 @@ def test_report_of_real_runs(tmp_path, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_may_be_looked_at_after_fewer_epochs(tmp_path):
+def test_first_limits_runs_to_fewer_epochs(tmp_path):
     long = finished("a", 0, [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]) | {"done": False}
     short = finished("b", 0, [3.0], [3.0]) | {"done": False}
     for record in (long, short):
@@ -285,15 +285,17 @@ def test_an_epoch_may_have_several_reports_or_none(tmp_path):
         assert [point["valid_loss"] for point in found["curve"]] == left
 
 
-def test_a_record_shorter_than_an_epoch_is_no_schedule():
+def test_a_record_shorter_than_an_epoch_is_refused_as_a_schedule():
     record = several_an_epoch()
     del record["curve"][1:]
     space = rd.HyperSpace(p=rd.Bounded(0.1))
-    with pytest.raises(ValueError, match="`--schedule-of` must be a record of at least one epoch, got a shorter one"):
+    with pytest.raises(
+        ValueError, match="`--schedule-of` must be a record of at least one epoch, got a shorter record"
+    ):
         images.schedule_of(record, "schedule", space, 0)
 
 
-def test_pictures_of_seeds_of_which_one_ended_early(tmp_path, monkeypatch):
+def test_pictures_with_a_seed_that_ended_early(tmp_path, monkeypatch):
     entries = images_report.summarise(
         [finished("a", seed, [3.0, 2.0, 1.0][:length], [1.0] * length) for seed, length in ((0, 3), (1, 3), (2, 2))]
     )
@@ -306,13 +308,13 @@ def test_pictures_of_seeds_of_which_one_ended_early(tmp_path, monkeypatch):
     assert drawn[:2] == [([1, 2], [3.0, 2.0], ":"), ([1, 2, 3], [3.0, 2.0, 1.0])]
 
 
-def test_report_of_an_empty_folder_says_so(tmp_path, capsys):
+def test_report_of_an_empty_folder_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         images_report.main([str(tmp_path)])
-    assert "must hold finished records of `benchmarks.images`, got none" in capsys.readouterr().err
+    assert "must contain finished records of `benchmarks.images`, got none" in capsys.readouterr().err
 
 
-def test_schedule_runs_are_named_after_their_form_and_go_on_only_with_the_same(tmp_path, refusal):
+def test_schedule_runs_are_named_after_their_form_and_continue_only_with_equal_values(tmp_path, refusal):
     run(tmp_path)
     follow = ["--method", "fixed", "--schedule-of", str(tmp_path / "delta-stn-s0.json"), "--schedule-form"]
     for form in images.FORMS:
@@ -325,20 +327,20 @@ def test_schedule_runs_are_named_after_their_form_and_go_on_only_with_the_same(t
     def refused(*more):
         return refusal(images.main, *TINY, "--out", str(tmp_path), *more)
 
-    assert "got another schedule_form, schedule_sha256;" in refused(*follow, "final", "--label", "fixed-schedule")
-    assert "got another schedule_of, schedule_form, schedule_sha256;" in refused(
+    assert "got a different schedule_form, schedule_sha256;" in refused(*follow, "final", "--label", "fixed-schedule")
+    assert "got a different schedule_of, schedule_form, schedule_sha256;" in refused(
         "--method", "fixed", "--label", "fixed-schedule"
     )
     other = read(tmp_path)
     other["curve"][-1]["hyperparameters/dropout"] += 0.01
     (tmp_path / "delta-stn-s0.json").write_text(json.dumps(other))
-    assert "got another schedule_sha256;" in refused(*follow, "final")
+    assert "got a different schedule_sha256;" in refused(*follow, "final")
     (tmp_path / "none.json").write_text('{"curve": []}')
     follow[3] = str(tmp_path / "none.json")
-    assert "must be a record of a run that tuned dropout, decay, got another" in refused(*follow, "final")
+    assert "must be a record of a run that tuned dropout, decay, got another record" in refused(*follow, "final")
 
 
-def test_a_record_without_word_of_a_schedule_is_one_of_a_run_without(tmp_path):
+def test_a_run_without_schedule_has_no_schedule_keys_and_can_continue(tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, "--minutes", "0")
     assert not [key for key in read(tmp_path) if key.startswith("schedule")]
@@ -347,9 +349,9 @@ def test_a_record_without_word_of_a_schedule_is_one_of_a_run_without(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["method", "task", "seed", "epochs"])
-def test_changes_do_not_stand_for_flags(key, tmp_path, refusal):
+def test_set_does_not_replace_flags(key, tmp_path, refusal):
     said = refusal(images.main, "--out", str(tmp_path), "--set", f"{key}=3")
-    assert said == f"argument --set: must not hold {key}, which has a flag of its own, `--{key}`, got '{key}=3'"
+    assert said == f"argument --set: must not set {key}, use the flag `--{key}`, got '{key}=3'"
 
 
 @pytest.mark.parametrize(
@@ -363,15 +365,15 @@ def test_changes_do_not_stand_for_flags(key, tmp_path, refusal):
             "--schedule-of some.json --method fixed --set hyperparameters={}",
             "only one of `--schedule-of`, `--draw`",
         ),
-        ("--draw 1 --method fixed --schedule-of some.json", "may give the hyperparameters, got several"),
+        ("--draw 1 --method fixed --schedule-of some.json", "may set the hyperparameters, got several of them"),
         ("--draw 1 --method delta-stn", "`hyperparameters`"),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line(arguments, message, tmp_path, refusal):
+def test_wrong_arguments_end_with_one_error_line(arguments, message, tmp_path, refusal):
     assert message in refusal(images.main, *TINY, "--out", str(tmp_path), *arguments.split())
 
 
-def test_draws_of_random_search_are_within_their_ranges_and_the_same_for_the_same_number():
+def test_proposals_are_within_their_ranges_and_reproducible():
     space = rd.HyperSpace(
         rate=rd.Bounded(0.05, low=0.0, high=0.95, search=(0.0, 0.85)),
         holes=rd.Integer(1, low=0, high=4),
@@ -388,11 +390,11 @@ def test_draws_of_random_search_are_within_their_ranges_and_the_same_for_the_sam
     assert 0.4 < (column["decay"] < 1e-4).float().mean() < 0.6  # uniform in the logarithm
 
 
-def test_draw_trains_fixed_on_its_proposal(tmp_path):
+def test_draw_trains_fixed_with_its_proposal(tmp_path):
     run(tmp_path, "--method", "fixed", "--draw", "3")
     record = read(tmp_path, "random-3-s0")
     values = record["config"]["hyperparameters"]
     space = images.build_task(record["config"]).space
     assert values == images.draw(space, 3)
     assert record["curve"][-1]["hyperparameters/dropout"] == pytest.approx(values["dropout"], rel=1e-3)
-    run(tmp_path, "--method", "fixed", "--draw", "3")  # a finished run is left alone
+    run(tmp_path, "--method", "fixed", "--draw", "3")  # a finished run is not changed

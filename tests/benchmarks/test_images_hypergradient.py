@@ -1,4 +1,4 @@
-"""The three looks at a hypergradient, where the answers are known."""
+"""The three estimates of a hypergradient, in cases where the exact value is known."""
 
 import json
 from argparse import Namespace
@@ -40,13 +40,13 @@ def test_retraining_starts_from_the_exported_weights(method, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_hypergradients_are_drawn_where_lambda_is():
+def test_hypergradients_are_on_the_device_of_lambda():
     _, _, tuner = ridge_run(device="cuda")
     tuner.step()
     assert measure.hypergradients(tuner, 4, 3).device.type == "cuda"
 
 
-def test_looking_leaves_the_run_as_it_was():
+def test_measuring_does_not_change_the_run():
     _, config, tuner = ridge_run()
     _, _, other = ridge_run()
     tuner.step()
@@ -61,7 +61,7 @@ def test_looking_leaves_the_run_as_it_was():
     }
 
 
-def test_noise_falls_with_the_root_of_the_batch():
+def test_noise_decreases_with_the_root_of_the_batch_size():
     _, _, tuner = ridge_run()
     for _ in tuner.fit():
         pass
@@ -146,7 +146,7 @@ def test_pairs_of_retraining_differ_in_their_random_numbers_only():
     assert one != other
 
 
-def test_average_is_over_the_weights_after_each_step():
+def test_averaged_weights_are_the_mean_over_the_steps():
     _, config, tuner = ridge_run()
     list(tuner.fit())
     lam = tuner.space.lam.detach()
@@ -156,7 +156,7 @@ def test_average_is_over_the_weights_after_each_step():
     torch.testing.assert_close(found, torch.stack(after).mean(0))
 
 
-def test_later_moments_are_of_the_same_run_with_lambda_held(monkeypatch):
+def test_later_moments_continue_the_run_with_lambda_fixed(monkeypatch):
     _, config, tuner = ridge_run()
     tuner.step()
     lam, weight = tuner.space.lam.detach().clone(), tuner.model[0].weight.detach().clone()
@@ -170,7 +170,7 @@ def test_later_moments_are_of_the_same_run_with_lambda_held(monkeypatch):
     assert torch.equal(tuner.model[0].weight, weight)
 
 
-def test_only_signs_beyond_their_error_are_compared():
+def test_only_clear_signs_are_compared():
     def known(mean, error=0.1, n=6):
         return {"n": n, "mean": mean, "error": error}
 
@@ -186,7 +186,7 @@ def test_only_signs_beyond_their_error_are_compared():
         }
 
     assert [look.sign(known(m)) for m in (0.3, -0.3, 0.1, -0.1)] == [1, -1, 0, 0]
-    # Student's t: of six values 2.57 standard errors are needed, of three 4.30.
+    # By Student's t, six values need 2.57 standard errors, and three values need 4.30.
     assert [look.sign(known(m)) for m in (0.26, 0.25)] == [1, 0]
     assert [look.sign(known(m, n=3)) for m in (0.44, 0.42)] == [1, 0]
     assert look.sign(known(1.0, None)) == look.sign(known(None, None)) == 0
@@ -207,7 +207,7 @@ def test_estimate_is_the_mean_and_its_standard_error():
     assert look.estimate([float("inf"), -float("inf")])["mean"] is None
 
 
-def test_a_row_holds_what_the_closed_form_says():
+def test_a_row_agrees_with_the_closed_form():
     problem, config, tuner = ridge_run(momentum=0.9)
     with torch.no_grad():
         tuner.space.lam.fill_(1.0)
@@ -224,7 +224,7 @@ def test_a_row_holds_what_the_closed_form_says():
 
 
 @pytest.mark.slow
-def test_a_training_that_diverges_is_said_to(tmp_path, capsys):
+def test_a_diverged_training_is_reported(tmp_path, capsys):
     run = [
         "--task",
         "tests.tune.tiny:build",
@@ -265,7 +265,7 @@ def test_a_training_that_diverges_is_said_to(tmp_path, capsys):
         ({"clip_grad": 1.0}, "`clip_grad` must be None for a quadratic model of training, got 1.0"),
     ],
 )
-def test_training_that_is_not_modelled_is_refused(changes, message):
+def test_training_that_the_local_model_does_not_cover_is_refused(changes, message):
     _, _, tuner = ridge_run(**changes)
     with pytest.raises(ValueError, match=message):
         measure.check(tuner)
@@ -284,10 +284,10 @@ def test_training_that_is_not_modelled_is_refused(changes, message):
         ("--set optimizer=adam", "`optimizer` must be 'sgd' for a quadratic model of training, got 'adam'"),
         ("--shift 0", "argument --shift: must be a finite number > 0, got '0'"),
         ("--set lr=-1", "`lr > 0` must hold, got lr=-1"),
-        ("--set epochs=3", "which has a flag of its own, `--epochs`"),
+        ("--set epochs=3", "must not set epochs, use the flag `--epochs`"),
         ("--json {folder}", "`{folder}` must be a file to write, got a folder"),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal, tmp_path):
+def test_wrong_arguments_end_with_one_error_line(arguments, message, refusal, tmp_path):
     given = [word.format(folder=tmp_path) for word in arguments.split()]
     assert message.format(folder=tmp_path) in refusal(look.main, "--task", "tests.tune.tiny:build", *given)

@@ -1,4 +1,4 @@
-"""Results against an option: what belongs together, and what is said of it."""
+"""Results against an option: grouping of runs, tables and pictures."""
 
 import json
 
@@ -14,7 +14,7 @@ def swept(method, seed, valid, **config):
     return record
 
 
-def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
+def test_runs_with_equal_method_and_option_are_seeds_of_one_setting():
     records = [
         swept("stn", 0, [3.0, 1.0], entropy_weight=1e-2),
         swept("stn", 1, [3.0, 2.0], entropy_weight=0.01),
@@ -31,17 +31,17 @@ def test_runs_that_agree_in_method_and_option_are_seeds_of_one_setting():
     assert "| stn | 0.01 | 2 | 1.5000 ± 0.7071 | 2.5000 ± 0.7071 |" in images_sweep.table(entries, ["entropy_weight"])
 
 
-def test_runs_that_differ_in_something_else_are_not_seeds():
+def test_runs_that_differ_in_another_option_are_refused():
     runs = [swept("stn", 0, [1.0], perturbation_scale=1), swept("stn", 1, [1.0], perturbation_scale=2)]
-    with pytest.raises(ValueError, match=r"got other values of perturbation_scale in stn, lr 0\.01"):
+    with pytest.raises(ValueError, match=r"got different values of perturbation_scale in stn, lr 0\.01"):
         images_sweep.sweep(runs, ["lr"])
-    with pytest.raises(ValueError, match=r"must differ in their seed, and in nothing else, got the seeds \[0, 0\]"):
+    with pytest.raises(ValueError, match=r"must differ in their seed only, got the seeds \[0, 0\]"):
         images_sweep.sweep([swept("stn", 0, [1.0]), swept("stn", 0, [2.0])], ["lr"])
-    with pytest.raises(ValueError, match="runs must be of one task, got other, some task"):
+    with pytest.raises(ValueError, match="all runs must have the same task, got other, some task"):
         images_sweep.sweep([swept("stn", 0, [1.0]), swept("stn", 1, [2.0], task="other")], ["lr"])
 
 
-def test_options_inside_others_and_several_at_once():
+def test_nested_options_and_several_options():
     options = {"initial_values": {"p": 0.3}, "train_interval": 2}
     config = {**options, "method": "stn", "seed": 4}
     assert images_sweep.option_of(config, "initial_values.p") == 0.3
@@ -53,7 +53,7 @@ def test_options_inside_others_and_several_at_once():
             images_sweep.option_of(config, name)
 
 
-def test_options_that_were_not_given_are_those_of_the_preset():
+def test_options_that_are_not_set_have_the_value_of_the_preset():
     config = {"method": "delta-stn", "seed": 0}
     assert images_sweep.option_of(config, "response_fraction") == 1.0
     assert images_sweep.option_of({**config, "preset": "fast"}, "response_fraction") == 0.25
@@ -80,7 +80,7 @@ def test_options_that_were_not_given_are_those_of_the_preset():
         ([[1, 1], [5, 1]], [0.0, 1.0], False),
     ],
 )
-def test_axis_of_numbers_or_of_categories(values, places, logarithmic):
+def test_axis_has_numbers_or_categories(values, places, logarithmic):
     assert images_sweep._places(values) == (places, logarithmic)
 
 
@@ -105,8 +105,8 @@ def test_command_writes_record_and_pictures(tmp_path, capsys):
         assert files[name].read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("option", "message"), [("nothing", "got 'nothing'"), ("lr", "must hold finished records")])
-def test_what_cannot_be_swept_is_refused_in_a_line(option, message, tmp_path, refusal):
+@pytest.mark.parametrize(("option", "message"), [("nothing", "got 'nothing'"), ("lr", "must contain finished records")])
+def test_wrong_options_and_empty_folders_end_with_one_error_line(option, message, tmp_path, refusal):
     if option == "nothing":
         (tmp_path / "a-s0.json").write_text(json.dumps(swept("stn", 0, [1.0])))
     assert message in refusal(images_sweep.main, str(tmp_path), "--option", option)

@@ -1,4 +1,4 @@
-"""Where the time of a trial went, from its reports."""
+"""Parts of a trial's time, read from its reports."""
 
 import pandas as pd
 import pytest
@@ -20,7 +20,7 @@ def reports():
     return pd.DataFrame(times)
 
 
-def test_parts_add_up_to_the_whole_and_training_is_no_overhead():
+def test_parts_sum_to_the_total_and_training_is_not_overhead():
     row = overhead.parts(reports().iloc[::-1])
     own = {"train": 44.0, "evaluate": 2.0, "report": 1.5, "checkpoint": 0.25, "round_trip": 2.25}
     assert {name: row[name] for name in own} == own
@@ -30,12 +30,12 @@ def test_parts_add_up_to_the_whole_and_training_is_no_overhead():
     assert (row["reports"], row["seconds_per_report"]) == (4, 12.5)
 
 
-def test_a_line_says_whether_the_limit_holds():
+def test_line_tells_whether_the_limit_holds():
     row = {"epochs_per_report": 1, **overhead.parts(reports()), "own_share": 0.02, "share": 0.021}
     printed = overhead.line(row)
     assert "reports and checkpoints 2.00 %, within 2 %; with round trips 2.10 %, above 2 %" in printed
 
 
-def test_wrong_arguments_are_refused_in_a_line(refusal):
+def test_wrong_arguments_end_with_one_error_line(refusal):
     assert "--minutes: must be a finite number > 0, got '0'" in refusal(overhead.main, "--minutes", "0")
     assert "--epochs-per-report: must be a whole number >= 1" in refusal(overhead.main, "--epochs-per-report", "1,0")

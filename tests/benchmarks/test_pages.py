@@ -1,4 +1,4 @@
-"""The tables of the pages are those that the committed records give, and every record is on a page."""
+"""Tables of the pages agree with the committed records, and every record is on a page."""
 
 import re
 
@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder with one page, of which the table `speed` is as the records have it."""
+    """A folder with one page, whose table `speed` agrees with the records."""
     page = tmp_path / "docs" / "results" / "page.md"
     page.parent.mkdir(parents=True)
     (tmp_path / "README.md").write_text("No table here.\n")
@@ -28,7 +28,7 @@ def site(tmp_path, monkeypatch):
     return page
 
 
-#: How links of the results pages to records begin.
+#: Start of the links from the results pages to the records.
 RECORDS_LINK = "../../benchmarks/records/"
 
 
@@ -52,11 +52,11 @@ def test_every_record_is_in_a_table_and_every_picture_on_a_page():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_of_a_page_lead_somewhere(page):
+def test_links_of_a_page_point_to_existing_files(page):
     assert [link for link in LINK.findall(PAGES[page]) if not (page.parent / link).exists()] == []
 
 
-def test_an_edited_table_is_named_and_not_written_by_a_check(site, capsys):
+def test_check_names_an_edited_table_and_does_not_write_it(site, capsys):
     right = site.read_text()
     pages.main(["--check"])
     edited = right.replace("| mlp |", "| small |", 1)
@@ -79,10 +79,10 @@ def test_an_edited_table_is_named_and_not_written_by_a_check(site, capsys):
         ("<!-- table: sped -->\n<!-- end -->\n", "got 'sped'"),
         ("<!-- table: speed -->\n| a |\n", "a table must end with `<!-- end -->`, got none for 'speed'"),
         ("<!-- table: speed -->\n<!-- table: toy -->\n<!-- end -->\n", "got none for 'speed'"),
-        ("Text.\n<!-- end -->\n", "`<!-- end -->` must follow a `<!-- table: NAME -->`, got one without"),
+        ("Text.\n<!-- end -->\n", "`<!-- end -->` must follow a `<!-- table: NAME -->`, got an `<!-- end -->` without"),
     ],
 )
-def test_wrong_comments_are_refused_with_the_page(text, message, site, refusal):
+def test_wrong_comments_are_refused_with_the_name_of_the_page(text, message, site, refusal):
     site.write_text(text)
     said = refusal(pages.main)
     assert "docs/results/page.md: " in said
@@ -90,7 +90,7 @@ def test_wrong_comments_are_refused_with_the_page(text, message, site, refusal):
     assert site.read_text() == text
 
 
-def test_text_around_tables_stays_and_links_suit_the_page():
+def test_text_around_tables_is_kept_and_links_are_relative_to_the_page():
     table = Table(lambda found: f"| {found['rows'][0]['planned']} |", ("faults.json",))
     text = "Before\n<!-- table: a -->\nold\n<!-- end -->\nbetween `<!-- end -->`\n<!-- table: a -->\n<!-- end -->\n"
     for page, folder in (
@@ -104,7 +104,7 @@ def test_text_around_tables_stays_and_links_suit_the_page():
         assert generate(page, new, {"a": table}) == (new, [])
 
 
-def test_numbers_are_written_alike():
+def test_numbers_have_fixed_formats():
     assert [significant(v) for v in (282.2, 10.04, 3.7531, 0.6, 0.000756)] == ["282", "10.0", "3.75", "0.60", "0.00076"]
     assert [signed(v, 2) for v in (-0.014, 0.126, -0.001)] == ["−0.01", "+0.13", "0.00"]
     assert around(-0.5, None, 1) == "−0.5"
@@ -113,7 +113,7 @@ def test_numbers_are_written_alike():
         grid(["a", "b"], [["1"]])
 
 
-def test_regret_is_the_median_over_the_seeds_and_the_largest():
+def test_regret_cells_have_the_median_and_the_largest_value():
     rows = [
         {"data": "d", "method": method, "regret_initial": start, "regret_final": end}
         for method, start, end in (("stn", 0.1, 0.02), ("stn", 0.3, 0.5), ("stn", 0.2, 0.03), ("ift", 9.0, 0.001))
@@ -123,7 +123,7 @@ def test_regret_is_the_median_over_the_seeds_and_the_largest():
     assert lines[2:] == ["| d | 20.0 | 3.00 (50.0) | 0.10 (0.10) |", "| e | 4.00 | 1.00 (1.00) | – |"]
 
 
-def test_rates_are_lost_only_in_runs_that_did_not_diverge():
+def test_lost_rates_are_counted_only_in_runs_that_did_not_diverge():
     def entry(value, *ends):
         curves = [{"epoch": [1, last], "hyperparameters/dropout0": [0.05, end]} for end, last in ends]
         losses = {key: {"mean": 0.5, "std": None} for key in ("best_valid_loss", "test_loss_there")}
@@ -137,7 +137,7 @@ def test_rates_are_lost_only_in_runs_that_did_not_diverge():
     ]
 
 
-def test_a_curve_has_the_loss_of_its_last_point_up_to_an_epoch():
+def test_loss_after_an_epoch_is_that_of_the_last_point_before():
     curves = [{"epochs": [1, 5, 9], "best_valid_loss": [3.0, 2.0, 1.0]}, {"epochs": [4], "best_valid_loss": [1.0]}]
     record = {"rows": [{"method": "stn", "curve": curve} for curve in curves]}
     assert comparisons.on_the_way(3, 8, 9)(record).splitlines()[2] == "| `stn`, one run | – | 1.500 | 1.000 |"

@@ -1,4 +1,4 @@
-"""The noise of the response's gradient, where it is known."""
+"""Noise of the gradient of the response, in cases where it is known."""
 
 import json
 
@@ -9,7 +9,7 @@ from benchmarks import response_noise
 from tests.benchmarks.small_problems import ridge_run
 
 
-def test_looking_leaves_the_run_as_it_was():
+def test_measuring_does_not_change_the_run():
     looked, alone = ridge_run()[2], ridge_run()[2]
     for tuner in (looked, alone):
         tuner.step()
@@ -21,8 +21,9 @@ def test_looking_leaves_the_run_as_it_was():
     assert torch.equal(looked.space.lam, alone.space.lam)
 
 
-def test_noise_shrinks_with_the_number_of_examples_and_where_the_gradient_in_the_weights_is_what_differs():
-    # A new response displaces nothing, so but for what λ changes of the loss itself, ε and −ε give opposite gradients.
+def test_noise_decreases_with_more_examples_and_with_antithetic_pairs():
+    # A new response does not displace the weights. Without the effect of λ on the loss itself, ε and −ε give opposite
+    # gradients.
     tuner = ridge_run()[2]
     few, many = (response_noise.noise(tuner, fraction, False, 400) for fraction in (0.25, 1.0))
     assert few / many == pytest.approx(4.0, rel=0.3)
@@ -46,7 +47,7 @@ def test_command_writes_a_record(tmp_path, capsys):
     assert found["draws"] == 2
 
 
-def test_wrong_options_are_refused_in_a_line(capsys):
+def test_wrong_options_end_with_one_error_line(capsys):
     with pytest.raises(SystemExit):
         response_noise.main(["--fractions", "2"])
     assert "must be a finite number > 0 and <= 1, got '2'" in capsys.readouterr().err

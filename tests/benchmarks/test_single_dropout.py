@@ -1,4 +1,4 @@
-"""Tasks of one hyperparameter: what they tune, and that it is the input that is dropped."""
+"""Tasks with one hyperparameter, the dropout rate of the input."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from benchmarks import single_dropout
 from ray_deltastn.tasks import build_task, images
 
 
-def test_digits_has_one_rate_of_its_input():
+def test_digits_tunes_only_the_input_dropout_rate():
     config = {"task": "benchmarks.single_dropout:digits", "width": 32, "initial_values": {"dropout0": 0.3}}
     task = build_task(config)
     assert task.space.names == ("dropout0",)
@@ -21,7 +21,7 @@ def test_digits_has_one_rate_of_its_input():
     assert not torch.equal(tuner.space.lam.detach(), before)
 
 
-def test_mnist_is_the_papers_network_without_the_other_rates(monkeypatch):
+def test_mnist_is_the_papers_network_with_input_dropout_only(monkeypatch):
     noise = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (40,))
     monkeypatch.setattr(images, "load_images", lambda name, root: (noise, noise))
     task = single_dropout.mnist({"images": 20})

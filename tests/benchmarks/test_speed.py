@@ -1,3 +1,5 @@
+"""Rows of the speed benchmark, and the limits that the committed record keeps."""
+
 import json
 import warnings
 from contextlib import contextmanager
@@ -35,7 +37,7 @@ ROW = {
 
 
 @pytest.mark.slow
-def test_rows_hold_the_figures_and_reach_them(tmp_path):
+def test_rows_have_all_keys_and_keep_the_limits(tmp_path):
     file = tmp_path / "new" / "speed.json"
     speed.main(
         [
@@ -54,7 +56,10 @@ def test_rows_hold_the_figures_and_reach_them(tmp_path):
     rows = json.loads(file.read_text())
     assert [row["method"] for row in rows] == ["stn", "delta-stn"]
     assert all(row.keys() >= ROW for row in rows)
-    assert [row["response_fraction"] for row in rows] == [1.0, 0.25]  # stn trains Θ with w₀, on whole minibatches
+    assert [row["response_fraction"] for row in rows] == [
+        1.0,
+        0.25,
+    ]  # stn trains Θ and w₀ together, on whole minibatches
     assert all(row["batch"] == 128 and row["threads"] == 1 for row in rows)
     assert all(row["hardware"] == "cpu" and row["tuned"] == "dropout" for row in rows)
     assert rows[1]["flop_ratio"] <= 1.7
@@ -63,7 +68,7 @@ def test_rows_hold_the_figures_and_reach_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_options_for_speed_reach_both_sides(tmp_path, monkeypatch):
+def test_options_apply_to_the_method_and_to_plain_training(tmp_path, monkeypatch):
     cycles, make = [], speed.Cycle.__init__
 
     def noted(cycle, *arguments, **options):
@@ -99,7 +104,7 @@ def test_options_for_speed_reach_both_sides(tmp_path, monkeypatch):
     assert [s.method for s in cycles] == ["fixed", "delta-stn"] * 2
 
 
-def test_committed_record_holds_every_network_within_the_figures():
+def test_committed_record_has_every_network_within_the_limits():
     rows = json.loads((speed.Path(speed.__file__).parent / "records" / "speed.json").read_text())
     assert {row["net"] for row in rows} == set(speed.NETS)
     for row in (row for row in rows if get_method(row["method"]).responds):
@@ -109,9 +114,9 @@ def test_committed_record_holds_every_network_within_the_figures():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "least", "most"), [("ift", 8, 60), ("unrolled", 2.5, 4.5)])
-def test_methods_without_response_tune_a_penalty_on_both_sides(method, least, most):
-    # ift: 20 products with a Hessian of five minibatches for 5 train steps; unrolled: those steps again, and backwards
-    # through them.
+def test_methods_without_response_tune_a_weight_decay(method, least, most):
+    # ift: 20 products with the Hessian of five minibatches per 5 train steps. unrolled: the same 5 steps again, and a
+    # backward pass through them.
     torch.set_num_threads(1)
     row = speed.measure("mlp", method, 1.0, 1, batch=4)
     assert (row["tuned"], row["response_fraction"]) == ("decay", 1.0)
@@ -153,7 +158,7 @@ def test_hardware_is_the_name_of_the_gpu():
     ("arguments", "message"),
     [
         ("--methods stn,fxed", "`method` must be one of"),
-        ("--nets mpl", "`--nets` must be of mlp,"),
+        ("--nets mpl", "`--nets` must be names from mlp,"),
         ("--threads 0", "argument --threads: must be a whole number >= 1, got '0'"),
         ("--pairs 0", "argument --pairs: must be a whole number >= 1, got '0'"),
         ("--batch 0", "argument --batch: must be a whole number >= 1, got '0'"),
@@ -161,8 +166,8 @@ def test_hardware_is_the_name_of_the_gpu():
         ("--json {folder}", "`{folder}` must be a file to write, got a folder"),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it ran"))
+def test_wrong_arguments_end_with_one_error_line(arguments, message, refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("a measurement ran"))
     given = [word.format(folder=tmp_path) for word in arguments.split()]
     assert message.format(folder=tmp_path) in refusal(speed.main, *given)
 

@@ -1,4 +1,4 @@
-"""The toy problems' exact answers are exact, and self-tuning finds them."""
+"""Exact solutions of the toy problems, and runs that approach them."""
 
 import json
 import math
@@ -28,7 +28,7 @@ KEYS = {
 
 
 @EVERY_FORM
-def test_best_response_is_where_autograd_finds_no_gradient(kind, divide):
+def test_gradient_of_the_training_loss_is_zero_at_the_best_response(kind, divide):
     problem = Problem(kind, small(), divide)
     lam = lams(-3.0, 0.0, 2.0)
     v = problem.best_response(lam).requires_grad_()
@@ -37,7 +37,7 @@ def test_best_response_is_where_autograd_finds_no_gradient(kind, divide):
 
 
 @EVERY_FORM
-def test_jacobian_and_hypergradient_against_finite_differences(kind, divide):
+def test_jacobian_and_hypergradient_agree_with_finite_differences(kind, divide):
     problem, h = Problem(kind, small(), divide), 1e-5
     lam = lams(-2.0, 0.3, 1.7)
     central = (problem.best_response(lam + h) - problem.best_response(lam - h)) / (2 * h)
@@ -47,7 +47,7 @@ def test_jacobian_and_hypergradient_against_finite_differences(kind, divide):
 
 
 @pytest.mark.parametrize("divide", [True, False])
-def test_ridge_is_least_squares_with_added_rows(divide):
+def test_ridge_solution_is_least_squares_with_added_rows(divide):
     data = small()
     n, d = data.x.shape
     penalty = math.exp(0.7) * (1 if divide else n)
@@ -63,14 +63,14 @@ def test_expected_dropout_loss_is_the_mean_over_all_masks():
     rate = MOST_DROPOUT * torch.sigmoid(lam)
     mean = torch.zeros(1, dtype=torch.float64)
     for keep in torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3):
-        # A mask for each row has the same marginals as one for all rows, and the loss is a sum over rows.
+        # One mask per row has the same marginals as one mask for all rows, and the loss is a sum over rows.
         chance = torch.where(keep > 0, 1 - rate, rate).prod()
         mean += chance * 0.5 * ((data.x * keep / (1 - rate)) @ v - data.t).square().mean()
     torch.testing.assert_close(problem.train_loss(lam, v[None]), mean)
 
 
 @EVERY_FORM
-def test_task_has_the_objective_that_is_solved(kind, divide):
+def test_task_has_the_objective_of_the_exact_solution(kind, divide):
     problem = Problem(kind, small(), divide)
     task = problem.task(seed=0)
     tuner = toy.rd.SelfTuner(task, "delta-stn", device="cpu")
@@ -91,7 +91,7 @@ def test_task_has_the_objective_that_is_solved(kind, divide):
     assert loss == pytest.approx(problem.valid_loss(v).item(), rel=1e-6)
 
 
-def test_jacobian_penalty_is_that_of_each_row_of_perturbed_weights():
+def test_jacobian_penalty_uses_the_perturbed_weights_of_each_row():
     problem = Problem("jacobian", small())
     tuner = toy.rd.SelfTuner(problem.task(seed=0), "centered-stn", device="cpu")
     tuner.model.double()
@@ -110,7 +110,7 @@ def test_jacobian_penalty_is_that_of_each_row_of_perturbed_weights():
 
 
 @EVERY_FORM
-def test_optimum_is_the_best_of_a_brute_search_and_regret_is_zero_there_only(kind, divide):
+def test_optimum_agrees_with_a_grid_search_and_regret_is_zero_only_there(kind, divide):
     problem = Problem(kind, small(seed=2), divide)
     best, loss = problem.optimum()
     grid = torch.linspace(*SEARCH, 20001, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_optimum_is_the_best_of_a_brute_search_and_regret_is_zero_there_only(kin
     assert problem.regret(lams(math.nan)).item() == math.inf
 
 
-def test_undivided_starts_from_the_same_objective():
+def test_all_forms_start_from_the_same_objective():
     data = small()
     for kind, divide in (("ridge", False), ("jacobian", True)):
         form, plain = Problem(kind, data, divide), Problem("ridge", data)
@@ -135,14 +135,14 @@ def test_undivided_starts_from_the_same_objective():
 
 
 @pytest.mark.parametrize(("points", "batch", "penalty"), [(999, 10, 1.0), (1000, 100, 50.0)])
-def test_batch_size_and_initial_penalty_follow_the_size(points, batch, penalty):
+def test_batch_size_and_initial_penalty_depend_on_the_number_of_points(points, batch, penalty):
     x, t = torch.randn(points, 2, dtype=torch.float64), torch.randn(points, dtype=torch.float64)
     problem = Problem("ridge", Data("some", x[100:], t[100:], x[:100], t[:100]))
     assert problem.batch_size == batch
     assert math.exp(problem.initial) == pytest.approx(penalty)
 
 
-def test_split_standardises_on_the_training_part_and_drops_constants():
+def test_split_standardises_on_the_training_part_and_removes_constants():
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.normal(3.0, 5.0, 100), np.full(100, 7.0), rng.normal(size=100)])
     data = split("some", x, rng.normal(size=100), seed=1)
@@ -164,7 +164,7 @@ def test_split_refuses_too_few_rows_and_a_constant_target():
         split("some", x, np.ones(20), 0)
 
 
-def test_data_from_a_file_from_the_root_and_from_sklearn(tmp_path):
+def test_data_is_read_from_a_file_from_the_data_root_and_from_sklearn(tmp_path):
     (tmp_path / "uci").mkdir()
     x, y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
     np.savez(tmp_path / "uci" / "tiny.npz", X=x, y=y)
@@ -176,20 +176,20 @@ def test_data_from_a_file_from_the_root_and_from_sklearn(tmp_path):
     assert load("diabetes")[1].shape == (442, 10)
 
 
-def test_unknown_data_says_what_was_looked_for_and_where(tmp_path, monkeypatch, capsys):
+def test_error_for_unknown_data_names_the_path(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("RAY_DELTASTN_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match="RAY_DELTASTN_DATA is set"):
         load("yacht")
-    with pytest.raises(FileNotFoundError, match=r"got 'yacht'; looked for it at .*uci/yacht\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"got 'yacht'; tried .*uci/yacht\.npz"):
         load("yacht", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"looked for it at .*nowhere\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"tried .*nowhere\.npz"):
         load("nowhere.npz", tmp_path)
     with pytest.raises(SystemExit):
         toy.main(["--data", "yacht", "--data-root", str(tmp_path)])
     assert "yacht" in capsys.readouterr().err
 
 
-def test_excursion_counts_what_lies_outside_the_way_to_the_optimum():
+def test_excursion_is_the_distance_from_the_interval_to_the_optimum():
     assert toy.excursion([0.0, 0.5, 0.9], 1.0) == 0.0
     assert toy.excursion([0.0, -0.25, 0.9], 1.0) == 0.25
     assert toy.excursion([0.0, 1.5, 0.9], 1.0) == 0.5
@@ -197,7 +197,7 @@ def test_excursion_counts_what_lies_outside_the_way_to_the_optimum():
     assert math.isnan(toy.excursion([0.0, math.nan], 1.0))
 
 
-def test_delta_stn_moves_to_the_optimum_of_diabetes():
+def test_delta_stn_moves_towards_the_optimum_on_diabetes():
     problem = Problem("ridge", split(*load("diabetes"), seed=1, rows_per_dim=4))
     row = toy.measure(problem, "delta-stn", seed=1, cycles=120, hyper_lr=0.1)
     optimum, initial = row["lambda_optimal"], row["lambda_initial"]
@@ -207,7 +207,7 @@ def test_delta_stn_moves_to_the_optimum_of_diabetes():
     assert row["regret_final"] < 0.5 * row["regret_initial"]
 
 
-def test_the_command_writes_rows_and_a_picture(tmp_path):
+def test_command_writes_rows_and_a_picture(tmp_path):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     run = ["--problem", "dropout", "--methods", "stn,delta-stn", "--rows-per-dim", "4", "--seeds", "2", "--cycles", "3"]
     toy.main([*run, "--json", str(out), "--plot", str(picture)])
@@ -240,7 +240,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path):
         assert entry["lambda_error"]["mean"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
-def test_older_records_are_redrawn_thinned_and_summed_up(tmp_path, capsys):
+def test_older_records_are_drawn_thinned_and_summarised(tmp_path, capsys):
     row = toy.measure(Problem("ridge", small()), "delta-stn", cycles=1)
     path = [float(i) for i in range(300)]
     old = [
@@ -262,17 +262,17 @@ def test_older_records_are_redrawn_thinned_and_summed_up(tmp_path, capsys):
     assert "median regret" in capsys.readouterr().out
 
 
-def test_rows_that_were_finished_before_a_failure_are_in_the_record(tmp_path, monkeypatch):
+def test_record_has_the_rows_that_finished_before_a_failure(tmp_path, monkeypatch):
     measure, done = toy.measure, []
 
     def failing(*arguments, **options):
         if len(done) == 2:
-            raise RuntimeError("a fault on demand")
+            raise RuntimeError("a failure for the test")
         done.append(arguments)
         return measure(*arguments, **options)
 
     monkeypatch.setattr(toy, "measure", failing)
-    with pytest.raises(RuntimeError, match="on demand"):
+    with pytest.raises(RuntimeError, match="for the test"):
         toy.main(["--seeds", "3", "--cycles", "1", "--methods", "stn", "--json", str(tmp_path / "rows.json")])
     record = json.loads((tmp_path / "rows.json").read_text())
     assert ([row["seed"] for row in record["rows"]], record["missing"], record["summary"][0]["n"]) == ([0, 1], 1, 2)
@@ -295,14 +295,19 @@ def test_rows_that_were_finished_before_a_failure_are_in_the_record(tmp_path, mo
         ("--initial -2", "hyperparameter"),
         ("--initial 0.96 --problem dropout", "hyperparameter"),
         ("--initial nan", "argument --initial: must be a finite number, got 'nan'"),
-        ("--data {folder}/damaged.npz", "`{folder}/damaged.npz` must hold `X (n, d)` and `y (n,)` of finite numbers"),
+        (
+            "--data {folder}/damaged.npz",
+            "`{folder}/damaged.npz` must contain `X (n, d)` and `y (n,)` of finite numbers",
+        ),
         ("--json {folder}", "`{folder}` must be a file to write, got a folder"),
         ("--plot {folder}/damaged.npz/toy.png", "`{folder}/damaged.npz/toy.png` must be a file to write, got "),
-        ("--rows {folder}/none.json", "`{folder}/none.json` must hold a record in JSON, got: "),
+        ("--rows {folder}/none.json", "`{folder}/none.json` must contain a record in JSON, got: "),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line_before_the_first_run(arguments, message, tmp_path, refusal, monkeypatch):
-    monkeypatch.setattr(toy, "measure", lambda *_, **__: pytest.fail("it ran"))
+def test_wrong_arguments_end_with_one_error_line_before_the_first_run(
+    arguments, message, tmp_path, refusal, monkeypatch
+):
+    monkeypatch.setattr(toy, "measure", lambda *_, **__: pytest.fail("a measurement ran"))
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no zip file")
     given = [word.format(folder=tmp_path) for word in arguments.split()]
     assert message.format(folder=tmp_path) in refusal(toy.main, *given)
@@ -321,12 +326,12 @@ X = np.ones((3, 2))
 @pytest.mark.parametrize(
     ("write", "got"),
     [
-        (lambda path: path.write_text("x,y\n1,2\n"), "no such archive"),
-        (lambda path: path.write_bytes(b""), "no such archive"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 no zip file"), "no such archive"),
-        (damaged, "no such archive: Bad CRC-32"),
-        (lambda path: np.save(path.open("wb"), X), "no such archive"),
-        (lambda path: np.savez(path, X=X, y=np.array([1, "a", None], object)), "no such archive"),
+        (lambda path: path.write_text("x,y\n1,2\n"), "a file that NumPy cannot read"),
+        (lambda path: path.write_bytes(b""), "a file that NumPy cannot read"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no zip file"), "a file that NumPy cannot read"),
+        (damaged, "a file that NumPy cannot read: Bad CRC-32"),
+        (lambda path: np.save(path.open("wb"), X), "a file that NumPy cannot read"),
+        (lambda path: np.savez(path, X=X, y=np.array([1, "a", None], object)), "a file that NumPy cannot read"),
         (lambda path: np.savez(path, X=X), r"\['X'\]"),
         (lambda path: np.savez(path, X=X, y=np.array(["a", "b", "c"])), "X of float64 and y of <U1"),
         (lambda path: np.savez(path, X=X, y=np.array(1.0)), r"shapes \(3, 2\) and \(\)"),
@@ -334,10 +339,10 @@ X = np.ones((3, 2))
     ],
     ids=["text", "empty", "cut", "damaged", "array", "objects", "no y", "strings", "scalar", "nan"],
 )
-def test_data_that_is_no_data_says_what_must_be_there(write, got, tmp_path):
+def test_error_for_a_wrong_data_file_names_the_rule(write, got, tmp_path):
     path = tmp_path / "wrong.npz"
     write(path)
-    with pytest.raises(ValueError, match=rf"must hold `X \(n, d\)` and `y \(n,\)` of finite numbers, got {got}"):
+    with pytest.raises(ValueError, match=rf"must contain `X \(n, d\)` and `y \(n,\)` of finite numbers, got {got}"):
         load(str(path))
 
 
@@ -345,6 +350,6 @@ def test_data_that_is_no_data_says_what_must_be_there(write, got, tmp_path):
     ("method", "linearized"),
     [("stn", False), ("centered-stn", False), ("delta-stn", True), ("ift", False), ("unrolled", False)],
 )
-def test_penalty_is_of_the_network_that_predicts(method, linearized):
+def test_penalty_belongs_to_the_network_that_predicts(method, linearized):
     tuner = toy.tuner_of(Problem("jacobian", small()), method)
     assert tuner.task.penalties[0].linearized == linearized

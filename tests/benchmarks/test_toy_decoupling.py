@@ -1,4 +1,4 @@
-"""The angle is an angle, and an uncentred response drives λ away from zero where a centred one does not."""
+"""The angle between gradients, and the effect of an uncentred response: it moves λ away from zero early in training."""
 
 import json
 
@@ -21,7 +21,7 @@ def same(initial=None):
     return Problem("ridge", Data("same", data.x, data.t, data.x, data.t), initial=initial)
 
 
-def test_angle_against_autograd():
+def test_angle_agrees_with_autograd():
     ridge, lam = problem(), torch.tensor(1.3, dtype=torch.float64)
     v = torch.linspace(-1, 1, ridge.dimension).double().requires_grad_()
     (first,) = torch.autograd.grad(ridge.train_loss(lam, v), v)
@@ -30,7 +30,7 @@ def test_angle_against_autograd():
     assert toy.angle(ridge, lam, v.detach()) == pytest.approx(expected, rel=1e-9)
 
 
-def test_angle_is_zero_without_penalty_where_both_sets_are_one():
+def test_angle_is_zero_without_penalty_if_both_sets_are_equal():
     ridge = same()
     v = torch.linspace(-1, 1, ridge.dimension).double()
     assert toy.angle(ridge, torch.tensor(-torch.inf).double(), v) == pytest.approx(0, abs=1e-12)
@@ -38,12 +38,12 @@ def test_angle_is_zero_without_penalty_where_both_sets_are_one():
 
 
 def test_first_step_of_an_uncentred_response_is_the_training_gradient_times_lambda():
-    # (3.6): Φ moves by −α ∇L_T (λ+ε)ᵀ, a centred one by the noise term −α ∇L_T εᵀ alone.
+    # (3.6): an uncentred Φ moves by −α ∇L_T (λ+ε)ᵀ, and a centred Φ only by the noise term −α ∇L_T εᵀ.
     ridge = problem(initial=50.0)
     for variant, least, most in (("stn", 0.9, 1.1), ("centered-only", -0.3, 0.3)):
         tuner = toy.rd.SelfTuner(ridge.task(0), toy.VARIANTS[variant], batch_size=4096, device="cpu", seed=0)
         x, t = ridge.data.x.float(), ridge.data.t.float()[:, None]
-        x, t = x.repeat(20, 1), t.repeat(20, 1)  # the mean over ε
+        x, t = x.repeat(20, 1), t.repeat(20, 1)  # approximates the mean over ε
         response, lam = tuner.response, tuner.space.lam.detach()
         weight = tuner.model[-1].weight
         torch.nn.init.zeros_(weight)
@@ -54,8 +54,8 @@ def test_first_step_of_an_uncentred_response_is_the_training_gradient_times_lamb
         assert least < (moved[0, 0] / aligned[0]).item() < most
 
 
-def test_early_hypergradient_drives_lambda_away_from_zero_only_where_uncentred():
-    # (3.8) with gradients that agree: the sign of the spike is that of λ, whatever λ is good.
+def test_early_hypergradient_moves_lambda_away_from_zero_only_if_uncentred():
+    # (3.8) with equal gradients: the spike has the sign of λ, wherever the optimum is.
     found = {}
     for variant in ("stn", "centered-only"):
         for initial in (50.0, 0.02):
@@ -84,7 +84,7 @@ def test_early_hypergradient_drives_lambda_away_from_zero_only_where_uncentred()
         assert (np.abs(found["centered-only", initial]) < 0.3 * found["stn", initial]).all()
 
 
-def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
+def test_command_writes_rows_and_a_picture(tmp_path, capsys):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     run = ["--seeds", "2", "--cycles", "3", "--settings", "0.001:0,0.03:20", "--variants", "stn,delta-stn"]
     toy.main([*run, "--json", str(out), "--plot", str(picture)])
@@ -120,14 +120,14 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--settings 0.001", "must be pairs of a number > 0 and a whole number >= 0 like"),
-        ("--settings 0:0", "must be pairs of a number > 0 and a whole number >= 0 like"),
-        ("--settings 0.1:-1", "must be pairs of a number > 0 and a whole number >= 0 like"),
-        ("--variants fixed", "`--variants` must be of stn"),
+        ("--settings 0.001", "must be pairs of a number > 0 and a whole number >= 0, as in"),
+        ("--settings 0:0", "must be pairs of a number > 0 and a whole number >= 0, as in"),
+        ("--settings 0.1:-1", "must be pairs of a number > 0 and a whole number >= 0, as in"),
+        ("--variants fixed", "`--variants` must be names from stn"),
         ("--seeds 0", "argument --seeds: must be a whole number >= 1, got '0'"),
         ("--cycles 0", "argument --cycles: must be a whole number >= 1, got '0'"),
-        ("--rows nowhere.json", "`nowhere.json` must hold a record in JSON"),
+        ("--rows nowhere.json", "`nowhere.json` must contain a record in JSON"),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal):
+def test_wrong_arguments_end_with_one_error_line(arguments, message, refusal):
     assert message in refusal(toy.main, *arguments.split())

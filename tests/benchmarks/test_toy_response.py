@@ -1,4 +1,4 @@
-"""The exact answers are exact, what is read off a tuner is what it holds, and Δ-STN learns the Jacobian."""
+"""Exact solutions, the Jacobian and the hypergradient read from a tuner, and the Jacobian that Δ-STN learns."""
 
 import json
 
@@ -32,7 +32,7 @@ def tuned(kind, method, linear=True, sigma=0.7):
 
 
 @BOTH
-def test_jacobian_and_hypergradient_against_finite_differences(kind):
+def test_jacobian_and_hypergradient_agree_with_finite_differences(kind):
     problem, h = exact(kind), 1e-5
     lam = some_lam(problem)
     for m, step in enumerate(h * torch.eye(len(lam)).double()):
@@ -55,12 +55,12 @@ def test_limit_is_where_the_perturbed_loss_is_stationary(kind, joint):
     problem, sigma = exact(kind), 0.8
     lam = some_lam(problem)
     v, jacobian = (part.requires_grad_() for part in problem.limit(lam, sigma, joint))
-    # The loss is e^(linear in ε) times a quadratic: Gauss-Hermite in one ε at a time, as each g_j has one ε of its own.
+    # The loss is e^(linear in ε) times a quadratic. Each g_j depends on one ε, so Gauss-Hermite in one ε is enough.
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = torch.from_numpy(weights / weights.sum())
     data = problem.data
     fit = 0.5 * (data.x @ v - data.t).square().mean()
-    fit = fit + 0.5 * sigma**2 * (data.x @ jacobian).square().sum(-1).mean()  # E over ε of the data's part
+    fit = fit + 0.5 * sigma**2 * (data.x @ jacobian).square().sum(-1).mean()  # expectation of the data term over ε
     own = (problem.groups @ torch.arange(len(lam)).double()).long()  # the hyperparameter of each feature
     penalty = torch.zeros(()).double()
     for j, k in enumerate(own):
@@ -107,7 +107,7 @@ def test_hyper_step_gradient_is_the_jacobian_applied_to_the_validation_gradient(
     torch.testing.assert_close(found, toy_jacobian.learned_jacobian(tuner).T @ gradient, rtol=1e-8, atol=1e-12)
 
 
-def test_linear_penalty_is_that_of_the_linearised_map():
+def test_linear_penalty_uses_the_linearised_map():
     tuner = tuned("network", "delta-stn")
     problem = exact("network")
     eps = 0.5 * torch.randn(3, len(problem.lam), generator=torch.Generator().manual_seed(1)).double()
@@ -118,7 +118,7 @@ def test_linear_penalty_is_that_of_the_linearised_map():
     torch.testing.assert_close(tuner.objective.train_loss(x, t[:, None], eps), expected.mean(), rtol=1e-6, atol=0)
 
 
-def test_dense_penalty_is_that_of_the_displaced_network():
+def test_dense_penalty_uses_the_displaced_network():
     tuner = tuned("network", "centered-stn", linear=False)
     eps = torch.linspace(-0.5, 0.5, 10).double()
     x, t = exact("network").data.x[:1], exact("network").data.t[:1, None]
@@ -136,7 +136,7 @@ def test_delta_stn_learns_the_jacobian_of_ridge_up_to_its_bias():
     assert row["steps"][-1] == 1200
 
 
-def test_the_command_writes_rows_and_a_picture(tmp_path):
+def test_command_writes_rows_and_a_picture(tmp_path):
     out, picture = tmp_path / "new" / "rows.json", tmp_path / "toy.png"
     toy.main(["--sigmas", "0.5", "--seeds", "1", "--steps", "20", "--json", str(out), "--plot", str(picture)])
     record = json.loads(out.read_text())
@@ -161,15 +161,15 @@ def test_the_command_writes_rows_and_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--methods fixed", "`--methods` must be of stn"),
+        ("--methods fixed", "`--methods` must be names from stn"),
         ("--problem other", "`problem` must be one of ridge, network, got 'other'"),
         ("--problem ridge --methods delta-stn-dense", "must include network for 'delta-stn-dense'"),
         ("--seeds 0", "argument --seeds: must be a whole number >= 1, got '0'"),
         ("--sigmas 0", "argument --sigmas: must be a finite number > 0, got '0'"),
         ("--sigmas 0.5,x", "argument --sigmas: must be a finite number > 0, got 'x'"),
         ("--steps 0", "argument --steps: must be a whole number >= 1, got '0'"),
-        ("--rows nowhere.json", "`nowhere.json` must hold a record in JSON"),
+        ("--rows nowhere.json", "`nowhere.json` must contain a record in JSON"),
     ],
 )
-def test_wrong_arguments_are_refused_in_a_line(arguments, message, refusal):
+def test_wrong_arguments_end_with_one_error_line(arguments, message, refusal):
     assert message in refusal(toy.main, *arguments.split())

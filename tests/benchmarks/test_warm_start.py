@@ -1,4 +1,4 @@
-"""When a target is reached, what is compared with what, and pairs of real trials."""
+"""Epochs until a target is reached, paired differences, and pairs of real trials."""
 
 import json
 import math
@@ -19,7 +19,7 @@ def test_a_target_is_reached_at_the_first_epoch_at_or_below_it():
     assert warm_start.reached([None], math.inf) is None
 
 
-def test_outcome_of_a_pair_has_the_cold_trials_best_as_its_target():
+def test_target_of_a_pair_is_the_best_loss_of_the_cold_trial():
     assert warm_start.outcome(pair([3.0, 1.0, 2.0], [1.0, 0.5, 4.0], [5.0, 4.0, 1.1])) == {
         "cold_epochs": 2,
         "warm_epochs": 1,
@@ -31,7 +31,7 @@ def test_outcome_of_a_pair_has_the_cold_trials_best_as_its_target():
     }
 
 
-def test_never_is_counted_and_left_out_of_the_means():
+def test_trials_that_miss_the_target_are_counted_but_not_averaged():
     rows = [pair([3.0, 1.0], [1.0, 2.0]), pair([3.0, 1.0], [2.0, 1.5]), pair([1.0, 2.0], [3.0, 1.0], [0.5])]
     (entry,) = warm_start.summary(rows)
     assert entry["cold_epochs"] == {
@@ -49,18 +49,18 @@ def test_never_is_counted_and_left_out_of_the_means():
     assert "warm − cold, epochs: +0.0 ± 12.7 (95 %, 2 pairs)" in text
 
 
-def test_where_no_warm_trial_gets_there_nothing_is_said_of_epochs():
+def test_difference_of_epochs_is_none_if_no_warm_trial_reaches_the_target():
     rows = [pair([1.0], [2.0]), pair([1.0], [2.0])]
     assert warm_start.summary(rows)[0]["difference"] == {"n": 0, "mean": None, "std": None, "half_width": None}
     assert "warm − cold, epochs: – (95 %, 0 pairs)" in "\n".join(warm_start.lines(rows))
 
 
-def test_diverged_epochs_reach_nothing():
+def test_diverged_epochs_do_not_reach_the_target():
     assert warm_start.outcome(pair([2.0, None], [None, None]))["warm_best"] == math.inf
     assert warm_start.outcome(pair([2.0, None], [None, None]))["warm_epochs"] is None
 
 
-def test_warm_trials_begin_with_what_the_next_seed_has_learned(tmp_path, capsys):
+def test_warm_trials_start_with_the_learned_values_of_the_next_seed(tmp_path, capsys):
     path = tmp_path / "record.json"
     warm_start.main(
         [
@@ -89,5 +89,8 @@ def test_warm_trials_begin_with_what_the_next_seed_has_learned(tmp_path, capsys)
     assert "digits-mlp, 2 seeds, 2 epochs" in capsys.readouterr().out
 
 
-def test_an_unknown_task_is_refused_in_a_line(refusal):
-    assert refusal(warm_start.main, "--task", "nothing") == "`--task` must be of digits-mlp, fashion-cnn, got 'nothing'"
+def test_an_unknown_task_ends_with_one_error_line(refusal):
+    assert (
+        refusal(warm_start.main, "--task", "nothing")
+        == "`--task` must be names from digits-mlp, fashion-cnn, got 'nothing'"
+    )

@@ -1,4 +1,4 @@
-"""All tables of the pages, by name; each module makes those of one topic."""
+"""All tables of the pages, by name; each module makes the tables of one topic."""
 
 from benchmarks.common.pages import Table
 from benchmarks.common.tables import comparisons, digits, images, noise, ray, response, speed, toy, versions

@@ -1,4 +1,4 @@
-"""Tables of comparisons: methods with an equal budget of epochs, and hybrid search against random search."""
+"""Tables of comparisons: methods with the same budget of epochs, and hybrid search against random search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.images_report import cell
 from ray_deltastn.compare.outcomes import OUTCOMES
 from ray_deltastn.compare.tables import cells
 
-#: What a page calls a method.
+#: Name of each method on the pages.
 NAMES = {
     "fixed": "`fixed`: initial values, one run",
     "grid": "`grid`",
@@ -30,8 +30,8 @@ NAMES = {
 }
 COLUMNS = {
     "best_valid_loss": "best validation loss",
-    "test_loss": "its test loss",
-    "test_accuracy": "its test accuracy",
+    "test_loss": "test loss at the best epoch",
+    "test_accuracy": "test accuracy at the best epoch",
     "valid_loss_at_random": "best validation loss within `random`'s device-seconds",
     "device_seconds": "device-seconds",
 }
@@ -42,14 +42,14 @@ SEARCHES = {
 
 
 def methods(record: Mapping[str, Any]) -> str:
-    """A row per method: mean ± standard deviation over the seeds."""
+    """One row per method: mean ± standard deviation over the seeds."""
     header, rows = cells(pd.DataFrame(record["summary"]), COLUMNS)
     shown = header.index("trials")
     return grid(header[:shown], [[NAMES[row[0]], *row[1:shown]] for row in rows])
 
 
 def differences(record: Mapping[str, Any]) -> str:
-    """A row per pair of methods: difference ± half of its 95 % interval, and p after Holm's correction."""
+    """One row per pair of methods: difference ± half of its 95 % interval, and p after Holm's correction."""
     rows = []
     for (method, reference), found in cases(record["differences"], ("method", "reference")):
         row = [f"`{method}`", f"`{reference}`"]
@@ -62,7 +62,7 @@ def differences(record: Mapping[str, Any]) -> str:
 
 
 def on_the_way(*epochs: int) -> Any:
-    """The function of a table: mean best validation loss after so many epochs of all trials together."""
+    """Table function: mean best validation loss after these numbers of epochs, summed over all trials."""
 
     def table(record: Mapping[str, Any]) -> str:
         rows = []
@@ -74,7 +74,7 @@ def on_the_way(*epochs: int) -> Any:
 
 
 def _reached(runs: list[dict[str, Any]], epochs: int) -> float | None:
-    """Mean over the seeds of the best loss at the last kept point of each curve up to some epoch."""
+    """Mean over the seeds of the best loss at the last point up to an epoch; None if a curve has no such point."""
     found = []
     for curve in (run["curve"] for run in runs):
         best = [v for e, v in zip(curve["epochs"], curve["best_valid_loss"], strict=True) if e <= epochs]
@@ -95,8 +95,8 @@ def searches(record: Mapping[str, Any]) -> str:
 
 
 def searches_apart(record: Mapping[str, Any]) -> str:
-    """Hybrid minus random search, of each seed."""
-    losses = {"best_valid_loss": "best validation loss", "test_loss": "its test loss"}
+    """Hybrid search minus random search, for each seed."""
+    losses = {"best_valid_loss": "best validation loss", "test_loss": "test loss at the best epoch"}
     found = {(run["search"], run["seed"]): run for run in record["rows"]}
     seeds = sorted({seed for _, seed in found})
     rows = [

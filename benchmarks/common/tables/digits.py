@@ -1,6 +1,6 @@
 """Tables of small runs on digits: one option at a time, and schedules against constants.
 
-A rate of dropout is lost if it ends below `LOST`: there the sigmoid is so flat that it does not come back.
+A dropout rate is called lost if it ends below `LOST`. There the sigmoid is so flat that the rate does not recover.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray_deltastn.training.columns import VALUES
 
 Entries = Sequence[Mapping[str, Any]]
 LOST = 0.005
-#: Label of a setting → what the page calls it, and the paper's row of Table 4: validation loss, test loss in brackets.
+#: Label of a setting → its name on the page, and the paper's row of Table 4: validation loss (test loss).
 SCHEDULES = {
     "fixed-0.0": ("constant 0", ""),
     "fixed-0.1": ("constant 0.1", ""),
@@ -47,19 +47,19 @@ SHARES = {
 
 
 def _ends(entry: Mapping[str, Any], name: str) -> list[float | None]:
-    """The last value of a hyperparameter in each run; None if the run diverged."""
+    """Last value of a hyperparameter in each run; None if the run diverged."""
     curves = [run["curve"] for run in entry["runs"]]
     return [c[VALUES(name)][-1] if c["epoch"][-1] == entry["config"]["epochs"] else None for c in curves]
 
 
 def _lost(ends: Sequence[float | None]) -> str:
-    """How many runs lost the rate, of those that did not diverge."""
+    """Number of runs whose rate lost, and number of runs that did not diverge."""
     known = [end for end in ends if end is not None]
     return f"{sum(end < LOST for end in known)} of {len(known)}" if known else MISSING
 
 
 def one_rate(option: str) -> Any:
-    """The function of a table with a row per value of an option: what became of the rate of dropout, and the losses."""
+    """Table function with one row per value of an option: the dropout rate at the end, and the losses."""
 
     def table(entries: Entries) -> str:
         rows = []
@@ -88,7 +88,7 @@ def warm_ups(fixed_scale: Entries, tuned: Entries) -> str:
 
 
 def schedules(entries: Entries) -> str:
-    """Constants, self-tuned runs, and what is left of a schedule, beside the paper's Table 4."""
+    """Constants, self-tuned runs and runs that follow a schedule, compared with the paper's Table 4."""
     found = {entry["label"]: entry for entry in entries}
     rows = [
         [name, *(cell(found[label][column], 3) for column in LOSSES[:2]), paper or MISSING]
@@ -98,7 +98,7 @@ def schedules(entries: Entries) -> str:
 
 
 def shares(*records: Entries) -> str:
-    """Losses by the share of the minibatch that trains Θ, and by hyper batch; and dropout of the input at the end."""
+    """Losses and final input dropout, by the share of the minibatch that trains Θ and by hyper batch size."""
     found = {entry["label"]: entry for entries in records for entry in entries}
     columns = (LOSSES[0], LOSSES[1], LOSSES[3], LOSSES[4])
     rows = []

@@ -1,6 +1,6 @@
 """Tables of image runs: FashionMNIST with 10,000 images, in runs of 24, 30 and up to 300 epochs.
 
-A record is a list of settings; each has the mean and the standard deviation of its outcomes, and its runs.
+A record is a list of settings. Each setting has the mean and the standard deviation of its outcomes, and its runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.images_report import COLUMNS, DIFFERENCES, cell, difference
 
 Entries = Sequence[Mapping[str, Any]]
 LOSSES = ("best_valid_loss", "test_loss_there", "test_accuracy_there", "final_valid_loss", "final_test_loss")
-#: Label of a setting → what the page calls it.
+#: Label of a setting → its name on the page.
 THIRTY = {
     "delta-stn": "`delta-stn`, `preset: paper`",
     "delta-stn-fast": "`delta-stn`, `preset: fast`",
@@ -44,13 +44,13 @@ PAPER_TABLE_1 = ("0.196 (0.218)", "0.191 (0.212)", "0.189 (0.209)", "0.206 (0.21
 
 
 def outcomes(entries: Entries, names: Mapping[str, str], columns: Sequence[str]) -> str:
-    """A row per setting, in the order of the entries: mean ± standard deviation over the seeds."""
+    """One row per setting, in the order of the entries: mean ± standard deviation over the seeds."""
     rows = [[names[e["label"]], f"{e['n']}", *(cell(e[column], 3) for column in columns)] for e in entries]
     return grid(["setting", "n", *(COLUMNS[column] for column in columns)], rows)
 
 
 def apart(entries: Entries, names: Mapping[str, str], pairs: Sequence[tuple[str, str]]) -> str:
-    """A row per pair of settings: mean difference ± standard error, paired by seed."""
+    """One row per pair of settings: mean difference ± standard error, paired by seed."""
     runs = {entry["label"]: {run["seed"]: run for run in entry["runs"]} for entry in entries}
     rows = []
     for one, other in pairs:
@@ -60,18 +60,18 @@ def apart(entries: Entries, names: Mapping[str, str], pairs: Sequence[tuple[str,
 
 
 def thirty(entries: Entries) -> str:
-    """All settings of the runs of 30 epochs."""
+    """All settings of the runs with 30 epochs."""
     return outcomes(entries, THIRTY, LOSSES)
 
 
 def thirty_apart(entries: Entries) -> str:
-    """Each of them against the best constant, where both have several seeds."""
+    """Each setting with several seeds, minus the best constant."""
     settings = [e["label"] for e in entries if e["n"] > 1 and e["label"] != "fixed-quarter"]
     return apart(entries, THIRTY, [(label, "fixed-quarter") for label in settings])
 
 
 def beside_the_paper(entries: Entries) -> str:
-    """Final validation loss, and test loss in brackets, beside the paper's Table 1."""
+    """Final validation loss (test loss), and the paper's Table 1."""
     found = {entry["label"]: entry for entry in entries}
     ours = [
         " ".join((fixed(found[m]["final_valid_loss"]["mean"], 3), f"({found[m]['final_test_loss']['mean']:.3f})"))
@@ -83,7 +83,7 @@ def beside_the_paper(entries: Entries) -> str:
 
 
 def long(*records: Entries) -> str:
-    """The same runs after several numbers of epochs; one seed."""
+    """The same runs after several numbers of epochs, with one seed."""
     settings = {"delta-stn": "Δ-STN", "fixed-quarter": "constant ¼", "fixed-half": "constant ½"}
     columns = ("best_valid_loss", "test_loss_there", "final_test_loss")
     rows = []
@@ -98,13 +98,13 @@ def long(*records: Entries) -> str:
 
 
 def short(entries: Entries) -> str:
-    """All settings of the runs of 24 epochs; those of several seeds first."""
+    """All settings of the runs with 24 epochs; settings with several seeds come first."""
     ordered = sorted(entries, key=lambda entry: (entry["n"] == 1, entry["best_valid_loss"]["mean"]))
     return outcomes(ordered, SHORT, (LOSSES[0], LOSSES[1], LOSSES[3]))
 
 
 def short_apart(entries: Entries) -> str:
-    """Differences of the settings with five seeds."""
+    """Differences between the settings with five seeds."""
     pairs = [(label, "random-best-of-8") for label in ("paper-auto", "fast", "delta-paper")]
     pairs += [("paper-auto", "delta-paper"), ("paper-auto", "fast"), ("fast", "delta-paper")]
     return apart(entries, SHORT, [*pairs, ("fast", "fast-independent")])

@@ -1,4 +1,4 @@
-"""Tables of hypergradients: their noise, their agreement with other ways to find them, and the response's noise."""
+"""Tables of hypergradients: their noise, their agreement with other estimates, and the noise of Θ's gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOISE = re.compile(r"median signal to noise (?:on minibatches of )?(?P<what>.+)
 _SIGNS = re.compile(
     r"(?P<one>\w+)(?: \d+ steps)? and (?P<other>\w+)(?: (?P<ahead>\d+) steps)?: .* (\d+) of (\d+) clear"
 )
-#: What a page calls a gradient.
+#: Name of each gradient on the pages.
 GRADIENTS = {
     "learned": "learned, at one moment",
     "steady": "learned, mean over moments",
@@ -27,13 +27,13 @@ GRADIENTS = {
 
 
 def _noise(record: Mapping[str, Any]) -> dict[str, str]:
-    """Median signal to noise by size of the hyper batch, and over time."""
+    """Median signal-to-noise ratio by hyper batch size, and over time."""
     found = map(_NOISE.fullmatch, agreement(record["rows"]))
     return {match["what"]: match["value"] for match in found if match}
 
 
 def by_share(*records: Mapping[str, Any]) -> str:
-    """Median signal to noise by the share of the minibatch that trains Θ."""
+    """Median signal-to-noise ratio by the share of the minibatch that trains Θ."""
     rows = []
     for record in records:
         config = record["config"]
@@ -42,18 +42,25 @@ def by_share(*records: Mapping[str, Any]) -> str:
         batches = ", ".join(f"{size}: {value}" for size, value in found.items() if size != "over time")
         pairs = "yes" if config.get("antithetic") else "no"
         rows.append([config["task"], share, pairs, f"{len(record['rows'])}", batches, found["over time"]])
-    heads = ["task", "Θ on", "`antithetic`", "cases", "on hyper batches of each size", "over time"]
+    heads = [
+        "task",
+        "Θ on",
+        "`antithetic`",
+        "cases",
+        "signal to noise, by hyper batch size",
+        "signal to noise, over time",
+    ]
     return grid(heads, rows, left=3)
 
 
 def signs(record: Mapping[str, Any]) -> str:
-    """Of the cases in which both signs are clear, in how many they are the same, by number of steps looked ahead."""
+    """Number of cases with equal signs among the cases where both signs are clear, by number of steps ahead."""
     counts: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     for match in filter(None, map(_SIGNS.match, agreement(record["rows"]))):
-        ahead = "at once" if match["ahead"] is None else f"{match['ahead']} steps ahead"
+        ahead = "no steps ahead" if match["ahead"] is None else f"{match['ahead']} steps ahead"
         counts.setdefault((match["one"], match["other"]), {})[ahead] = (int(match[4]), int(match[5]))
     horizons = [f"{steps} steps ahead" for steps in record["rows"][0]["retrained"]]
-    columns = ["at once", *horizons]
+    columns = ["no steps ahead", *horizons]
     rows = []
     for (one, other), found in counts.items():
         if one == other:
@@ -61,11 +68,11 @@ def signs(record: Mapping[str, Any]) -> str:
         cells = [f"{found[c][0]} of {found[c][1]}" if c in found else MISSING for c in columns]
         same, clear = (sum(pair[k] for pair in found.values()) for k in (0, 1))
         rows.append([GRADIENTS[one], GRADIENTS[other], *cells, f"{same} of {clear}"])
-    return grid(["gradient", "compared with", *columns, "together"], rows, left=2)
+    return grid(["gradient", "compared with", *columns, "all"], rows, left=2)
 
 
 def response(*records: Mapping[str, Any]) -> str:
-    """Noise of Θ's gradient with pairs of opposite perturbations, divided by that without: median (least – largest)."""
+    """Noise of Θ's gradient with antithetic pairs, divided by the noise without them: median (smallest – largest)."""
     rows, shares = [], {0.25: "Θ on ¼", 1.0: "Θ on all"}
     for record in records:
         for (epoch,), entries in cases(summary(record["rows"]), ("epoch",)):

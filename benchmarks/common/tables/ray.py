@@ -12,7 +12,7 @@ from benchmarks.warm_start import summary
 
 
 def overhead(record: Mapping[str, Any]) -> str:
-    """Where the time of a trial went, by epochs between reports."""
+    """Parts of a trial's time, by number of epochs between reports."""
     rows = []
     for row in record["rows"]:
         own = row["report"] + row["checkpoint"]
@@ -23,7 +23,7 @@ def overhead(record: Mapping[str, Any]) -> str:
         shares += [f"{100 * row['round_trip'] / row['seconds']:.1f} %", f"{100 * row['share']:.1f} %"]
         rows.append([f"{many} epoch" + "s" * (many > 1), f"{row['seconds_per_report']:.2f} s", *seconds, *shares])
     heads = ["a report every", "between reports", "train", "evaluate", "make reports", "save checkpoints"]
-    heads += ["reports and checkpoints, share", "round trips to the driver", "their share", "all three, share"]
+    heads += ["reports and checkpoints, share", "round trips to the driver", "round trips, share", "all three, share"]
     return grid(heads, rows)
 
 
@@ -33,7 +33,7 @@ def real(record: Mapping[str, Any]) -> str:
     for row in record["real"]:
         every = ", ".join(f"{seconds:.1f}" for seconds in row["every"])
         rows.append([f"{row['trials']}", f"{row['workers']}", every, f"{100 * row['efficiency']:.0f} %"])
-    return grid(["trials", "workers", "seconds, of each repetition", "efficiency, of the fastest"], rows)
+    return grid(["trials", "workers", "seconds of each repetition", "efficiency of the fastest"], rows)
 
 
 def simulated(record: Mapping[str, Any]) -> str:
@@ -43,12 +43,12 @@ def simulated(record: Mapping[str, Any]) -> str:
         seconds = [f"{row[key]:.1f} s" for key in ("start", "ideal", "seconds")]
         waits = [MISSING if row[key] is None else f"{row[key]:.0f} ms" for key in ("report_ms", "trial_ms")]
         rows.append([f"{row['trials']}", *seconds, *waits, f"{100 * row['overhead']:.1f} %"])
-    heads = ["trials", "start of the processes", "ideal", "first nap to last", "between reports", "between trials"]
+    heads = ["trials", "start of the processes", "ideal", "first to last nap", "between reports", "between trials"]
     return grid([*heads, "overhead"], rows)
 
 
 def kills(record: Mapping[str, Any]) -> str:
-    """What was killed, and what the experiment came to."""
+    """Number of kills of each kind, and results of the checks."""
     (row,) = record["rows"]
     killed, planned = row["killed"], row["planned"]
     different = sum(map(bool, row["different"].values()))
@@ -57,18 +57,18 @@ def kills(record: Mapping[str, Any]) -> str:
         "processes of trials killed": f"{killed['worker']}",
         "whole nodes killed": f"{killed['node']}",
         "trials that ended as planned": f"{row['finished']} of {planned}",
-        "trials whose results hold each report once": f"{row['complete']} of {planned}",
-        "trials that began again from zero although they had a checkpoint": f"{row['restarted']}",
+        "trials whose results contain each report once": f"{row['complete']} of {planned}",
+        "restarts from zero although a checkpoint existed": f"{row['restarted']}",
         "the searcher was told each result exactly once": "yes" if row["told_once"] else "no",
-        "trials that end with other numbers when trained again alone": f"{different} of {row['replayed']}",
-        "reports that had to be made twice": f"{row['repeated_reports']}",
+        "trials with different numbers when trained again alone": f"{different} of {row['replayed']}",
+        "reports that were made again after a kill": f"{row['repeated_reports']}",
         "seconds": f"{row['seconds']}",
     }
-    return grid(["fact", "found"], [[fact, value] for fact, value in facts.items()])
+    return grid(["check", "result"], [[fact, value] for fact, value in facts.items()])
 
 
 def warm(record: Mapping[str, Any]) -> str:
-    """Cold and warm trials with the same seed, and what another seed makes of it."""
+    """Cold and warm trials with the same seed, and cold trials with another seed."""
     entries = summary(record["rows"])
 
     def epochs(name: str) -> tuple[list[str], list[str]]:
@@ -80,13 +80,13 @@ def warm(record: Mapping[str, Any]) -> str:
         found = [entry[key] for entry in entries]
         return [f"{around(one['mean'], one['half_width'], digits)} ({one['n']} pairs)" for one in found]
 
-    rows = [["cold: epochs to its best", *epochs("cold")[1]]]
+    rows = [["cold: epochs to its best loss", *epochs("cold")[1]]]
     for name, what in (("warm", "warm"), ("other", "another seed")):
         reached, seconds = epochs(name)
-        rows += [[f"{what}: reached it", *reached], [f"{what}: epochs, where reached", *seconds]]
-    rows.append(["warm − cold, epochs, where reached", *apart("difference", 1)])
+        rows += [[f"{what}: trials that reached that loss", *reached], [f"{what}: epochs, if reached", *seconds]]
+    rows.append(["warm − cold, epochs, if reached", *apart("difference", 1)])
     rows.append(["warm − cold, best validation loss", *apart("difference_best", 4)])
-    rows.append(["warm − cold, its test loss", *apart("difference_test", 4)])
+    rows.append(["warm − cold, test loss at the best epoch", *apart("difference_test", 4)])
     lengths = [f"`{entry['task']}`, {entry['epochs']} epochs" for entry in entries]
     return grid([f"{entries[0]['n']} seeds", *lengths], rows)
 

@@ -1,4 +1,4 @@
-"""Tables of what the response learns: its Jacobian, its hypergradient, and what centring does."""
+"""Tables of the learned response: its Jacobian, its hypergradient, and the effect of centring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.common.record import cases
 
 
 def _by_scale(record: Mapping[str, Any], cell: Any) -> tuple[list[str], list[tuple[str, float, list[str], Any]]]:
-    """Methods, and for each problem and σ a cell per method and the entry of Δ-STN."""
+    """Methods, and for each problem and σ one cell per method and the entry of Δ-STN."""
     methods = list(dict.fromkeys(entry["method"] for entry in record["summary"]))
     rows = []
     for (problem, sigma), entries in cases(record["summary"], ("problem", "sigma")):
@@ -22,7 +22,7 @@ def _by_scale(record: Mapping[str, Any], cell: Any) -> tuple[list[str], list[tup
 
 
 def jacobian(record: Mapping[str, Any]) -> str:
-    """Median relative error of the learned Jacobian at the end, and that of the best linear response."""
+    """Median relative error at the end, of the learned Jacobian and of the best linear response."""
     methods, rows = _by_scale(record, lambda entry: fixed(entry["jacobian_error"]["median"], 3))
     header = ["problem", "σ", "limit of `delta-stn`", *(f"`{method}`" for method in methods)]
     lines = [
@@ -33,7 +33,7 @@ def jacobian(record: Mapping[str, Any]) -> str:
 
 
 def hypergradient(record: Mapping[str, Any]) -> str:
-    """Median cosine of the learned hypergradient with the exact one, and the ratio of lengths in brackets."""
+    """Median cosine of the learned and the exact hypergradient; in brackets the ratio ⟨q, d⟩/⟨d, d⟩."""
 
     def cell(entry: Mapping[str, Any]) -> str:
         cosine, ratio = (entry[f"hypergradient_{key}"]["median"] for key in ("cosine", "ratio"))
@@ -45,7 +45,7 @@ def hypergradient(record: Mapping[str, Any]) -> str:
 
 
 def decoupling(record: Mapping[str, Any]) -> str:
-    """Median excursion of λ over the seeds, and the largest in brackets, by setting and variant."""
+    """Median excursion of λ over the seeds (largest in brackets), by setting and variant."""
     variants = list(dict.fromkeys(entry["variant"] for entry in record["summary"]))
     starts = {row["data"]: row["lambda_initial"] for row in record["rows"]}
     lines = []

@@ -1,4 +1,4 @@
-"""Tables of what a cycle costs against plain training; a row of the record is a network and a method."""
+"""Tables of the cost of a cycle relative to plain training; each row of the record has one network and one method."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def _plain(row: Mapping[str, Any]) -> bool:
 
 
 def costs(rows: Rows) -> str:
-    """Ratios to plain training, and images per second."""
+    """Ratios to plain training, and images per second, for each network and method."""
     nets = list(dict.fromkeys(row["net"] for row in rows))
     shown = sorted((row for row in rows if _plain(row)), key=lambda row: nets.index(row["net"]))
-    heads = ["network", "method", *RATIOS.values(), "images per second", "of plain training"]
+    heads = ["network", "method", *RATIOS.values(), "images per second", "images per second, plain training"]
     return grid(heads, [_line(row) for row in shown], left=2)
 
 
 def options(rows: Rows) -> str:
-    """The same for options that are for speed alone, each below the row without it."""
+    """The same columns for options that only change the speed; each row follows the row without the option."""
     others = [row for row in rows if not _plain(row)]
     same = ("net", "method", "response_fraction")
     lines = []
@@ -47,7 +47,7 @@ def options(rows: Rows) -> str:
             option = "`channels_last: true`" if row["channels_last"] else f"`graph: {row['graph']}`"
             name, method, *cells = _line(row)
             lines.append([name, method, "none" if _plain(row) else option, *cells])
-    heads = ["network", "method", "option", *RATIOS.values(), "images per second", "of plain training"]
+    heads = ["network", "method", "option", *RATIOS.values(), "images per second", "images per second, plain training"]
     return grid(heads, lines, left=3)
 
 

@@ -1,6 +1,6 @@
-"""Tables of the toy problems: regret, early excursions and time of a cycle.
+"""Tables of the toy problems: regret, early excursions and time per cycle.
 
-A row of a record is a run of one method on one data set with one seed.
+Each row of a record is one run: one method, one data set, one seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Runs = Sequence[Mapping[str, Any]]
 
 
 def _by_method(records: Sequence[Mapping[str, Any]], cell: Callable[[Runs], str]) -> tuple[list[str], list[list[str]]]:
-    """Methods, and a row per data set with a cell per method."""
+    """Methods, and one row per data set with one cell per method."""
     runs = [row for record in records for row in record["rows"]]
     methods = list(dict.fromkeys(row["method"] for row in runs))
     found = {case: mine for case, mine in cases(runs, ("data", "method"))}
@@ -30,13 +30,13 @@ def _by_method(records: Sequence[Mapping[str, Any]], cell: Callable[[Runs], str]
 
 
 def percent(runs: Runs) -> str:
-    """Median of the final regret over the seeds, and the largest in brackets, in percent."""
+    """Median of the final regret over the seeds (largest in brackets), in percent."""
     regrets = [100 * row["regret_final"] for row in runs]
     return f"{significant(statistics.median(regrets))} ({significant(max(regrets))})"
 
 
 def regrets(*records: Mapping[str, Any]) -> str:
-    """Regret before the run, and after it by method."""
+    """Regret before the run, and after the run by method."""
     methods, rows = _by_method(records, percent)
     starts: dict[str, list[float]] = {}
     for row in (row for record in records for row in record["rows"]):
@@ -47,13 +47,13 @@ def regrets(*records: Mapping[str, Any]) -> str:
 
 
 def early(*records: Mapping[str, Any]) -> str:
-    """The farthest that λ went away from its way to the optimum in the first tenth of a run, over the seeds."""
+    """Largest excursion of λ in the first tenth of a run, over the seeds."""
     methods, rows = _by_method(records, lambda runs: f"{max(row['max_early_excursion'] for row in runs):.2f}")
     return grid(["data", *(f"`{method}`" for method in methods)], rows)
 
 
 def cycle(*records: Mapping[str, Any]) -> str:
-    """Milliseconds of a cycle, eager and captured: mean over the seeds."""
+    """Milliseconds per cycle, eager and captured: mean over the seeds."""
 
     def cell(runs: Runs) -> str:
         return f"{statistics.fmean(1000 * row['seconds'] / row['cycles'] for row in runs):.1f}"

@@ -1,4 +1,4 @@
-"""The table of versions: with what the records were made."""
+"""Table of the software versions and processors that made the records."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NAMES = {"python": "Python", "torch": "PyTorch", "ray": "Ray", "ray_deltastn": "
 
 
 def of(record: Any) -> dict[str, str]:
-    """Versions of a record, wherever it has them."""
+    """Versions in a record, at its top level or under `versions`."""
     first = record[0] if isinstance(record, list) else record
     found: Mapping[str, Any] = first.get("versions", first)
     return {key: str(found.get(key, MISSING)) for key in NAMES}
 
 
 def versions() -> str:
-    """A row per set of versions, and how many records have it."""
+    """One row per set of versions, with the number of records that have it."""
     counts: dict[tuple[str, ...], int] = {}
     for path in sorted(RECORDS.rglob("*.json")):
         key = tuple(of(load(str(path.relative_to(RECORDS)))).values())

@@ -1,4 +1,4 @@
-"""Implicit differentiation at a run's weights, against closed forms, unrolled training and a dense Hessian."""
+"""Implicit differentiation at a run's weights, compared with closed forms, unrolled training and a dense Hessian."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def at_the_best_response(lam):
     return problem, plain, tuner.space.lam.detach()
 
 
-@pytest.mark.parametrize("at_once", [500, 7])  # in one pass, and in pieces of unequal size
+@pytest.mark.parametrize("at_once", [500, 7])  # one pass, and pieces of unequal size
 def test_many_steps_give_the_exact_hypergradient(at_once, monkeypatch):
     monkeypatch.setattr(local_response, "AT_ONCE", at_once)
     problem, plain, lam = at_the_best_response(1.0)
@@ -62,10 +62,10 @@ def small_network(*extra):
     return rd.SelfTuner(task, method="fixed", batch_size=25, device="cpu"), x, y
 
 
-def test_gradient_and_product_are_those_of_the_whole_objective(monkeypatch):
+def test_gradient_and_product_agree_with_the_whole_objective(monkeypatch):
     monkeypatch.setattr(local_response, "AT_ONCE", 7)
     plain, x, y = small_network()
-    # Next to no dropout, so that every piece of the images has the same masks as the whole.
+    # The dropout rate is almost zero, so every piece of the images has the same masks as the whole.
     plain.objective.constant = torch.tensor([1e-12, 0.1], dtype=torch.float64)
     near = LocalModel(plain, plain.space.lam, images=1000)
     names = list(dict(plain.model.named_parameters()))
@@ -85,7 +85,7 @@ def test_gradient_and_product_are_those_of_the_whole_objective(monkeypatch):
     torch.testing.assert_close(near.product(3)(v), dense @ v, rtol=1e-6, atol=1e-9)
 
 
-def test_a_draw_of_images_is_some_of_them():
+def test_a_seed_draws_the_same_images_and_another_seed_draws_others():
     plain, _, _ = small_network()
     near = LocalModel(plain, plain.space.lam, images=20)
     one, again, other = (near.gradients(seed)[0] for seed in (0, 0, 1))
@@ -93,7 +93,7 @@ def test_a_draw_of_images_is_some_of_them():
     assert not torch.equal(one, other)
 
 
-def test_random_numbers_of_the_network_itself_are_the_same_on_both_sides():
+def test_random_numbers_of_other_layers_are_the_same_on_both_sides():
     plain, _, _ = small_network(nn.Dropout(0.3))
     near = LocalModel(plain, plain.space.lam)
     before = torch.get_rng_state()
@@ -101,7 +101,7 @@ def test_random_numbers_of_the_network_itself_are_the_same_on_both_sides():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_running_statistics_stay_as_they_are():
+def test_running_statistics_do_not_change():
     plain, _, _ = small_network(nn.BatchNorm1d(4))
     near = LocalModel(plain, plain.space.lam)
     statistics = plain.model[2].running_mean.clone()
@@ -121,7 +121,7 @@ def test_series_is_a_polynomial_in_the_hessian():
     torch.testing.assert_close(many, torch.linalg.solve(matrix, b), rtol=1e-5, atol=1e-8)
 
 
-def test_every_draw_has_the_same_masks_on_both_sides_and_others_than_the_next():
+def test_a_draw_has_the_same_masks_on_both_sides_and_the_next_draw_has_others():
     config = {"task": "tests.tune.tiny:build", "seed": 0, "epochs": 2, "batch_size": 16, "warmup": 1}
     tuner = measure.tuner_of(config)
     list(tuner.fit())
@@ -131,12 +131,12 @@ def test_every_draw_has_the_same_masks_on_both_sides_and_others_than_the_next():
     one, again, other = (near.mixed(0, 1.0, seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    # With other masks on the other side, the difference over such a shift would be of the order of a million.
+    # With different masks on the two sides, the difference over this shift would be about a million.
     assert near.mixed(0, 1e-6, 1).abs().max() < 10
     assert torch.equal(near.plain.objective.constant, constant)
 
 
-def test_steps_are_those_of_the_run():
+def test_steps_use_the_learning_rate_and_momentum_of_the_run():
     _, plain, lam = at_the_best_response(1.0)
     found = measure.local(plain, lam, [2, 7], 0.05, 1000, 2)
     expected = LocalModel(plain, lam, 1000).hypergradients(0.1, 0.9, [2, 7], 0.05, seed=0)
@@ -148,6 +148,6 @@ def test_a_validation_penalty_is_refused():
     plain, _, _ = small_network()
     plain.task.valid_penalties = (rd.L2("decay"),)
     with pytest.raises(
-        ValueError, match="`valid_penalty` must be empty for a comparison of validation losses, got one"
+        ValueError, match="`valid_penalty` must be empty for a comparison of validation losses, got a penalty"
     ):
         measure.check(plain)

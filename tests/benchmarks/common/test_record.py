@@ -1,4 +1,4 @@
-"""Records are whole at any moment, round alike, and say which command made them."""
+"""Records: rounding, the command, redrawing, and writing in one piece."""
 
 import argparse
 import itertools
@@ -12,7 +12,7 @@ from benchmarks.common import record
 from benchmarks.common.arguments import number, several, whole
 
 
-def test_rounding_keeps_six_digits_and_no_nan_however_deep():
+def test_rounding_keeps_six_digits_and_replaces_nan_at_any_depth():
     assert record.rounded([1.23456789, math.nan, 3]) == [1.23457, None, 3]
     assert record.rounded({"a": {"b": [math.inf, 0.1 + 0.2]}, "c": "d", "e": True}) == {
         "a": {"b": [None, 0.3]},
@@ -31,7 +31,7 @@ def test_figures_count_a_diverged_run_as_infinite():
 
 
 @pytest.mark.parametrize("last", [0, 1, 7, 98, 99, 100, 3000])
-def test_even_points_hold_both_ends_and_are_as_even_as_whole_numbers_can_be(last):
+def test_even_points_include_both_ends_and_steps_differ_by_at_most_one(last):
     found = record.evenly(last, 100)
     assert (found[0], found[-1], len(found)) == (0, last, min(100, last + 1))
     steps = {b - a for a, b in itertools.pairwise(found)}
@@ -62,7 +62,7 @@ def kind(**changes):
     return record.Kind(**{**options, **changes})
 
 
-def test_command_is_the_arguments_as_given():
+def test_command_has_the_given_arguments():
     assert kind().command(["--data", "a b.npz", "--json", "x"]) == (
         "python -m benchmarks.some --data 'a b.npz' --json x"
     )
@@ -85,7 +85,7 @@ def redrawn(folder, found, command):
     return json.loads((folder / "new.json").read_text())
 
 
-def test_redrawing_upgrades_a_bare_list_and_keeps_the_command_of_a_record(tmp_path, capsys):
+def test_redrawing_upgrades_a_plain_list_and_keeps_the_command_of_a_record(tmp_path, capsys):
     upgraded = redrawn(tmp_path, ROWS, None)
     thinned = [{**ROWS[0], "path": [0.0, 2.0, 4.12346]}, ROWS[1]]
     assert upgraded == {"command": None, "summary": [{"n": 2}], "versions": {"torch": "2"}, "rows": thinned}
@@ -99,19 +99,19 @@ def test_redrawing_upgrades_a_bare_list_and_keeps_the_command_of_a_record(tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not JSON", "must hold a record in JSON, got"),
-        ("[]", "must hold a list of rows, or a record with `rows`, got none"),
-        ('{"rows": 3}', "must hold a list of rows, or a record with `rows`, got none"),
-        ('[{"name": "a"}]', "must be of this benchmark, got none or not all with path"),
+        ("not JSON", "must contain a record in JSON, got"),
+        ("[]", "must contain a list of rows, or a record with `rows`, got neither"),
+        ('{"rows": 3}', "must contain a list of rows, or a record with `rows`, got neither"),
+        ('[{"name": "a"}]', "must have the keys of this benchmark, got rows without path"),
     ],
 )
-def test_a_file_that_is_no_such_record_is_refused(text, message, tmp_path):
+def test_a_file_without_a_record_is_refused(text, message, tmp_path):
     (tmp_path / "old.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         record.read(tmp_path / "old.json", ("name", "path"))
 
 
-def test_a_record_has_one_row_per_line_and_is_written_all_at_once(tmp_path):
+def test_a_record_has_one_row_per_line_and_is_written_in_one_piece(tmp_path):
     path = tmp_path / "new" / "rows.json"
     kind().save(path, "some", ROWS, missing=1)
     lines = path.read_text().splitlines()
