@@ -16,9 +16,10 @@ c = Xᵀt/n, A = C + diag(g) and G_jm = ∂ log g_j/∂λ_m, the exact solution 
 
 A finite σ causes a bias, because e^(λ+ε) is not linear. With M = e^(σ²/2), E[g(λ+ε)·ε] = g M σ² and
 E[g(λ+ε)·ε²] = g M (σ² + σ⁴), where ε belongs to the same entry. The best linear response (3.10) of the linearised
-problem is then, for each column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains v₀ on the same
-perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. Dotted lines show the error of these best
-responses: for all methods on `ridge`, and for Δ-STN on `network`, where the problem is nonlinear for the other methods.
+problem is then, for each column, J_m = −(C + M diag(g ⊙ (1 + σ² G_m)))⁻¹ (M g ⊙ G_m ⊙ v₀) with v₀ = v*. `stn` trains
+v₀ on the same perturbed loss, where (C + M diag g) v₀ + M σ² Σ_m g ⊙ G_m ⊙ J_m = c. Dotted lines show the error of
+these best responses: for all methods on `ridge`, and for Δ-STN on `network`, where the problem is nonlinear for the
+other methods.
 
 Δ-STN predicts with the linearised network, whose ∂y/∂x is v₀ + dv. So its penalty computes dv by the product rule, as
 in `benchmarks.toy`. `delta-stn-dense` penalises the product of the displaced layers w₀ + Θε instead, for comparison.
