@@ -1,7 +1,7 @@
 """Print pip constraints that hold each dependency at the lowest version that pyproject.toml promises.
 
 `torch>=2.5` becomes `torch==2.5`, which pip reads as 2.5.0. Counted are the dependencies of the project and
-of its extras, except `dev`: the tools that test, lint and check types may be as new as they come.
+of its extras, except `dev` and `docs`: the tools that test, check and document may be as new as they come.
 
     python .ci/lowest.py > constraints.txt
 """
@@ -16,7 +16,7 @@ else:  # no reader of TOML in the standard library yet
     from pip._vendor import tomli as tomllib
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-TOOLS = "dev"  # the extra that is not held down
+TOOLS = ("dev", "docs")  # the extras that are not held down
 
 
 def lowest(requirement: str) -> str:
@@ -33,7 +33,7 @@ def main() -> None:
     """Read pyproject.toml beside this script's folder and print one constraint a line."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {})
-    held = [*project["dependencies"], *(r for name, group in extras.items() if name != TOOLS for r in group)]
+    held = [*project["dependencies"], *(r for name, group in extras.items() if name not in TOOLS for r in group)]
     print("\n".join(dict.fromkeys(map(lowest, held))))
 
 
