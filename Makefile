@@ -1,11 +1,12 @@
 # `make demo` and `make test` need Python >= 3.10, git and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 # A process of tests per core; more than four are not worth their memory, as all tests with a Ray cluster are in one. That
 # group takes longest and is the first in the order of tests, which must stay as it is.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-fast lint docs clean
+.PHONY: install demo test test-fast test-lowest lint docs clean
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml
@@ -28,11 +29,24 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
-	$(PYTEST)
+	$(BIN)/$(PYTEST)
 
 # Without Ray clusters and without what takes more than a few seconds.
 test-fast: install
-	$(PYTEST) -m "not ray and not slow"
+	$(BIN)/$(PYTEST) -m "not ray and not slow"
+
+# The fast tests with the lowest versions that pyproject.toml promises. SciPy's has no wheel for Python 3.12; about 6 GB.
+test-lowest: .venv-lowest/.installed
+	$(LOWEST)/$(PYTEST) -m "not ray and not slow"
+
+.venv-lowest/.installed: pyproject.toml .ci/lowest.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12) and "Python 3.10 or 3.11 must hold for the lowest versions, got " + sys.version.split()[0])'
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/python .ci/lowest.py > .venv-lowest/constraints.txt
+	PYTHONWARNINGS='ignore:Editable installation' $(LOWEST)/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	touch $@
 
 clean:
-	rm -rf .venv results site
+	rm -rf .venv .venv-lowest results site

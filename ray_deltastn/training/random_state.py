@@ -17,7 +17,7 @@ import torch
 
 def seed_of(*parts: int) -> int:
     """One well-mixed 63-bit seed from several integers."""
-    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def capture(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +14,11 @@ from ray_deltastn.tune.folder.layout import LOG_FILE, PARQUET_FILE, RESULTS_FILE
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.states import known_trials
 from ray_deltastn.tune.nested import flat
+
+#: Options with which pandas reads floats to the last bit. From 3.1 on it always does, and warns about the option.
+EXACT: dict[str, Any] = (
+    {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+)
 
 
 def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
@@ -61,9 +67,9 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
 
 def read_results(path: Path) -> pd.DataFrame:
     """Read `results.csv`; trial ids are read as text, because some look like numbers (`4371810e6`)."""
-    return pd.read_csv(path, dtype={"trial_id": str})
+    return pd.read_csv(path, dtype={"trial_id": str}, **EXACT)
 
 
 def read_lineage(path: Path) -> pd.DataFrame:
     """Read `lineage.csv`: the copies made by `pbt`, see `lineage`."""
-    return pd.read_csv(path, dtype={"trial_id": str, "copied_from": str})
+    return pd.read_csv(path, dtype={"trial_id": str, "copied_from": str}, **EXACT)
