@@ -40,9 +40,10 @@ class HyperSpace(nn.Module):
         TypeError: if an argument is not a hyperparameter.
 
     Examples:
+        >>> from ray_deltastn import Bounded, Positive
         >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
-        >>> space.named(space.values())["dropout"]
-        tensor(0.0500, dtype=torch.float64)
+        >>> round(space.named(space.values())["dropout"].item(), 6)
+        0.05
     """
 
     lam: nn.Parameter
