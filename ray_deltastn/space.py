@@ -40,9 +40,10 @@ class HyperSpace(nn.Module):
         TypeError: if an argument is not a hyperparameter.
 
     Examples:
+        >>> from ray_deltastn import Bounded, Positive
         >>> space = HyperSpace(dropout=Bounded(0.05, low=0.0, high=0.95), weight_decay=Positive(1e-4))
-        >>> space.named(space.values().detach())["dropout"]
-        tensor(0.0500, dtype=torch.float64)
+        >>> round(space.named(space.values())["dropout"].item(), 6)
+        0.05
     """
 
     lam: nn.Parameter
@@ -88,7 +89,7 @@ class HyperSpace(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> HyperSpace:
         # The bounds stay in float64 for every dtype of λ, because s is computed in float64.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._bounds.dtype != torch.float64:
             rows = list(self.hyperparameters.values())
             bounds = torch.tensor([rows[i].bounds for i in self._order.tolist()], dtype=torch.float64)

@@ -38,7 +38,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reason = ""
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}

@@ -67,9 +67,11 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
 
 def read_results(path: Path) -> pd.DataFrame:
     """Read `results.csv`; trial ids are read as text, because some look like numbers (`4371810e6`)."""
-    return pd.read_csv(path, dtype={"trial_id": str}, **EXACT)
+    results: pd.DataFrame = pd.read_csv(path, dtype={"trial_id": str}, **EXACT)
+    return results
 
 
 def read_lineage(path: Path) -> pd.DataFrame:
     """Read `lineage.csv`: the copies made by `pbt`, see `lineage`."""
-    return pd.read_csv(path, dtype={"trial_id": str, "copied_from": str}, **EXACT)
+    copies: pd.DataFrame = pd.read_csv(path, dtype={"trial_id": str, "copied_from": str}, **EXACT)
+    return copies
