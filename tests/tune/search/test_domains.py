@@ -15,8 +15,8 @@ from ray_deltastn.tune.search.grid import grid_points
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.search.space import SearchSpace
 from ray_deltastn.tune.search.warm_start import WarmStart
+from tests.tune.search.proposals import Listed, report
 from tests.tune.search.searches import run, searcher
-from tests.tune.search.test_warm_start import Listed, report
 
 #: Domain → all of its values.
 FINITE = {

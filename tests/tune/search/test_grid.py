@@ -4,7 +4,7 @@ import pytest
 from ray import tune
 
 from ray_deltastn.tune.search.grid import grid_points
-from tests.tune.search.test_searchers import SPACE
+from tests.tune.search.proposals import SPACE
 
 
 def flat(points):

@@ -5,7 +5,6 @@ import sys
 
 import pandas as pd
 import pytest
-from ray import tune
 from ray.tune.registry import register_trainable
 
 from ray_deltastn.cli import main
@@ -14,12 +13,6 @@ from ray_deltastn.tune.experiment import check_task
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.search.searchers import SEARCHERS, make_searcher
 
-SPACE = {
-    "task": "nothing",
-    "lr": tune.loguniform(0.01, 1.0),
-    "hyperparameters": {"dropout": tune.uniform(0.0, 0.8), "holes": tune.randint(0, 5)},
-    "schedule": tune.choice(["cosine", None]),
-}
 YAML = """
 task: tests.tune.tiny:build
 train: {method: fixed, epochs: 2, batch_size: 16, warmup: 0}

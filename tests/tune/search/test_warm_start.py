@@ -4,42 +4,21 @@ import math
 
 import pytest
 from ray import tune
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import BasicVariantGenerator
 
 import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable, SkOptSearch, WarmStart
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.folder.log import read_log
+from tests.tune.search.proposals import Listed, report
 from tests.tune.tiny import CONFIG, finish
 
 SPACE = {"lr": tune.loguniform(0.001, 1.0), "inner": {"width": tune.randint(0, 100)}, "kind": tune.choice(["a", "b"])}
 
 
-class Listed(Searcher):
-    """Proposes what it is given."""
-
-    def __init__(self, configs):
-        super().__init__(metric="loss", mode="min")
-        self.configs = list(configs)
-        self.told = []
-
-    def set_search_properties(self, metric, mode, config, **spec):
-        return True
-
-    def suggest(self, trial_id):
-        return self.configs.pop(0) if self.configs else None
-
-    def on_trial_complete(self, trial_id, result=None, error=False):
-        self.told.append((trial_id, error))
-
-
 def options(lr, width=50, kind="a"):
     return {"lr": lr, "inner": {"width": width}, "kind": kind}
-
-
-def report(loss, rate):
-    return {"loss": loss, "hyperparameters/rate": rate, "scale/rate": 2 * rate, "epoch": 3}
 
 
 def searched(configs, share=1.0, mode="min"):
