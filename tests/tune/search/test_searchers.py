@@ -12,6 +12,7 @@ from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.search.searchers import SEARCHERS, make_searcher
+from tests.tune.search.proposals import SPACE
 
 YAML = """
 task: tests.tune.tiny:build
