@@ -397,7 +397,7 @@ def test_hyperparameters_without_a_derivative_are_refused(method):
         train=(x, x[:, :1]),
         valid=(x, x[:, :1]),
     )
-    with pytest.raises(ValueError, match=rf"'{method}' .* must act through penalties, got 'rate', of Dropout"):
+    with pytest.raises(ValueError, match=rf"must act through penalties for '{method}', .* got 'rate', of Dropout"):
         rd.SelfTuner(task, method)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import ray_deltastn as rd
-from ray_deltastn.training.capture import graphs
+from ray_deltastn.training.capture import recorders
 from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
 from ray_deltastn.training.capture.recorders import CudaRecorder, Recording
 from ray_deltastn.tune.config import ExperimentConfig
@@ -148,7 +148,7 @@ def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
     monkeypatch.setattr(torch.cuda, "default_generators", (None, generators[0]))
     for name, stand_in in (("CUDAGraph", MagicMock), ("graph", broken), ("graph_pool_handle", MagicMock)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(graphs, "_stream", MagicMock())
+    monkeypatch.setattr(recorders, "_stream", MagicMock())
     recorder = CudaRecorder(torch.device("cuda:1"), generators[1:])
     with pytest.raises(RuntimeError, match="not permitted"):
         recorder.record(MagicMock())
