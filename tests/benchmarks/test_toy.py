@@ -283,7 +283,10 @@ def test_record_has_the_rows_that_finished_before_a_failure(tmp_path, monkeypatc
     [
         ("--methods fixed", "`--methods` must tune hyperparameters, got 'fixed'"),
         ("--methods fxed", "`method` must be one of"),
-        ("--methods ift --problem dropout", "must act through penalties for 'ift', which differentiates the training loss in them, got 'hyperparameter'"),
+        (
+            "--methods ift --problem dropout",
+            "must act through penalties for 'ift', which differentiates the training loss in them, got 'hyperparameter'",
+        ),
         ("--methods delta-stn,unrolled --problem dropout", "must act through penalties"),
         ("--lr -1", "argument --lr: must be a finite number > 0, got '-1'"),
         ("--hyper-lr nan", "argument --hyper-lr: must be a finite number > 0, got 'nan'"),

@@ -1,7 +1,5 @@
 """The command `run`: run, kill and resume an experiment, and refuse mistakes."""
 
-import contextlib
-import io
 import os
 import shutil
 import signal
@@ -20,6 +18,9 @@ from ray_deltastn.tune.guards import check_free
 from tests.tune.commands import command, wait_for
 from tests.tune.tiny import finish
 
+#: All tests here use an experiment that ran in processes with clusters.
+pytestmark = pytest.mark.ray
+
 CONFIG = """
 task: tests.tune.tiny:build
 train: {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
@@ -29,11 +30,8 @@ tune: {searcher: skopt, num_samples: 4, checkpoint_every: 2, max_concurrent: 2}
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory, ray_cluster):
-    """Results folder of an experiment whose driver was killed in the middle and resumed, and its config.
-
-    Twice it runs in a process that is stopped or killed, at last in this one.
-    """
+def resumed(tmp_path_factory):
+    """An experiment whose driver was stopped, killed and resumed: temporary folder, YAML file, results, output."""
     folder = tmp_path_factory.mktemp("experiment")
     config, out = folder / "tiny.yaml", folder / "out"
     config.write_text(CONFIG)
@@ -54,10 +52,10 @@ def resumed(tmp_path_factory, ray_cluster):
     process.communicate()
     assert not (out / "results.csv").exists()
     shutil.copytree(out, folder / "killed")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(["run", str(config), "--out", str(out), "--resume"]) == 0
-    return folder, config, out, printed.getvalue()
+    process = command("run", config, "--out", out, "--resume")
+    printed, error = process.communicate()
+    assert process.returncode == 0, error
+    return folder, config, out, printed
 
 
 def test_every_trial_of_a_resumed_experiment_ends_like_an_uninterrupted_one(resumed):
