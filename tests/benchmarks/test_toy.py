@@ -285,7 +285,7 @@ def test_record_has_the_rows_that_finished_before_a_failure(tmp_path, monkeypatc
         ("--methods fxed", "`method` must be one of"),
         (
             "--methods ift --problem dropout",
-            "must act through penalties for 'ift', which differentiates the training loss in them, got 'hyperparameter'",
+            "must act through penalties for 'ift'",
         ),
         ("--methods delta-stn,unrolled --problem dropout", "must act through penalties"),
         ("--lr -1", "argument --lr: must be a finite number > 0, got '-1'"),
