@@ -22,9 +22,14 @@ def test_a_file_takes_its_place_at_the_end_only(tmp_path):
 def test_after_an_exception_the_file_is_as_before_and_no_draft_is_left(tmp_path, error):
     path = tmp_path / "results.csv"
     path.write_text("old")
-    with pytest.raises(error), written_whole(path) as draft:
-        draft.write_text("half")
-        raise error
+
+    def fail():
+        with written_whole(path) as draft:
+            draft.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
