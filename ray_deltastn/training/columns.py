@@ -43,7 +43,7 @@ class Columns:
 
 #: Hyperparameters in their own domain, and their perturbation scales σ, by hyperparameter.
 VALUES, SCALES = Columns("hyperparameters"), Columns("scale")
-#: Time by what it was spent on, and warning metrics, zero while all is well.
+#: Seconds of each activity, and warning metrics, which are zero if nothing is wrong.
 SECONDS, WARNINGS = Columns("seconds"), Columns("warning")
 #: All groups of a report.
 GROUPS = (VALUES, SCALES, SECONDS, WARNINGS)

@@ -18,7 +18,7 @@ GraphName = Literal["auto", "on", "off"]
 #: A constant, or one value per epoch.
 Constants = Mapping[str, float | Sequence[float]]
 
-#: What may stand for the value of an option, besides the value itself.
+#: Type that an option may have in addition to its own type.
 Other = TypeVar("Other")
 
 
