@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from typing_extensions import Never, TypedDict
 
 from ray_deltastn.training.schedule import ScheduleName
@@ -58,7 +59,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     steps_per_report: int | Other | None
     hyperparameters: Constants | Other
     seed: int | Other
-    device: str | Other
+    device: str | torch.device | Other
 
 
 #: Options of `SelfTuner`, besides its method.

@@ -184,6 +184,15 @@ class Settings(BaseModel):
     def _as_yaml_reads_it(cls, graph: Any) -> Any:
         return {True: "on", False: "off"}[graph] if isinstance(graph, bool) else graph
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def _as_text(cls, device: Any) -> str:
+        if isinstance(device, torch.device) or (isinstance(device, int) and not isinstance(device, bool)):
+            return str(torch.device(device))
+        if not isinstance(device, str):
+            raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:0', …, got {device!r}")
+        return device
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         """Rules for several options."""
@@ -254,7 +263,11 @@ class Settings(BaseModel):
             )
         if self.graph == "on" and looks_back:
             raise ValueError(f"`graph` must be auto or off for '{method.name}', whose steps look back, got 'on'")
-        used = (self.optimizer, self.response_optimizer, self.hyper_optimizer)
+        used = [
+            self.optimizer,
+            *([self.response_optimizer] if method.responds else []),
+            *([self.hyper_optimizer] if method.tunes else []),
+        ]
         adams = [name for name in used if name in ("adam", "adamw")]
         if self.graph == "on" and device.type == "cpu" and adams:
             raise ValueError(
