@@ -262,7 +262,7 @@ class Settings(BaseModel):
                 f"`graph` must be auto or off unless the device is cpu or cuda, got 'on' for device {device.type}"
             )
         if self.graph == "on" and looks_back:
-            raise ValueError(f"`graph` must be auto or off for '{method.name}', whose steps look back, got 'on'")
+            raise ValueError(f"`graph` must be auto or off for '{method.name}', which keeps its train steps, got 'on'")
         used = [
             self.optimizer,
             *([self.response_optimizer] if method.responds else []),
@@ -283,6 +283,12 @@ class Settings(BaseModel):
         if self.warmup != "auto":
             return round(self.warmup * steps_per_epoch)
         return min(max(5 * steps_per_epoch, AUTO_WARMUP), self.epochs * steps_per_epoch // 2)
+
+    def hyper_steps(self, steps_per_epoch: int) -> int:
+        """Hyper steps planned for a whole run, if an epoch has so many train steps."""
+        cycles = self.epochs * steps_per_epoch // self.train_interval
+        before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
+        return max(0, cycles - before) * self.valid_interval
 
     def hyper_rate(self, hyper_steps: int) -> float:
         """Learning rate of λ: `hyper_lr`, or the value that `auto` chooses for a run of `hyper_steps` hyper steps."""

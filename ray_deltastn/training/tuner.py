@@ -133,22 +133,15 @@ class SelfTuner:
 
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
-        self.train = stream(task.train, s.batch_size, "train", self.device, random_state.seed_of(s.seed, 0))
-        self.valid = stream(
-            task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, random_state.seed_of(s.seed, 1)
-        )
+        seeds = [random_state.seed_of(s.seed, split) for split in range(3)]
+        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0])
+        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1])
         self.test = None
         if task.test is not None:
-            self.test = stream(task.test, s.batch_size, "test", self.device, random_state.seed_of(s.seed, 2))
+            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2])
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
-
-    @property
-    def hyper_steps(self) -> int:
-        """Hyper steps planned for the whole run."""
-        s = self.settings
-        cycles = self.total_steps // s.train_interval - self.warmup_steps // s.train_interval
-        return max(0, cycles) * s.valid_interval
+        self.hyper_steps = s.hyper_steps(len(self.train))
 
     @property
     def coverage(self) -> Coverage | None:
