@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
-# A process of tests per core; more than four are not worth their memory, as all tests with a Ray cluster are in one. That
-# group takes longest and is the first in the order of tests, which must stay as it is.
+# One process per core, at most four: all tests with a Ray cluster are in one group, and run in one process. This group takes
+# longest, so it comes first, and pytest-xdist must not change the order.
 PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo test test-fast test-lowest lint docs clean
@@ -31,11 +31,11 @@ docs: install
 test: lint
 	$(BIN)/$(PYTEST)
 
-# Without Ray clusters and without what takes more than a few seconds.
+# The tests without a Ray cluster that take less than a few seconds each.
 test-fast: install
 	$(BIN)/$(PYTEST) -m "not ray and not slow"
 
-# The fast tests with the lowest versions that pyproject.toml promises. SciPy's has no wheel for Python 3.12; about 6 GB.
+# The fast tests with the lowest versions that pyproject.toml allows: about 6 GB. SciPy 1.10 has no wheel for Python 3.12.
 test-lowest: .venv-lowest/.installed
 	$(LOWEST)/$(PYTEST) -m "not ray and not slow"
 

@@ -1,7 +1,7 @@
-"""Print pip constraints that hold each dependency at the lowest version that pyproject.toml promises.
+"""Print pip constraints that set each dependency to the lowest version that pyproject.toml allows.
 
-`torch>=2.5` becomes `torch==2.5`, which pip reads as 2.5.0. Counted are the dependencies of the project and
-of its extras, except `dev` and `docs`: the tools that test, check and document may be as new as they come.
+`torch>=2.5` becomes `torch==2.5`, which pip reads as 2.5.0. These are the dependencies of the project and of its
+extras, except `dev` and `docs`: pip may take the newest tools for tests, checks and documentation.
 
     python .ci/lowest.py > constraints.txt
 """
@@ -16,7 +16,7 @@ else:  # no reader of TOML in the standard library yet
     from pip._vendor import tomli as tomllib
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-TOOLS = ("dev", "docs")  # the extras that are not held down
+TOOLS = ("dev", "docs")  # extras without constraints
 
 
 def lowest(requirement: str) -> str:

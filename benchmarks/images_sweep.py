@@ -194,6 +194,7 @@ def plot_schedules(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.lines import Line2D
 
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     names = [key for key in entries[0]["runs"][0]["curve"] if key in VALUES]
@@ -229,7 +230,7 @@ def plot_schedules(
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-    lines = [plt.Line2D([], [], color=shade, label=text(value)) for value, shade in zip(values, shades, strict=True)]
+    lines = [Line2D([], [], color=shade, label=text(value)) for value, shade in zip(values, shades, strict=True)]
     figure.legend(
         handles=lines, title=", ".join(options), loc="outside lower center", ncols=min(len(lines), 8), frameon=False
     )

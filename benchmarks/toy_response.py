@@ -169,6 +169,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.lines import Line2D
 
     kinds, sigmas = (list(dict.fromkeys(row[key] for row in rows)) for key in ("problem", "sigma"))
     figure, axes = plt.subplots(
@@ -215,7 +216,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     found: dict[str, Any] = {}
     for axis in axes[:, 0]:
         found |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    found["limit in closed form"] = plt.Line2D([], [], color="black", linestyle=":", linewidth=1.6)
+    found["limit in closed form"] = Line2D([], [], color="black", linestyle=":", linewidth=1.6)
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), frameon=False)
     figure.suptitle(
         f"{rows[0]['data']}, {rows[0]['training_rows']} rows, {len({r['seed'] for r in rows})} seeds, λ fixed"

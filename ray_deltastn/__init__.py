@@ -44,10 +44,12 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _NEEDS_RAY:
-        return getattr(importlib.import_module("ray_deltastn.tune"), name)
-    raise AttributeError(f"module 'ray_deltastn' has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers would accept every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _NEEDS_RAY:
+            return getattr(importlib.import_module("ray_deltastn.tune"), name)
+        raise AttributeError(f"module 'ray_deltastn' has no attribute {name!r}")
 
 
 __all__ = [

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
+import torch
 from typing_extensions import Never, get_type_hints
 
 from ray_deltastn.methods import METHODS, MethodName
@@ -17,6 +18,8 @@ from ray_deltastn.training.settings import PRESETS, Settings
 
 ROOT = Path(__file__).parents[1]
 
+#: Types that `Settings` converts: YAML 1.1 reads `on` and `off` as booleans.
+MORE = {"graph": {bool}, "device": {torch.device}}
 #: A user's program. A comment names what a type checker must say of its line.
 PROGRAM = """
 from ray import tune
@@ -31,6 +34,10 @@ settings = rd.Settings(epochs=3, precision="bf16")
 config: rd.TrialConfig = {"task": build, "method": "stn", "lr": tune.loguniform(1e-3, 1e-1), "resources": {"cpu": 1}}
 searched: rd.TrialConfig = {"task": "digits-mlp", "optimizer": tune.choice(["sgd", "adam"]), "seed": 3}
 
+tune.Tuner(rd.DeltaSTNTrainable, param_space={**config, "width": 100})
+tune.run(rd.DeltaSTNTrainable, config={**searched})
+
+rd.SelfTunr(task)  # Module has no attribute "SelfTunr"
 rd.SelfTuner(task, learning_rate=0.1)  # Unexpected keyword argument "learning_rate"
 rd.SelfTuner(task, hyper_lrs=0.1)  # did you mean "hyper_lr"
 rd.SelfTuner(task, optimizer="sdg")  # Argument "optimizer" to "SelfTuner" has incompatible type
@@ -82,8 +89,8 @@ def test_options_have_the_names_and_types_of_the_settings():
     assert list(declared) == [name for name in Settings.names() if name != "method"]
     (other,) = OptionsOf.__parameters__
     for name, hint in declared.items():
-        # A preset decides what is None, and YAML 1.1 reads `on` and `off` as booleans.
-        more = {type(None)} if name in PRESETS["paper"] else {bool} if name == "graph" else set()
+        # A preset decides what is None.
+        more = {type(None)} if name in PRESETS["paper"] else MORE.get(name, set())
         assert alternatives(hint) == alternatives(settings[name]) | more | {other}, name
 
 

@@ -118,7 +118,7 @@ def run_comparison(
                 shutil.rmtree(folder)  # it was killed before Tune wrote a state, so it starts again
             run_experiment(one.config, folder, unfinished(folder), trust, address)
         results = gather(out, asked)
-        (out / SPACE_FILE).write_text((out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
+        write_whole(out / SPACE_FILE, (out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
         write_results(results, out)
     return results
 

@@ -27,7 +27,7 @@ def digits(seed: int = 0) -> tuple[Split, Split, Split]:
     Returns:
         Three pairs (x, y): images (n, 1, 8, 8) in float32, labels (n,).
     """
-    from sklearn.datasets import load_digits  # takes a second, which every trial of another task would wait too
+    from sklearn.datasets import load_digits  # this import takes a second; other tasks do not need it
 
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None]

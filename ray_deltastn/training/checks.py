@@ -18,7 +18,7 @@ from ray_deltastn.training.data import Stream
 
 
 class _Attention(TorchFunctionMode):
-    """Notes whether fused attention is called while inside."""
+    """Records whether fused attention is called inside the context."""
 
     seen = False
 
@@ -56,7 +56,7 @@ def try_out(objective: Objective, valid: Stream) -> None:
     """Run the model, the loss and, if the method linearises, the two-stream pass on a few validation examples.
 
     Raises:
-        TypeError: if the model's output is no tensor, or a layer has no forward-mode rule.
+        TypeError: if the model's output is not a tensor, or a layer has no forward-mode rule.
         ValueError: if the loss has a wrong shape.
     """
     model = objective.model

@@ -13,6 +13,10 @@ class Columns:
 
     Args:
         group: what the names begin with.
+        names: the names that the group has; None for any.
+
+    Raises:
+        ValueError: from a call with a name that the group does not have.
 
     Examples:
         >>> VALUES("dropout")
@@ -21,11 +25,14 @@ class Columns:
         {'dropout': 0.5}
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, names: tuple[str, ...] | None = None) -> None:
         self.prefix = f"{group}/"
+        self.names = names
 
     def __call__(self, name: str) -> str:
         """The column of a name."""
+        if self.names is not None and name not in self.names:
+            raise ValueError(f"`{self.prefix}` must have one of the names {', '.join(self.names)}, got {name!r}")
         return self.prefix + name
 
     def __contains__(self, column: str) -> bool:
@@ -43,7 +50,8 @@ class Columns:
 
 #: Hyperparameters in their own domain, and their perturbation scales σ, by hyperparameter.
 VALUES, SCALES = Columns("hyperparameters"), Columns("scale")
-#: Time by what it was spent on, and warning metrics, zero while all is well.
-SECONDS, WARNINGS = Columns("seconds"), Columns("warning")
+#: Seconds of each activity, and warning metrics, which are zero if nothing is wrong.
+SECONDS = Columns("seconds", ("train", "hyper", "evaluate", "total", "checkpoint", "between"))
+WARNINGS = Columns("warning", ("saturated", "small_scale", "large_steps", "short_run", "damaged_checkpoints"))
 #: All groups of a report.
 GROUPS = (VALUES, SCALES, SECONDS, WARNINGS)

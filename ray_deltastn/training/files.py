@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> [path.name for path in folder.iterdir()]
         ['state.pt']
     """
-    # The process is part of the name: two that write the same file must not share a draft.
+    # The process is part of the name: two processes that write the same file must not share a draft.
     draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
     try:
         yield draft

@@ -1,4 +1,4 @@
-"""Warning metrics: numbers in every report that are zero while nothing is wrong."""
+"""Warning metrics: numbers in every report that are zero if nothing is wrong."""
 
 from __future__ import annotations
 

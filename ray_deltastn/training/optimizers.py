@@ -16,7 +16,7 @@ from ray_deltastn.training.options import OptimizerName
 from ray_deltastn.training.schedule import make_schedule
 from ray_deltastn.training.settings import Settings
 
-#: Keys of a schedule's state that are its position; all others are options, and the options of the run win.
+#: Keys of a schedule's state that are its position. All other keys are options. The options of the run replace them.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
 
 
@@ -108,7 +108,7 @@ class Optimizers:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over moments and position; learning rates, momenta and all other options stay this run's own.
+        """Take the moments and the schedule's position from a state; learning rates and other options do not change.
 
         A learning rate that a schedule had decayed stays decayed by the same factor.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from typing_extensions import Never, TypedDict
 
 from ray_deltastn.training.schedule import ScheduleName
@@ -18,7 +19,7 @@ GraphName = Literal["auto", "on", "off"]
 #: A constant, or one value per epoch.
 Constants = Mapping[str, float | Sequence[float]]
 
-#: What may stand for the value of an option, besides the value itself.
+#: Type that an option may have in addition to its own type.
 Other = TypeVar("Other")
 
 
@@ -58,7 +59,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     steps_per_report: int | Other | None
     hyperparameters: Constants | Other
     seed: int | Other
-    device: str | Other
+    device: str | torch.device | Other
 
 
 #: Options of `SelfTuner`, besides its method.

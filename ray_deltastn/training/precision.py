@@ -1,4 +1,4 @@
-"""How float32 matrix products and convolutions round: PyTorch's global switches, set for the time of a run's steps."""
+"""Rounding of float32 matrix products and convolutions: PyTorch's global switches, set during the steps of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The global random generators, saved and restored, so that each run has its own stream of them.
 
-Our own randomness comes from explicit generators; this is for user code that draws from the global ones (`nn.Dropout`,
-random transforms), so that their runs resume and repeat exactly too.
+The package itself draws from explicit generators. This module is for user code that draws from the global generators
+(`nn.Dropout`, random transforms), so that runs with such code resume and repeat exactly, too.
 """
 
 from __future__ import annotations

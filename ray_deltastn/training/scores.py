@@ -68,8 +68,8 @@ class Scores:
     Attributes:
         best_valid_loss: the smallest validation loss reported so far, infinite before the first.
         reports_since_best: number of reports since then.
-        seconds: time by what it was spent on. A GPU works behind the host. Its backlog at a report counts as training,
-            although part of it may be hyper steps.
+        seconds: seconds of each activity. A GPU finishes its work later than the host. At a report, the time that the
+            host waits for it counts as training, although a part of it may be hyper steps.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class Scores:
         self._train_count += 1
 
     def valid_scores(self, steps: int) -> dict[str, float]:
-        """Loss, accuracy and metrics on the validation data after so many train steps."""
+        """Loss, accuracy and metrics on the validation data; `steps` is the number of train steps so far."""
         # A plateau schedule and the report at the end of an epoch need the same numbers.
         if self._valid_scores is None or self._valid_scores[0] != steps:
             self._valid_scores = (steps, self._evaluate(self.valid))
         return self._valid_scores[1]
 
     def take(self, steps: int) -> tuple[float, dict[str, float]]:
-        """Mean training loss since the last call; `valid_*` and, with test data, `test_*` after so many train steps."""
+        """Mean training loss since the last call, and the present `valid_*` and, with test data, `test_*`."""
         train_loss = self._settled() / max(1, self._train_count)
         self._begin()
         split = {"valid": self.valid_scores(steps)}

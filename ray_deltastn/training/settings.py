@@ -23,7 +23,7 @@ from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
 
 class Preset(TypedDict):
-    """What the options that are not given become."""
+    """Values of the options that are not given."""
 
     response_fraction: float
     antithetic: bool
@@ -37,9 +37,9 @@ PRESETS: dict[PresetName, Preset] = {
 }
 #: Options of a preset for methods that do not train Θ apart from w₀.
 _WHOLE = {"response_fraction": 1.0, "antithetic": False}
-#: Smallest and largest learning rate of λ that `auto` chooses, and the way (hyper steps × learning rate) in between.
+#: Smallest and largest learning rate of λ that `auto` chooses. In between, hyper steps × learning rate = AUTO_WAY.
 AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
-#: Train steps before the first hyper step where `auto` decides: five epochs of the paper's FashionMNIST.
+#: Smallest number of train steps in a warm-up that `auto` chooses: five epochs of the paper's FashionMNIST.
 AUTO_WARMUP = 2000
 
 _Count = Annotated[int, Field(ge=1)]
@@ -52,8 +52,8 @@ class Settings(BaseModel):
 
     Attributes:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or your own `Method`).
-        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `fast` costs 40 % less
-            FLOPs, and its warm-up and learning rate of λ fit the length of the run.
+        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `fast` takes 40 %
+            fewer FLOPs, and its warm-up and learning rate of λ fit the length of the run.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
@@ -97,7 +97,7 @@ class Settings(BaseModel):
             faster; `benchmarks.speed --channels-last` measures it. The network must not call `view` on its feature
             maps; `flatten` and `reshape` work.
         graph: `off`, `on` or `auto`. With `on`, each step is captured once and replayed: on a GPU as a CUDA graph, on a
-            CPU as the list of its operations, which takes about half the time for a tiny network. `auto` is `on` for a
+            CPU as a `torch.fx` graph, which takes about half the time for a tiny network. `auto` is `on` for a
             GPU if the step can be captured, and `off` for a CPU. On a CPU the first replay is compared with the step
             itself, and refused unless all numbers are the same to the bit (layer normalisation under `delta-stn` is
             refused, for example, and Adam is not supported). Side effects of a step (counters, prints, hooks of
@@ -184,6 +184,15 @@ class Settings(BaseModel):
     def _as_yaml_reads_it(cls, graph: Any) -> Any:
         return {True: "on", False: "off"}[graph] if isinstance(graph, bool) else graph
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def _as_text(cls, device: Any) -> str:
+        if isinstance(device, torch.device) or (isinstance(device, int) and not isinstance(device, bool)):
+            return str(torch.device(device))
+        if not isinstance(device, str):
+            raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:0', …, got {device!r}")
+        return device
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         """Rules for several options."""
@@ -249,10 +258,16 @@ class Settings(BaseModel):
         looks_back = method.hypergradient in ("implicit", "unrolled")
         able = device.type in ("cpu", "cuda")
         if self.graph == "on" and not able:
-            raise ValueError(f"`graph` must be auto or off but on cpu and cuda, got 'on' for device {device.type}")
+            raise ValueError(
+                f"`graph` must be auto or off unless the device is cpu or cuda, got 'on' for device {device.type}"
+            )
         if self.graph == "on" and looks_back:
             raise ValueError(f"`graph` must be auto or off for '{method.name}', whose steps look back, got 'on'")
-        used = (self.optimizer, self.response_optimizer, self.hyper_optimizer)
+        used = [
+            self.optimizer,
+            *([self.response_optimizer] if method.responds else []),
+            *([self.hyper_optimizer] if method.tunes else []),
+        ]
         adams = [name for name in used if name in ("adam", "adamw")]
         if self.graph == "on" and device.type == "cpu" and adams:
             raise ValueError(
@@ -262,7 +277,7 @@ class Settings(BaseModel):
         return able and not looks_back and (self.graph == "on" or (self.graph == "auto" and device.type == "cuda"))
 
     def warmup_train_steps(self, steps_per_epoch: int) -> int:
-        """Train steps before the first hyper step, of a run with so many train steps in an epoch."""
+        """Train steps before the first hyper step, in a run with `steps_per_epoch` train steps in an epoch."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         if self.warmup != "auto":
@@ -270,7 +285,7 @@ class Settings(BaseModel):
         return min(max(5 * steps_per_epoch, AUTO_WARMUP), self.epochs * steps_per_epoch // 2)
 
     def hyper_rate(self, hyper_steps: int) -> float:
-        """Learning rate of λ in a run of so many hyper steps: `hyper_lr`, or what `auto` makes of it."""
+        """Learning rate of λ: `hyper_lr`, or the value that `auto` chooses for a run of `hyper_steps` hyper steps."""
         if self.hyper_lr != "auto":
             return self.hyper_lr
         return min(max(AUTO_WAY / max(1, hyper_steps), AUTO_LEAST), AUTO_MOST)

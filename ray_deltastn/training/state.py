@@ -16,7 +16,7 @@ VERSION = 2
 def identity(
     method: str, space: Mapping[str, str], settings: Settings, model: nn.Module, steps_per_epoch: int
 ) -> dict[str, Any]:
-    """What a state and the run that loads it must have in common."""
+    """Properties in which a state and the run that loads it must agree."""
     schedule = settings.schedule
     return {
         "version": VERSION,

@@ -72,7 +72,7 @@ class SelfTuner:
         if task.in_use:
             raise ValueError(
                 "`task` must not be in use by another SelfTuner, got one that is; build the task again, or `release()` "
-                "the other one to go on from its weights and hyperparameters"
+                "the other one to continue from its weights and hyperparameters"
             )
         self.task = task
         given: dict[str, Any] = {"method": method, **options}
@@ -349,7 +349,7 @@ class SelfTuner:
         self.steps = state["steps"]
         self._set_constant(max(0, self.steps - 1))
         self.scores.load_state_dict(state)
-        # A run that had done all its epochs continues if this one has more of them.
+        # A run that has ended continues if the new run has more epochs.
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])

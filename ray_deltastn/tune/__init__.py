@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from ray_deltastn.tune.search.warm_start import WarmStart
 
 
-def __getattr__(name: str) -> Any:
-    # Only the driver needs scikit-optimize. Workers start faster without it.
-    if name == "SkOptSearch":
-        from ray_deltastn.tune.search.skopt_search import SkOptSearch
+if not TYPE_CHECKING:  # type checkers would accept every name
 
-        return SkOptSearch
-    if name == "WarmStart":
-        from ray_deltastn.tune.search.warm_start import WarmStart
+    def __getattr__(name: str) -> Any:
+        # Only the driver needs scikit-optimize. Workers start faster without it.
+        if name == "SkOptSearch":
+            from ray_deltastn.tune.search.skopt_search import SkOptSearch
 
-        return WarmStart
-    raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
+            return SkOptSearch
+        if name == "WarmStart":
+            from ray_deltastn.tune.search.warm_start import WarmStart
+
+            return WarmStart
+        raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
 
 
 __all__ = ["DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart"]

@@ -133,7 +133,9 @@ class ExperimentConfig(_Section):
                 check_place(name, self.search, self.train, self.options)
                 self._check_values(name)
             elif text != "all":
-                raise ValueError(f"`search.hyperparameters` must be `all`, got {text!r}; one of them is `{name}.NAME`")
+                raise ValueError(
+                    f"`search.hyperparameters` must be `all`, got {text!r}; for a single one use `{name}.NAME`"
+                )
         self._check_tune()
 
     def _check_values(self, name: str) -> None:

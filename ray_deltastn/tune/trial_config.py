@@ -33,7 +33,8 @@ class Start(TypedDict):
 class TrialConfig(OptionsOf[Domain | GridSearch], total=False):
     """Config of a `DeltaSTNTrainable`: the task, and any option as a value or as a Tune domain.
 
-    Keys that only the task reads are not included; add them with `{**config, "width": 100}`.
+    Tune asks for a plain `dict`, so give it `param_space={**config}`. Keys that only the task reads are not part of
+    this type; add them there, as in `{**config, "width": 100}`.
 
     Examples:
         >>> config: TrialConfig = {"task": "digits-mlp", "lr": tune.loguniform(1e-2, 1e-1), "epochs": 20}

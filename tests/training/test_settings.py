@@ -1,6 +1,7 @@
 """Presets decide the options that are not given, and only those."""
 
 import pytest
+import torch
 
 from ray_deltastn.training.settings import Settings
 
@@ -34,6 +35,22 @@ def test_preset_decides_what_is_not_given(given, fraction):
 )
 def test_preset_decides_whether_the_response_is_trained_on_pairs(given, antithetic):
     assert Settings(**given).antithetic is antithetic
+
+
+def test_a_device_is_given_as_text_or_as_pytorchs_own():
+    assert Settings(device=torch.device("cpu")).torch_device() == Settings(device="cpu").torch_device()
+    assert Settings(device=torch.device("cuda", 1)).device == "cuda:1"
+    for wrong in (None, True, 1.5):
+        with pytest.raises(ValueError, match=f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:0', …, got {wrong}"):
+            Settings(device=wrong)
+
+
+def test_only_optimisers_that_a_method_has_keep_a_cpu_from_capturing():
+    cpu = torch.device("cpu")
+    assert Settings(method="fixed", graph="on", hyper_optimizer="adam", response_optimizer="adam").captures(cpu)
+    for option in ("optimizer", "response_optimizer", "hyper_optimizer"):
+        with pytest.raises(ValueError, match="adam"):
+            Settings(graph="on", **{option: "adam"}).captures(cpu)
 
 
 def test_unknown_preset_is_named():

@@ -51,7 +51,7 @@ class GraphedSteps:
     Args:
         steps: the steps to capture.
         recorder: captures.
-        must: raise if a step cannot be captured; otherwise warn and go on with eager steps.
+        must: raise if a step cannot be captured; otherwise warn and continue with eager steps.
 
     Raises:
         RuntimeError: from a step that cannot be captured, if it must be.

@@ -1,4 +1,4 @@
-"""What captures a step: a CUDA graph on a GPU, the list of its tensor operations on a CPU."""
+"""Recorders capture a step: as a CUDA graph on a GPU, as a `torch.fx` graph on a CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recording:
 
 
 class Recorder(Protocol):
-    """What can capture a step."""
+    """Interface of the recorders."""
 
     compares: bool
 

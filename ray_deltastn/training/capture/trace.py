@@ -1,9 +1,9 @@
 """The tensor operations of a computation as a `torch.fx` graph, which replays them without the rest of Python.
 
 On a CPU, modules, hooks, autograd and optimisers take most of the time of a small network's train step: in each step
-they choose the same hundred operations again. A graph holds these operations. It makes the computation's own tensors
-again, and reads all other tensors (weights, buffers, inputs) as they are at the replay. It does not hold what Python
-did between the operations. So compare the first replay with the computation itself, on other inputs.
+they choose the same hundred operations again. A graph holds these operations. A replay makes the tensors of the
+computation again, and reads the present values of all other tensors (weights, buffers, inputs). It does not repeat what
+Python did between the operations. So compare the first replay with the computation itself, on other inputs.
 
 Why not PyTorch's `make_fx`: it takes explicit generators since PyTorch 2.13 only, records numbers that are read from
 weights and buffers as constants without an error, and takes several times as long for a capture. This module relies on
@@ -22,11 +22,11 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-#: Operations that PyTorch's own binding does not take as they are dispatched.
+#: Operations for which PyTorch's own binding takes other arguments than the dispatcher.
 _UNLIKE = ("index_put", "index_put_", "binary_cross_entropy_with_logits")
-#: Tags of operations whose result, or the shape of it, decides what Python does next.
+#: Tags of operations whose result, or its shape, may decide what Python does next.
 _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-#: Arguments that a graph writes out; all others are its inputs.
+#: Types of arguments that a graph holds as constants; all other arguments are inputs of the graph.
 _WRITTEN = (bool, int, float, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 
@@ -42,7 +42,7 @@ class Trace(TorchDispatchMode):
         self.reason = ""
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[Any] = []  # so that no `id` is used twice
+        self._alive: list[Any] = []  # kept, so that no `id` is used twice
         self._inputs: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

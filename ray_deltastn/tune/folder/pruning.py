@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from ray_deltastn.tune.folder.layout import CHECKPOINT
 from ray_deltastn.tune.folder.states import state_files
 
 
@@ -59,7 +60,7 @@ class PruneCheckpoints(Callback):
 
     def _prune(self, known: dict[str, Path], used: set[Path]) -> None:
         for newest in known.values():
-            behind = sorted(path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name)
+            behind = sorted(path for path in newest.parent.glob(f"{CHECKPOINT}*") if path.name < newest.name)
             for path in behind[: len(behind) - self.keep + 1]:
                 if path not in used:  # with PBT, a trial's newest checkpoint may be in the folder of another trial
                     shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ from ray_deltastn.tune.search.space import Point, SearchSpace
 
 logger = logging.getLogger(__name__)
 
-#: What is assumed of a running trial: what the model predicts, or the mean or the worst loss so far.
+#: The loss that is assumed for a running trial: the model's prediction, or the mean or the worst loss so far.
 LIES = ("model", "mean", "worst")
 #: A loss counts at most as `median + CEILING * (median - best)`.
 CEILING = 10.0

@@ -6,7 +6,7 @@ import pytest
 import ray
 from packaging.version import Version
 from ray import tune
-from ray.tune.search.sample import Quantized
+from ray.tune.search.sample import Domain, Quantized
 
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.population import bounds, mutations, within
@@ -203,6 +203,19 @@ def test_optuna_proposes_what_ray_draws(text, name):
         search.on_trial_complete(trial, {"loss": float(found[-1]), "training_iteration": 1})
     assert set(found) <= {axis.value(code) for code in range(axis.first, axis.last + 1)}
     assert len(set(found)) > 1
+
+
+def test_optuna_keeps_the_keys_of_the_config_and_refuses_domains_in_lists():
+    pytest.importorskip("optuna")
+    space = {"a.b": tune.randint(0, 9), "c": {"d.e": tune.uniform(0, 1)}, "f": 1}
+    search = make_searcher("optuna-tpe", space, num_samples=4, max_concurrent=1, seed=0)
+    search.set_search_properties("loss", "min", space)
+    config = search.suggest("t")
+    assert list(config) == ["a.b", "c"]
+    assert list(config["c"]) == ["d.e"]
+    assert isinstance(space["a.b"], Domain)
+    with pytest.raises(ValueError, match=r"must be in nested mappings for Optuna, got one in a list for 'sizes.0'"):
+        search.set_search_properties("loss", "min", {"sizes": [tune.randint(1, 9), 2]})
 
 
 @pytest.mark.parametrize(
