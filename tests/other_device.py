@@ -9,6 +9,8 @@ PyTorch does not forget a device.
 import contextlib
 import functools
 import json
+import os
+import sys
 import traceback
 import warnings
 from unittest import mock
@@ -151,3 +153,5 @@ def module_to(self, *args, **kwargs):
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch's threads for a device that does not exist now and then abort a process that ends by itself
