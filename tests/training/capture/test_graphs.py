@@ -189,7 +189,10 @@ def test_yaml_may_write_on_and_off(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"graph": "on", "method": "ift"}, "`graph` must be auto or off for 'ift', which keeps its train steps, got 'on'"),
+        (
+            {"graph": "on", "method": "ift"},
+            "`graph` must be auto or off for 'ift', which keeps its train steps, got 'on'",
+        ),
         ({"graph": "yes"}, "`graph` must be one of auto, on, off, got 'yes'"),
     ],
 )
