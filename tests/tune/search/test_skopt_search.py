@@ -8,6 +8,7 @@ import pytest
 from ray import tune
 from skopt.learning import GaussianProcessRegressor
 
+from ray_deltastn.tune.search import skopt_search
 from ray_deltastn.tune.search.model import ceiling
 from ray_deltastn.tune.search.skopt_search import SkOptSearch
 from tests.tune.search.searches import PLANE, branin, finish, run, searcher
@@ -124,13 +125,23 @@ def test_a_fit_that_fails_gives_an_initial_point(monkeypatch, caplog):
     assert "singular" in caplog.text
 
 
-def test_suggest_at_a_hundred_points_is_quick_and_counted():
-    rng = np.random.RandomState(0)
+def test_one_suggestion_fits_the_kernel_once_and_its_time_is_counted(monkeypatch):
+    rng, fits, fit = np.random.RandomState(0), [], GaussianProcessRegressor.fit
+
+    def counted(model, x, y):
+        if model.optimizer is not None:  # otherwise the kernel is kept
+            fits.append(len(x))
+        return fit(model, x, y)
+
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", counted)
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(skopt_search.time, "perf_counter", lambda: next(clock))
     search = searcher()
     for x, y in rng.uniform(0, 10, size=(100, 2)):
         search.add_evaluated_point({"x": x, "y": y}, branin({"x": x, "y": y}))
     search.suggest("a")
-    assert 0 < search.suggest_seconds < 5  # 0.3 s on an idle core
+    assert fits == [100]
+    assert search.suggest_seconds == 2.5
 
 
 def test_max_is_min_of_the_negated():
