@@ -2,10 +2,10 @@
 
     python -m benchmarks.images --task fashion-cnn --method delta-stn --epochs 30 --seed 0 --out DIR
 
-The settings are those of the paper (H.2), as in the task's file in `configs/`. `--set KEY=VALUE` changes a setting or
-an option of the task (`--set images=10000`, `--set response_fraction=0.25`, and for `fixed`
-`--set 'hyperparameters={"dropout0": 0.2}'`). A smaller `--epochs` shortens the learning-rate schedule of the CIFAR-10
-tasks in proportion.
+The settings are those of the paper (H.2): `preset: paper` and the values in the task's file in `configs/`.
+`--set KEY=VALUE` changes a setting or an option of the task (`--set images=10000`, `--set response_fraction=0.25`, and
+for `fixed` `--set 'hyperparameters={"dropout0": 0.2}'`). A smaller `--epochs` shortens the learning-rate schedule of
+the CIFAR-10 tasks in proportion.
 
 A run saves its state in `DIR/LABEL-sSEED.pt`, and the same command continues it. `--minutes M` stops it before the
 report that would exceed M minutes, but after at least one report. The exit status is 3 if the run is not finished.
@@ -17,11 +17,11 @@ split is only reported.
 one of:
 
 - `schedule`: the schedule unchanged;
-- `final`: its last values, as constants;
-- `noise`: its last values, perturbed by N(0, 1) on the unconstrained axis in every epoch.
+- `final`: its last values, as constants.
 
-Such a run is called `fixed-schedule`, `fixed-final` or `fixed-noise`. Its record contains the name of the other run and
-a checksum of the values. It can be continued only with the same values.
+Such a run is called `fixed-schedule` or `fixed-final`. Its record contains the name of the other run and a checksum of
+the values. It can be continued only with the same values. `benchmarks.single_dropout` has the option `perturbed` for
+the perturbed constants of Table 4.
 """
 
 from __future__ import annotations
@@ -57,14 +57,24 @@ PAPER: dict[str, tuple[int, dict[str, Any]]] = {
     "fashion-cnn": (300, {**_COMMON, "lr": 0.01}),
     "cifar10-alexnet": (200, {**_CIFAR, "lr": 0.03}),
     "cifar10-vgg16": (200, {**_CIFAR, "lr": 0.01, "entropy_weight": 1e-4}),
-    "cifar10-resnet18": (200, {**_CIFAR, "lr": 0.05, "entropy_weight": 1e-4}),
+    "cifar10-resnet18": (200, {**_CIFAR, "lr": 0.05, "entropy_weight": 1e-4, "sub_batches": "auto"}),
 }
 #: Settings for which the paper has a different value for one method.
 PAPER_OF_METHOD: dict[tuple[str, str], dict[str, Any]] = {("cifar10-vgg16", "stn"): {"entropy_weight": 1e-3}}
 #: Columns of a report that a record keeps.
-CURVE = ("epoch", "steps", "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "lr")
+CURVE = (
+    "epoch",
+    "steps",
+    "train_loss",
+    "valid_loss",
+    "valid_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "response_size",
+)
 UNFINISHED = 3
-FORMS = ("schedule", "final", "noise")
+FORMS = ("schedule", "final")
 #: Keys of a record about the schedule that the run follows. A missing key means null.
 SCHEDULE = ("schedule_of", "schedule_form", "schedule_sha256")
 #: Options that have a separate flag.
@@ -75,7 +85,7 @@ def configuration(task: str, method: str, epochs: int, seed: int, changes: Mappi
     """Configuration of a run: the paper's settings, shortened to `epochs`, with changes.
 
     Args:
-        task: name of a ready task, or an import string; an import string starts from the defaults of `Settings`.
+        task: name of a ready task, or an import string; an import string starts from `preset: paper` alone.
         method: name of a method.
         epochs: passes over the training data.
         seed: seed of the run; `split_seed` is the seed of the split.
@@ -87,17 +97,17 @@ def configuration(task: str, method: str, epochs: int, seed: int, changes: Mappi
         step = max(1, round(settings["schedule"]["step_size"] * epochs / planned))
         settings["schedule"] = {**settings["schedule"], "step_size": step}
     settings |= PAPER_OF_METHOD.get((task, method), {})
-    return {"task": task, "method": method, **settings, **changes, "epochs": epochs, "seed": seed}
+    paper = {"task": task, "method": method, "preset": "paper", **settings}
+    return {**paper, **changes, "epochs": epochs, "seed": seed}
 
 
-def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed: int) -> dict[str, Any]:
+def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace) -> dict[str, Any]:
     """Hyperparameters for `fixed` from the schedule of another run, in one of `FORMS`.
 
     Args:
         record: record of the other run.
-        form: `schedule`, `final` or `noise`.
+        form: `schedule` or `final`.
         space: hyperparameters of the task.
-        seed: seed of the noise.
 
     Returns:
         name → one value, or one value per epoch.
@@ -113,14 +123,9 @@ def schedule_of(record: Mapping[str, Any], form: str, space: rd.HyperSpace, seed
     points = epoch_ends(curve)
     if not points:
         raise ValueError("`--schedule-of` must be a record of at least one epoch, got a shorter record")
-    rows = torch.tensor([[point[VALUES(n)] for n in names] for point in points]).double()
     if form == "final":
-        return dict(zip(names, rows[-1].tolist(), strict=True))
-    if form == "noise":
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
-        rows = space.values(space.inverse(rows[-1]) + noise)
-    return {name: rows[:, i].tolist() for i, name in enumerate(names)}
+        return {name: points[-1][VALUES(name)] for name in names}
+    return {name: [point[VALUES(name)] for point in points] for name in names}
 
 
 def epoch_ends(curve: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -194,7 +199,7 @@ class Run:
         followed: dict[str, str] = {}
         if schedule is not None:
             path, form = schedule
-            values = schedule_of(json.loads(path.read_text()), form, task.space, config["seed"])
+            values = schedule_of(json.loads(path.read_text()), form, task.space)
             options["hyperparameters"] = values
             checksum = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
             followed = dict(zip(SCHEDULE, (path.stem, form, checksum), strict=True))

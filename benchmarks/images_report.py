@@ -210,7 +210,7 @@ def thin(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for point in curve:
         best = min(best, math.inf if point["valid_loss"] is None else point["valid_loss"])
         bests.append(best)
-    names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss") or k in VALUES]
+    names = [k for k in curve[0] if k in ("epoch", "valid_loss", "test_loss", "response_size") or k in VALUES]
     columns = {name: rounded([curve[i].get(name) for i in sorted(kept)], 4) for name in names}
     return {**columns, "best_valid_loss": rounded([bests[i] for i in sorted(kept)], 4)}
 

@@ -30,7 +30,7 @@ LOSSES = {"best_valid_loss": "best validation loss", "test_loss_there": "test lo
 #: Options that take the value of another option if they are not set.
 FOLLOWS = {
     "valid_batch_size": "batch_size",
-    "response_lr": "lr",
+    "response_lr": "response_rate",
     "response_optimizer": "optimizer",
     "scale_lr": "hyper_lr",
 }
@@ -43,7 +43,8 @@ def option_of(config: Mapping[str, Any], name: str) -> Any:
         ValueError: if the option has no value, or the value is not a single number or name.
     """
     first, *inside = name.split(".")
-    settings = Settings(**{k: v for k, v in config.items() if k in Settings.names()})
+    # Older records name no preset. Their runs were of the paper's.
+    settings = Settings(**{"preset": "paper", **{k: v for k, v in config.items() if k in Settings.names()}})
     value: Any = getattr(settings, first) if first in Settings.names() else config.get(first)
     if value is None and first in Settings.names():
         value = getattr(settings, FOLLOWS[first]) if first in FOLLOWS else "none"

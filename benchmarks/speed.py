@@ -114,6 +114,7 @@ class Cycle:
         self.tuner = rd.SelfTuner(
             task,
             method,
+            preset="paper",
             batch_size=batch,
             response_fraction=response_fraction,
             device=device,

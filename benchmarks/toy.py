@@ -6,6 +6,9 @@
 The second form runs nothing. It draws the picture and writes the summary again from an existing record. If the record
 has no command, the other arguments of this form become its command.
 
+`--problem inverted-dropout` divides by the share that is kept, which H.2 does not. All problems are in
+`benchmarks.common.toy_problems`.
+
 The settings are those of the paper: T_train = 10, T_valid = 1, 100 warm-up steps, fixed σ = 1, RMSProp for λ. The paper
 does not give the momentum of its toy runs. `--momentum` is 0.9 by default, as in all its other experiments. The
 gradients of w₀ and of Θ are clipped at a norm of 1 (`--clip-grad`) for all methods. With σ = 1 the penalty e^(λ+ε) of
@@ -48,7 +51,8 @@ from benchmarks.common.arguments import number, prepare, whole
 from benchmarks.common.looks import LOOKS
 from benchmarks.common.machine import versions
 from benchmarks.common.record import evenly, rounded
-from benchmarks.common.toy_problems import Problem, load, split
+from benchmarks.common.toy_data import load, split
+from benchmarks.common.toy_problems import Problem
 from ray_deltastn.methods import get_method
 from ray_deltastn.training.options import GraphName
 
@@ -89,6 +93,8 @@ def tuner_of(
     momentum: float = 0.9,
     clip_grad: float | None = 1.0,
     graph: GraphName = "on",
+    warmup_steps: int = WARMUP_STEPS,
+    scale_lr: float | None = None,
     **settings: Any,
 ) -> rd.SelfTuner:
     """One run of `SelfTuner` before its start; it makes a single report.
@@ -103,14 +109,17 @@ def tuner_of(
         momentum: momentum of w₀ and Θ.
         clip_grad: largest gradient norm, for w₀ and for Θ separately; None for no clipping.
         graph: see `Settings`; it does not change the numbers.
+        warmup_steps: train steps before the first cycle.
+        scale_lr: learning rate of σ; None keeps σ = 1.
         settings: further options of `SelfTuner`.
     """
-    steps = WARMUP_STEPS + cycles * TRAIN_INTERVAL
+    steps = warmup_steps + cycles * TRAIN_INTERVAL
     of = get_method(method)
     task = problem.task(seed, linearized=of.responds and of.linearized)
     return rd.SelfTuner(
         task,
         of,
+        preset="paper",
         lr=lr,
         hyper_lr=hyper_lr,
         momentum=momentum,
@@ -118,9 +127,10 @@ def tuner_of(
         epochs=steps,
         steps_per_report=steps,
         train_interval=TRAIN_INTERVAL,
-        warmup_steps=WARMUP_STEPS,
+        warmup_steps=warmup_steps,
         clip_grad=clip_grad,
-        tune_scale=False,
+        scale_lr=scale_lr,
+        tune_scale=scale_lr is not None,
         seed=seed,
         device="cpu",
         graph=graph if of.responds else "off",

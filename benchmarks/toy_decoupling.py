@@ -56,8 +56,9 @@ from benchmarks.common.arguments import number, prepare, whole
 from benchmarks.common.looks import LOOKS
 from benchmarks.common.machine import versions
 from benchmarks.common.record import evenly, rounded
+from benchmarks.common.toy_data import load, split
 from benchmarks.common.toy_jacobian import linear_map
-from benchmarks.common.toy_problems import Problem, load, split
+from benchmarks.common.toy_problems import Problem
 from benchmarks.toy import TRAIN_INTERVAL, excursion, rows_per_dim
 from ray_deltastn.methods import Method, get_method
 
@@ -120,6 +121,7 @@ def trajectory(
     tuner = rd.SelfTuner(
         problem.task(seed),
         method,
+        preset="paper",
         lr=lr,
         hyper_lr=hyper_lr,
         momentum=0.9,

@@ -61,8 +61,8 @@ from benchmarks.common.arguments import number, prepare, several, whole
 from benchmarks.common.looks import LOOKS
 from benchmarks.common.machine import versions
 from benchmarks.common.record import rounded
+from benchmarks.common.toy_data import load, split
 from benchmarks.common.toy_jacobian import KINDS, STRENGTH, Exact, learned_hypergradient, learned_jacobian
-from benchmarks.common.toy_problems import load, split
 from ray_deltastn.methods import MethodName
 
 #: Name of a line in the picture → method.
@@ -96,6 +96,7 @@ def measure(exact: Exact, line: str, sigma: float, seed: int, *, steps: int = 20
     tuner = rd.SelfTuner(
         exact.task(seed, sigma, line == "delta-stn"),
         method,
+        preset="paper",
         lr=lr,
         momentum=0.9,
         batch_size=BATCH,

@@ -36,7 +36,7 @@ from ray_deltastn.tune.search.warm_start import KEY, learned
 #: task → (epochs, settings), as in `configs/digits_hybrid.yaml` and in the short runs of `benchmarks.images`.
 TASKS: dict[str, tuple[int, dict[str, Any]]] = {
     "digits-mlp": (40, {"batch_size": 64, "lr": 0.1, "momentum": 0.5, "warmup": 3, "hyper_lr": 0.05}),
-    "fashion-cnn": (8, {"images": 10_000, "preset": "fast"}),
+    "fashion-cnn": (8, {"images": 10_000, "preset": "recommended"}),
 }
 
 #: Paired differences in the summary → their names in the printed text.

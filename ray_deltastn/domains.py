@@ -1,11 +1,13 @@
-"""The domain of one hyperparameter: the fixed map s from the real line, and its inverse (Appendix F).
+"""The domain of one hyperparameter: its initial value, its bounds and its map s from the real line (Appendix F).
 
 | symbol | code    | meaning                                            |
 |--------|---------|----------------------------------------------------|
 | λ      | `lam`   | unconstrained value, any real number               |
 | s(λ)   | `value` | the hyperparameter in its own domain               |
 
-Both maps compute in float64, because float32 cannot resolve 1 − s(15).
+There are two sets of maps, see `ray_deltastn.maps`. `clamped` is the default: `Bounded` and `Integer` use the clamped
+line, and λ of `Positive` stays inside the logarithm of its search range. `open` is the paper's: `Bounded` and `Integer`
+use the sigmoid, and `Positive` has no limits.
 """
 
 from __future__ import annotations
@@ -13,22 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-import torch
-from torch import Tensor
+from ray_deltastn import maps
+from ray_deltastn.maps import Map, MapName
 
-_TINY = torch.finfo(torch.float64).tiny
-
-
-def _softplus_inverse(value: Tensor) -> Tensor:
-    # log(exp(v) - 1) overflows for large v. This form does not overflow, and it loses no digits for small v.
-    value = value.clamp_min(_TINY)
-    return value + torch.log(-torch.expm1(-value))
-
-
-def _softplus(lam: Tensor) -> Tensor:
-    return torch.logaddexp(lam, torch.zeros_like(lam))
+DomainsName = Literal["clamped", "open"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,9 @@ class Hyperparameter:
     """One hyperparameter: its initial value, its domain and its perturbation.
 
     Args:
-        initial: initial value in the hyperparameter's domain, strictly between its bounds.
-        scale: initial perturbation scale σ of the unconstrained value λ, positive.
+        initial: initial value in the hyperparameter's domain. It may be a bound only if the map reaches its bounds.
+        scale: initial perturbation scale σ of the unconstrained value λ, positive. The default is 0.5 for the clamped
+            line, an eighth of the range, and 1 for all other maps.
         per: `"example"` draws one perturbation per example, `"batch"` draws one for the whole minibatch.
         search: range `(low, high)` for black-box search (`HyperSpace.to_tune`). The default is the bounds.
 
@@ -46,7 +39,7 @@ class Hyperparameter:
     """
 
     initial: float
-    scale: float = 1.0
+    scale: float | None = None
     per: Literal["example", "batch"] = "example"
     search: tuple[float, float] | None = None
 
@@ -58,36 +51,45 @@ class Hyperparameter:
         """Lower and upper bound of the domain; an open side has an infinite bound."""
         return -math.inf, math.inf
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ), elementwise, for bounds that broadcast against λ."""
-        return lam
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map s in a set of maps."""
+        return maps.IDENTITY
 
-    @staticmethod
-    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s⁻¹(value), elementwise."""
-        return value
+    def box_in(self, domains: DomainsName) -> tuple[float, float]:
+        """Limits of λ in a set of maps; an open side has an infinite limit."""
+        return -math.inf, math.inf
 
-    def check(self, name: str) -> None:
+    def scale_in(self, domains: DomainsName) -> float:
+        """Initial perturbation scale σ in a set of maps."""
+        return self.map_in(domains).scale if self.scale is None else self.scale
+
+    def check(self, name: str, domains: DomainsName = "clamped") -> None:
         """Check the initial value, the bounds, the scale and the options.
 
         Args:
             name: name of the hyperparameter, for the message.
+            domains: the set of maps.
 
         Raises:
             ValueError: if a rule does not hold.
         """
         low, high = self.bounds
         # A domain has one field for each finite bound and no field for an open side.
-        bounds = {what: getattr(self, what) for what in ("low", "high") if hasattr(self, what)}
-        for what, number in {"initial": self.initial, "scale": self.scale, **bounds}.items():
+        numbers = {what: getattr(self, what) for what in ("initial", "scale", "low", "high") if hasattr(self, what)}
+        if self.scale is None:
+            del numbers["scale"]
+        for what, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise ValueError(f"`{what}` must be a finite number, got {number!r} for '{name}'")
-        if not low < self.initial < high:
-            raise ValueError(
-                f"`low < initial < high` must hold, got low={low}, initial={self.initial}, high={high} for '{name}'"
-            )
-        if not self.scale > 0:
+        self._check_map(name)
+        got = f"got low={low}, initial={self.initial}, high={high} for '{name}'"
+        s = self.map_in(domains)
+        if s.closed and not (low < high and low <= self.initial <= high):
+            raise ValueError(f"`low <= initial <= high` and `low < high` must hold, {got}")
+        if not s.closed and not low < self.initial < high:
+            bound = next((f", whose map ({s.name}) does not reach {b}" for b in (low, high) if b == self.initial), "")
+            raise ValueError(f"`low < initial < high` must hold, {got}{bound}")
+        if self.scale is not None and not self.scale > 0:
             raise ValueError(f"`scale > 0` must hold, got scale={self.scale} for '{name}'")
         if self.per not in ("example", "batch"):
             raise ValueError(f"`per` must be 'example' or 'batch', got {self.per!r} for '{name}'")
@@ -102,6 +104,13 @@ class Hyperparameter:
                     f"`low <= search[0] < search[1] <= high` must hold, "
                     f"got low={low}, search={self.search}, high={high} for '{name}'"
                 )
+        self._check_box(name, domains)
+
+    def _check_map(self, name: str) -> None:
+        """Check the name of the map, if the domain has a choice."""
+
+    def _check_box(self, name: str, domains: DomainsName) -> None:
+        """Check that the initial value is inside the box of λ, if the domain has a box that it may leave."""
 
     def check_value(self, name: str, value: float | Sequence[float]) -> None:
         """Check a constant value, or each value of a schedule.
@@ -145,7 +154,8 @@ class Unbounded(Hyperparameter):
 class Positive(Hyperparameter):
     """A positive number that acts by its order of magnitude, such as weight decay: s(λ) = exp(λ).
 
-    Black-box search covers three decades on each side of the initial value, unless `search` is given.
+    `search` is the range of black-box search, and by default also the range in which s(λ) stays during training. If it
+    is not given, it covers three decades on each side of the initial value. With the maps `open` training has no range.
     """
 
     log_search: ClassVar[bool] = True
@@ -155,15 +165,23 @@ class Positive(Hyperparameter):
         """Zero and infinity."""
         return 0.0, math.inf
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ) = exp(λ)."""
-        return torch.exp(lam)
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map `exp`."""
+        return maps.EXP
 
-    @staticmethod
-    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s⁻¹(value) = log(value)."""
-        return torch.log(value.clamp_min(_TINY))
+    def box_in(self, domains: DomainsName) -> tuple[float, float]:
+        """Logarithm of the search range, or no limits in the maps `open`."""
+        if domains == "open":
+            return -math.inf, math.inf
+        low, high = self.search_range("")
+        return math.log(low), math.log(high)
+
+    def _check_box(self, name: str, domains: DomainsName) -> None:
+        if domains == "clamped" and self.search and not self.search[0] <= self.initial <= self.search[1]:
+            raise ValueError(
+                f"`search[0] <= initial <= search[1]` must hold, because λ stays inside the search range on the "
+                f"clamped maps, got initial={self.initial}, search={self.search} for '{name}'"
+            )
 
     def search_range(self, name: str) -> tuple[float, float]:
         """Range for black-box search: `search` if given, else three decades on each side of the initial value."""
@@ -181,15 +199,9 @@ class LowerBounded(Hyperparameter):
         """`low` and infinity."""
         return self.low, math.inf
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ) = low + log(1 + exp(λ))."""
-        return low + _softplus(lam)
-
-    @staticmethod
-    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s⁻¹(value) = v + log(1 − exp(−v)) with v = value − low."""
-        return _softplus_inverse(value - low)
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map `above`."""
+        return maps.ABOVE
 
 
 @dataclass(frozen=True)
@@ -203,58 +215,72 @@ class UpperBounded(Hyperparameter):
         """Minus infinity and `high`."""
         return -math.inf, self.high
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ) = high − log(1 + exp(−λ)), which increases in λ like the maps of all domains."""
-        return high - _softplus(-lam)
-
-    @staticmethod
-    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s⁻¹(value) = −(v + log(1 − exp(−v))) with v = high − value."""
-        return -_softplus_inverse(high - value)
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map `below`."""
+        return maps.BELOW
 
 
 @dataclass(frozen=True)
 class Bounded(Hyperparameter):
-    """A number between `low` and `high`: s(λ) = low + (high − low)·sigmoid(λ)."""
+    """A number between `low` and `high`, on the clamped line or on the paper's sigmoid.
+
+    On the line s(λ) = low + (high − low)·clamp((λ + 2)/4, 0, 1), and training keeps λ in [−2, 2]. A bound may be the
+    initial value, and a value on a bound can leave it. The sigmoid is s(λ) = low + (high − low)·sigmoid(λ). Its ends
+    are flat: a rate that comes close to a bound is lost, because perturbations of λ change nothing there.
+
+    Args:
+        initial: initial value.
+        scale: initial perturbation scale σ of λ.
+        per: `"example"` or `"batch"`, see `Hyperparameter`.
+        search: range `(low, high)` for black-box search. The default is the bounds.
+        low: lower bound.
+        high: upper bound.
+        map: `"line"` or `"sigmoid"`. By default the run decides: `preset: paper` has the sigmoid, and `recommended` the
+            line.
+    """
 
     low: float = 0.0
     high: float = 1.0
+    map: MapName | None = None
 
     @property
     def bounds(self) -> tuple[float, float]:
         """`low` and `high`."""
         return self.low, self.high
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ) = low + (high − low)·sigmoid(λ)."""
-        return low + (high - low) * torch.sigmoid(lam)
+    def _on_line(self, domains: DomainsName) -> bool:
+        return self.map == "line" or (self.map is None and domains == "clamped")
 
-    @staticmethod
-    def inverse(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s⁻¹(value) = log((value − low) / (high − value))."""
-        return torch.log((value - low).clamp_min(_TINY)) - torch.log((high - value).clamp_min(_TINY))
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map that is given, else `line` in `clamped` and `sigmoid` in `open`."""
+        return maps.LINE if self._on_line(domains) else maps.SIGMOID
+
+    def box_in(self, domains: DomainsName) -> tuple[float, float]:
+        """[−2, 2] for the line, no limits for the sigmoid."""
+        return (-maps.REACH, maps.REACH) if self._on_line(domains) else (-math.inf, math.inf)
+
+    def _check_map(self, name: str) -> None:
+        if self.map not in (None, *get_args(MapName)):
+            raise ValueError(f"`map` must be one of {', '.join(get_args(MapName))}, got {self.map!r} for '{name}'")
 
 
 @dataclass(frozen=True)
 class Integer(Bounded):
-    """A whole number between `low` and `high`: the scaled sigmoid, rounded to the nearest whole number.
+    """A whole number between `low` and `high`: the map of `Bounded`, rounded to the nearest whole number.
 
-    The inverse inverts the sigmoid and ignores the rounding. The rounding passes no gradient. Training does not need
-    one, because gradients reach λ through the response.
+    The inverse ignores the rounding. The rounding passes no gradient. Training does not need one, because gradients
+    reach λ through the response.
     """
 
     integer: ClassVar[bool] = True
 
-    @staticmethod
-    def forward(lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """s(λ) = round(low + (high − low)·sigmoid(λ))."""
-        return Bounded.forward(lam, low, high).round()
+    def map_in(self, domains: DomainsName) -> Map:
+        """The map that is given, else `line` in `clamped` and `sigmoid` in `open`, rounded."""
+        return maps.ROUNDED_LINE if self._on_line(domains) else maps.ROUNDED_SIGMOID
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, domains: DomainsName = "clamped") -> None:
         """Check as for every hyperparameter, and check that the bounds are whole numbers."""
-        super().check(name)
+        super().check(name, domains)
         for what, bound in (("low", self.low), ("high", self.high)):
             if bound != int(bound):
                 raise ValueError(f"`{what}` must be a whole number, got {what}={bound} for '{name}'")

@@ -12,31 +12,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_deltastn.domains import Hyperparameter
+from ray_deltastn.domains import DomainsName, Hyperparameter
+from ray_deltastn.maps import Map
 
-#: Largest |λ| at which `start_from` starts a bounded hyperparameter.
+#: Largest |λ| at which `start_from` and `use` start a hyperparameter whose map is flat on both sides.
 _STEEP = 4.0
+#: Largest σ of a hyperparameter whose λ has a box. On the line the loss of a wide perturbation does not always have a
+#: best σ, and the entropy would then increase σ for ever.
+MOST_SCALE = 2.0
 
 
 class HyperSpace(nn.Module):
     """Named hyperparameters with their unconstrained values λ and perturbation scales σ.
 
     λ and σ are parameters of this module, so `state_dict`, `load_state_dict` and `to` work as for any module.
-    `load_state_dict` refuses the state of another space.
+    `load_state_dict` refuses the state of another space, or of a space with other maps.
 
     Args:
         hyperparameters: one keyword argument per hyperparameter: its name, and a `Bounded`, `Positive`, `Integer`,
             `LowerBounded`, `UpperBounded` or `Unbounded`.
 
     Raises:
-        ValueError: if there is no hyperparameter, or one breaks a rule of its domain (initial value on a bound,
-            σ ≤ 0, …).
+        ValueError: if there is no hyperparameter, or one breaks a rule of its domain (initial value outside of the
+            bounds, σ ≤ 0, …).
         TypeError: if an argument is not a hyperparameter.
 
     Examples:
@@ -52,6 +56,8 @@ class HyperSpace(nn.Module):
     _inverse_order: Tensor
     _bounds: Tensor
     _shared_columns: Tensor
+    _box: Tensor
+    _most_raw_scale: Tensor
 
     def __init__(self, **hyperparameters: Hyperparameter) -> None:
         super().__init__()
@@ -60,29 +66,113 @@ class HyperSpace(nn.Module):
         for name, hyperparameter in hyperparameters.items():
             if not isinstance(hyperparameter, Hyperparameter):
                 raise TypeError(f"`{name}` must be a hyperparameter such as `Bounded(...)`, got {hyperparameter!r}")
-            hyperparameter.check(name)
         self.hyperparameters = dict(hyperparameters)
         self.names = tuple(hyperparameters)
-        kinds = [type(p) for p in hyperparameters.values()]
-        # Columns are grouped by kind, so that s needs one vectorised call per kind for any h.
-        self._kinds: list[type[Hyperparameter]] = sorted(set(kinds), key=lambda kind: kind.__name__)
-        columns = [[i for i, k in enumerate(kinds) if k is kind] for kind in self._kinds]
-        bounds = torch.tensor([p.bounds for p in hyperparameters.values()], dtype=torch.float64)
-        order = [i for group in columns for i in group]
-        inverse_order = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-        self._sizes = [len(group) for group in columns]
-        self._identity_order = order == list(range(len(order)))
-        self.register_buffer("_order", torch.tensor(order), persistent=False)
-        self.register_buffer("_inverse_order", inverse_order, persistent=False)
-        self.register_buffer("_bounds", bounds[order].T.contiguous(), persistent=False)
         shared = [i for i, p in enumerate(hyperparameters.values()) if p.per == "batch"]
         self._shared = shared
         self.register_buffer("_shared_columns", torch.tensor(shared, dtype=torch.long), persistent=False)
-        initial = torch.tensor([p.initial for p in hyperparameters.values()], dtype=torch.float64)
-        scale = torch.tensor([p.scale for p in hyperparameters.values()], dtype=torch.float64)
-        dtype = torch.get_default_dtype()
-        self.lam = nn.Parameter(self.inverse(initial).to(dtype))
-        self.raw_scale = nn.Parameter((scale + torch.log(-torch.expm1(-scale))).to(dtype))
+        self.lam = nn.Parameter(torch.empty(len(hyperparameters)))
+        self.raw_scale = nn.Parameter(torch.empty(len(hyperparameters)))
+        self._arrange("clamped")
+        with torch.no_grad():
+            self.lam.copy_(self._initial())
+            self.raw_scale.copy_(self._initial_raw_scale())
+
+    def _arrange(self, domains: DomainsName) -> None:
+        """Take the maps and the boxes of a set of maps."""
+        rows = list(self.hyperparameters.values())
+        for name, p in self.hyperparameters.items():
+            p.check(name, domains)
+        self.domains = domains
+        used = [p.map_in(domains) for p in rows]
+        # Columns are grouped by map, so that s needs one vectorised call per map for any h.
+        self._maps: list[Map] = sorted(set(used), key=lambda s: s.name)
+        columns = [[i for i, s in enumerate(used) if s is one] for one in self._maps]
+        order = [i for group in columns for i in group]
+        self._sizes = [len(group) for group in columns]
+        self._identity_order = order == list(range(len(order)))
+        boxes = [p.box_in(domains) for p in rows]
+        self._boxed = any(math.isfinite(limit) for box in boxes for limit in box)
+        most = math.log(math.expm1(MOST_SCALE))
+        at: dict[str, Any] = {"device": self.lam.device}
+        buffers = {
+            "_order": torch.tensor(order, **at),
+            "_inverse_order": torch.tensor(sorted(range(len(order)), key=order.__getitem__), **at),
+            "_bounds": torch.tensor([rows[i].bounds for i in order], dtype=torch.float64, **at).T.contiguous(),
+            "_box": torch.tensor(boxes, dtype=self.lam.dtype, **at).T.contiguous(),
+            "_most_raw_scale": torch.tensor(
+                [most if all(map(math.isfinite, box)) else math.inf for box in boxes], dtype=self.lam.dtype, **at
+            ),
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _initial(self) -> Tensor:
+        initial = [p.initial for p in self.hyperparameters.values()]
+        return self.inverse(torch.tensor(initial, dtype=torch.float64, device=self.lam.device)).to(self.lam.dtype)
+
+    def _initial_raw_scale(self) -> Tensor:
+        scale = torch.tensor([p.scale_in(self.domains) for p in self.hyperparameters.values()], dtype=torch.float64)
+        return (scale + torch.log(-torch.expm1(-scale))).to(self.lam.device, self.lam.dtype)
+
+    @torch.no_grad()
+    def use(self, domains: DomainsName) -> None:
+        """Change the set of maps. The values of the hyperparameters stay what they are.
+
+        A value that its new map cannot have, such as a bound of the sigmoid, moves to the nearest value from which
+        training can move it. σ stays, except where it still has the initial scale of the old map.
+
+        Args:
+            domains: `"clamped"` or `"open"`, see `ray_deltastn.domains`.
+
+        Raises:
+            ValueError: if there is no such set of maps, or an initial value breaks a rule of its new map.
+        """
+        if domains not in get_args(DomainsName):
+            raise ValueError(f"`domains` must be one of {', '.join(get_args(DomainsName))}, got {domains!r}")
+        if domains == self.domains:
+            return
+        untouched, scaled = _same(self.lam, self._initial()), _same(self.raw_scale, self._initial_raw_scale())
+        values = self.values()
+        self._arrange(domains)
+        self.lam.copy_(
+            torch.where(untouched, self._initial(), self._startable(self.inverse(values)).to(self.lam.dtype))
+        )
+        self.raw_scale.copy_(torch.where(scaled, self._initial_raw_scale(), self.raw_scale))
+
+    def _startable(self, lam: Tensor) -> Tensor:
+        """λ from which training can move: inside its box, and not far out where s is flat."""
+        flat = [p.map_in(self.domains).flat for p in self.hyperparameters.values()]
+        steep = torch.tensor(
+            [(-_STEEP if low and high else -math.inf, _STEEP if low and high else math.inf) for low, high in flat],
+            dtype=lam.dtype,
+            device=lam.device,
+        ).T
+        return lam.clamp(*steep).clamp(*self._box.to(lam.dtype))
+
+    @torch.no_grad()
+    def keep_inside(self, scale: bool) -> None:
+        """Put λ back into its box, on the device.
+
+        Args:
+            scale: also limit σ of each hyperparameter with a box to `MOST_SCALE`.
+        """
+        if self._boxed:
+            self.lam.clamp_(*self._box)
+            if scale:
+                self.raw_scale.clamp_(max=self._most_raw_scale)
+
+    @torch.no_grad()
+    def keep_inward(self, moment: Tensor) -> None:
+        """Remove the part of an optimiser's moment that would push λ out of its box, where λ is on a limit.
+
+        Args:
+            moment: average of gradients (h,), changed in place; λ moves against it.
+        """
+        if self._boxed:
+            low, high = self._box
+            at_low, at_high = self.lam <= low, self.lam >= high
+            moment.copy_(torch.where((at_low & (moment > 0)) | (at_high & (moment < 0)), 0.0, moment))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,20 +181,18 @@ class HyperSpace(nn.Module):
         # The bounds stay in float64 for every dtype of λ, because s is computed in float64.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._bounds.dtype != torch.float64:
-            rows = list(self.hyperparameters.values())
-            bounds = torch.tensor([rows[i].bounds for i in self._order.tolist()], dtype=torch.float64)
-            self._bounds = bounds.T.contiguous().to(self._order.device)
+            self._arrange(self.domains)
         return self
 
-    def _per_kind(self, which: str, inputs: Tensor) -> Tensor:
+    def _per_map(self, which: str, inputs: Tensor) -> Tensor:
         inputs = inputs.to(torch.float64)
         if not self._identity_order:
             inputs = inputs[..., self._order]
-        if len(self._kinds) == 1:
-            out = getattr(self._kinds[0], which)(inputs, self._bounds[0], self._bounds[1])
+        if len(self._maps) == 1:
+            out = getattr(self._maps[0], which)(inputs, self._bounds[0], self._bounds[1])
         else:
-            parts = zip(self._kinds, inputs.split(self._sizes, -1), self._bounds.split(self._sizes, -1), strict=True)
-            out = torch.cat([getattr(kind, which)(part, low, high) for kind, part, (low, high) in parts], -1)
+            parts = zip(self._maps, inputs.split(self._sizes, -1), self._bounds.split(self._sizes, -1), strict=True)
+            out = torch.cat([getattr(s, which)(part, low, high) for s, part, (low, high) in parts], -1)
         mapped: Tensor = out if self._identity_order else out[..., self._inverse_order]
         return mapped
 
@@ -117,17 +205,17 @@ class HyperSpace(nn.Module):
         Returns:
             Values (…, h) in float64.
         """
-        return self._per_kind("forward", self.lam if lam is None else lam)
+        return self._per_map("forward", self.lam if lam is None else lam)
 
     def inverse(self, values: Tensor) -> Tensor:
         """s⁻¹(values), unconstrained values (…, h) in float64; they are finite on a bound too."""
-        return self._per_kind("inverse", values)
+        return self._per_map("inverse", values)
 
     def start_from(self, values: Mapping[str, float], scale: Mapping[str, float] | None = None) -> None:
         """Set the values and the perturbation scales of some hyperparameters, for example to those of an earlier run.
 
-        The other hyperparameters do not change. λ of a bounded hyperparameter is clamped to [−4, 4], because s is so
-        flat outside this interval that training cannot move λ.
+        The other hyperparameters do not change. λ is put into its box. λ on the sigmoid is clamped to [−4, 4], because
+        s is so flat outside this interval that training cannot move λ.
 
         Args:
             values: name → value in its domain.
@@ -144,11 +232,10 @@ class HyperSpace(nn.Module):
             if not (math.isfinite(sigma) and sigma > 0):
                 raise ValueError(f"`scale > 0` must hold, got {sigma} for '{name}'")
         with torch.no_grad():
-            for i, (name, hyperparameter) in enumerate(self.hyperparameters.items()):
+            for i, name in enumerate(self.names):
                 if name in values:
                     everywhere = torch.full((len(self),), float(values[name]), dtype=torch.float64)
-                    lam = self.inverse(everywhere.to(self.lam.device))[i]
-                    self.lam[i] = lam.clamp(-_STEEP, _STEEP) if all(map(math.isfinite, hyperparameter.bounds)) else lam
+                    self.lam[i] = self._startable(self.inverse(everywhere.to(self.lam.device)))[i]
                 if name in scale:
                     self.raw_scale[i] = scale[name] + math.log(-math.expm1(-scale[name]))
 
@@ -264,11 +351,13 @@ class HyperSpace(nn.Module):
         return {name: getattr(tune, kind)(low, high) for name, (kind, low, high) in self.search_ranges().items()}
 
     def fingerprint(self) -> dict[str, str]:
-        """Description that a loaded state must match: name → position, kind, bounds and `per`."""
-        return {
-            name: f"{place}: {type(p).__name__}{p.bounds} per {p.per}"
-            for place, (name, p) in enumerate(self.hyperparameters.items())
-        }
+        """Description that a loaded state must match: name → position, kind, bounds, map, box of λ and `per`."""
+        found = {}
+        for place, (name, p) in enumerate(self.hyperparameters.items()):
+            low, high = p.box_in(self.domains)
+            box = f" in ({low:g}, {high:g})" if math.isfinite(low) or math.isfinite(high) else ""
+            found[name] = f"{place}: {type(p).__name__}{p.bounds}, map {p.map_in(self.domains).name}{box}, per {p.per}"
+        return found
 
     def get_extra_state(self) -> dict[str, str]:
         """Fingerprint, which `state_dict` saves with the state."""
@@ -280,5 +369,15 @@ class HyperSpace(nn.Module):
         Raises:
             ValueError: if the state belongs to another space.
         """
-        if state != self.fingerprint():
-            raise ValueError(f"`state` must come from the same space, got {state} for the space {self.fingerprint()}")
+        own = self.fingerprint()
+        for name in own.keys() | state.keys():
+            if state.get(name) != own.get(name):
+                raise ValueError(
+                    f"`state` must come from the same space with the same maps, got {state.get(name)!r} for '{name}', "
+                    f"here {own.get(name)!r}"
+                )
+
+
+def _same(found: Tensor, initial: Tensor) -> Tensor:
+    """Whether parameters still have their initial values, also after a conversion from float32 to float64."""
+    return torch.isclose(found, initial, rtol=4 * torch.finfo(torch.float32).eps, atol=0.0)

@@ -34,16 +34,18 @@ TASKS = ("mnist-mlp", "fashion-cnn", "cifar10-resnet18")
 LEARNED = tuple(name for name, method in METHODS.items() if method.responds or not method.tunes)
 #: Options by name.
 VARIANTS = {
-    "paper": {},
-    "fast": {"preset": "fast", "warmup": 0},
+    "paper": {"preset": "paper"},
+    "recommended": {},
+    "estimators": {"response_fraction": 0.5, "antithetic": True, "perturbations": 2, "hyper_pass": "network"},
     "channels_last": {"channels_last": True},
     "others": {"optimizer": "adam", "tune_scale": False, "clip_grad": None},
 }
 #: Every method on every network; options that have nothing to do with its layers on the smallest.
 RUNS = [
     *(f"{task} {method} paper" for task in TASKS for method in LEARNED),
-    *(f"mnist-mlp {method} fast" for method in LEARNED),
-    *(f"{task} delta-stn {name}" for task in TASKS[1:] for name in ("fast", "channels_last")),
+    *(f"mnist-mlp {method} recommended" for method in LEARNED),
+    *(f"{task} delta-stn {name}" for task in TASKS[1:] for name in ("recommended", "estimators", "channels_last")),
+    "mnist-mlp delta-stn estimators",
     "mnist-mlp delta-stn others",
 ]
 #: What a cycle must not do, and the check must see.
@@ -147,7 +149,10 @@ def module_to(self, *args, **kwargs):
                 module._parameters[name] = nn.Parameter(data, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(*args, **kwargs)
+                # A dtype is for floating-point numbers only, and a space keeps its bounds in float64.
+                kept = not buffer.is_floating_point() or name == "_bounds"
+                there = buffer.to(*args, **kwargs)
+                module._buffers[name] = there.to(buffer.dtype) if kept else there
     return self
 
 

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "ray_deltastn"
 #: Module or folder → floor.
 FLOORS = {
     "_version": 0,
+    "maps": 0,
     "domains": 0,
     "space": 0,
     "response": 1,

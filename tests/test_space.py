@@ -1,13 +1,16 @@
 """Domains, λ, σ, perturbations and their entropy."""
 
+import copy
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 import ray_deltastn as rd
 from ray_deltastn.domains import Bounded, Integer, LowerBounded, Positive, Unbounded, UpperBounded
-from ray_deltastn.space import HyperSpace
+from ray_deltastn.space import MOST_SCALE, HyperSpace
 
 DOMAINS = {
     "unbounded": Unbounded(0.5),
@@ -16,19 +19,39 @@ DOMAINS = {
     "upper": UpperBounded(1.0, high=3.0),
     "bounded": Bounded(0.05, low=0.0, high=0.95),
     "bounded-shifted": Bounded(0.0, low=-5.0, high=20.0),
+    "bounded-inexact": Bounded(0.1, low=0.03, high=0.29),  # 0.03 + (0.29 − 0.03) is above 0.29 in float64
     "integer": Integer(4, low=0, high=24),
 }
 CONTINUOUS = [name for name, domain in DOMAINS.items() if not domain.integer]
+BOUNDED = [name for name, domain in DOMAINS.items() if isinstance(domain, Bounded)]
+SIGMOID_2 = torch.sigmoid(torch.tensor(2.0, dtype=torch.float64)).item()
 ALL = pytest.mark.parametrize("name", DOMAINS)
+SETS = pytest.mark.parametrize("domains", ["clamped", "open"])
 
 
-def one(name):
-    return HyperSpace(p=DOMAINS[name])
+def one(name, domains="clamped"):
+    return using(domains, p=DOMAINS[name])
 
 
-def mixed():
+def using(domains, **hyperparameters):
+    space = HyperSpace(**hyperparameters)
+    space.use(domains)
+    return space
+
+
+def on_line(domain, domains):
+    return isinstance(domain, Bounded) and (domain.map == "line" or (domain.map is None and domains == "clamped"))
+
+
+def reach(name, domains, most):
+    """Largest |λ| at which s is not constant, at most `most`."""
+    return min(most, 2.0) if on_line(DOMAINS[name], domains) else most
+
+
+def mixed(domains="clamped"):
     """Hyperparameters whose order is not the order of kinds inside the space; two have the same kind."""
-    return HyperSpace(
+    return using(
+        domains,
         u=Unbounded(-0.3),
         b=Bounded(0.3, scale=0.5, low=0.0, high=0.95),
         i=Integer(2, low=0, high=4),
@@ -42,10 +65,11 @@ def mixed():
 # --- s and its inverse ---------------------------------------------------------------------------------------------
 
 
-def by_hand(domain, lam):
+def by_hand(domain, lam, domains):
     """s(λ) in Python's own floats (Eqn. F.1)."""
     if isinstance(domain, Bounded):
-        value = domain.low + (domain.high - domain.low) / (1 + math.exp(-lam))
+        share = min(max((lam + 2) / 4, 0.0), 1.0) if on_line(domain, domains) else 1 / (1 + math.exp(-lam))
+        value = domain.low + (domain.high - domain.low) * share
         return float(round(value)) if domain.integer else value
     if isinstance(domain, Positive):
         return math.exp(lam)
@@ -56,67 +80,103 @@ def by_hand(domain, lam):
     return lam
 
 
+@SETS
 @ALL
-def test_values_equal_the_formula(name):
+def test_values_equal_the_formula(name, domains):
     lam = torch.linspace(-20, 20, 83, dtype=torch.float64)
-    values = one(name).values(lam[:, None])[:, 0]
-    expected = torch.tensor([by_hand(DOMAINS[name], x) for x in lam.tolist()], dtype=torch.float64)
+    values = one(name, domains).values(lam[:, None])[:, 0]
+    expected = torch.tensor([by_hand(DOMAINS[name], x, domains) for x in lam.tolist()], dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=1e-13, atol=1e-13)
 
 
+@SETS
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_round_trip_through_values_keeps_float32_lambda(name):
-    lam = torch.linspace(-15, 15, 301)[:, None]
-    space = one(name)
+def test_round_trip_through_values_keeps_float32_lambda(name, domains):
+    most = reach(name, domains, 15)
+    lam = torch.linspace(-most, most, 301)[:, None]
+    space = one(name, domains)
     back = space.inverse(space.values(lam))
     torch.testing.assert_close(back, lam.double(), rtol=1e-4, atol=1e-9)
+    if on_line(DOMAINS[name], domains):
+        assert torch.equal(back.float(), lam)  # to the bit
 
 
+@SETS
 @ALL
-def test_values_are_finite_and_inside_for_any_lambda(name):
+def test_values_are_finite_and_inside_for_any_lambda(name, domains):
     low, high = DOMAINS[name].bounds
-    values = one(name).values(torch.linspace(-80, 80, 641)[:, None])
+    values = one(name, domains).values(torch.linspace(-80, 80, 641)[:, None])
     assert values.isfinite().all()
-    assert ((values >= low) & (values <= high)).all()
+    # The paper's sigmoid may be one rounding error above its upper bound, where it is saturated.
+    tiny = 1e-15 if domains == "open" else 0.0
+    assert ((values >= low) & (values <= high + tiny)).all()
 
 
+@SETS
 @ALL
-def test_inverse_is_finite_at_the_bounds(name):
-    space = one(name)
+def test_inverse_is_finite_at_the_bounds(name, domains):
+    space = one(name, domains)
     for bound, sign in zip(DOMAINS[name].bounds, (-1, 1), strict=True):
         if math.isfinite(bound):
             lam = space.inverse(torch.tensor([bound], dtype=torch.float64))
             assert lam.isfinite().all()
-            assert sign * lam.item() > 15
+            assert sign * lam.item() == 2.0 if on_line(DOMAINS[name], domains) else sign * lam.item() > 15
             assert space.values(lam).isfinite().all()
 
 
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_line_reaches_its_bounds_exactly(name):
+    domain, space = DOMAINS[name], one(name)
+    for lam, bound in ((-2.0, domain.low), (-3.0, domain.low), (2.0, domain.high), (3.0, domain.high)):
+        assert space.values(torch.tensor([lam])).item() == bound
+    for bound in domain.bounds:
+        space.start_from({"p": bound})
+        value = space.values().item()
+        assert value == bound
+        assert space.fixed_values({"p": value}).item() == bound  # a value on a bound is a valid constant
+
+
+@SETS
 @ALL
-def test_values_increase_with_lambda(name):
-    steps = one(name).values(torch.linspace(-15, 15, 301)[:, None])[:, 0].diff()
+def test_values_increase_with_lambda(name, domains):
+    most = reach(name, domains, 15)
+    steps = one(name, domains).values(torch.linspace(-most, most, 301)[:, None])[:, 0].diff()
     assert (steps >= 0).all()
     if name in CONTINUOUS:
         assert (steps > 0).all()
 
 
+@SETS
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_derivatives_pass_gradcheck(name):
-    space = one(name)
-    lam = torch.linspace(-6, 6, 13, dtype=torch.float64)[:, None].requires_grad_()
+def test_derivatives_pass_gradcheck(name, domains):
+    space = one(name, domains)
+    most = reach(name, domains, 6) - 0.1  # finite differences need both sides
+    lam = torch.linspace(-most, most, 13, dtype=torch.float64)[:, None].requires_grad_()
     assert torch.autograd.gradcheck(space.values, lam)
     values = space.values(lam).detach().requires_grad_()
     assert torch.autograd.gradcheck(space.inverse, values, eps=1e-8, atol=1e-4)
 
 
-@ALL
-def test_derivatives_are_finite_for_large_lambda(name):
-    lam = torch.linspace(-80, 80, 161)[:, None].requires_grad_()
+@pytest.mark.parametrize("name", [name for name in BOUNDED if name in CONTINUOUS])
+def test_the_line_has_one_slope_in_its_box(name):
+    lam = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None].requires_grad_()
     (slope,) = torch.autograd.grad(one(name).values(lam).sum(), lam)
+    low, high = DOMAINS[name].bounds
+    torch.testing.assert_close(slope, torch.full_like(slope, (high - low) / 4), rtol=1e-12, atol=0)
+
+
+@SETS
+@ALL
+def test_derivatives_are_finite_for_large_lambda(name, domains):
+    lam = torch.linspace(-80, 80, 161)[:, None].requires_grad_()
+    (slope,) = torch.autograd.grad(one(name, domains).values(lam).sum(), lam)
     assert slope.isfinite().all()
     assert (slope >= 0).all()
 
 
-@pytest.mark.parametrize("domain", [LowerBounded(1.0), UpperBounded(-1.0), Bounded(0.5), Positive(1.0)])
+@pytest.mark.parametrize(
+    "domain", [LowerBounded(1.0), UpperBounded(-1.0), Bounded(0.5, map="sigmoid"), Positive(1.0)], ids=str
+)
 def test_tails_towards_zero_keep_their_relative_precision(domain):
     sign = -1.0 if isinstance(domain, UpperBounded) else 1.0  # each tail falls off like exp(−|λ|)
     value = HyperSpace(p=domain).values(torch.tensor([-60.0 * sign], dtype=torch.float64))
@@ -128,25 +188,37 @@ def test_softplus_domains_are_finite_where_exp_overflows():
     assert space.values(torch.tensor([1000.0, -1000.0])).tolist() == [1000.0, -1000.0]
 
 
-def test_integer_is_whole_inside_and_reaches_both_bounds():
-    values = one("integer").values(torch.linspace(-15, 15, 4001)[:, None])
+@SETS
+def test_integer_is_whole_inside_and_reaches_both_bounds(domains):
+    values = one("integer", domains).values(torch.linspace(-15, 15, 4001)[:, None])
     assert torch.equal(values, values.round())
     assert sorted(set(values[:, 0].tolist())) == list(range(25))
 
 
+@SETS
 @ALL
-def test_a_space_starts_at_the_initial_values(name):
-    assert one(name).values().item() == pytest.approx(DOMAINS[name].initial, rel=1e-5, abs=1e-6)
+def test_a_space_starts_at_the_initial_values(name, domains):
+    assert one(name, domains).values().item() == pytest.approx(DOMAINS[name].initial, rel=1e-5, abs=1e-6)
 
 
-def test_columns_keep_their_order_among_mixed_kinds():
-    space = mixed()
+@SETS
+@pytest.mark.parametrize("which", ["line", "sigmoid"])
+def test_a_given_map_overrides_both_sets(which, domains):
+    space = using(domains, a=Bounded(0.3, map=which), n=Integer(3, low=0, high=8, map=which))
+    assert {s.name for s in space._maps} == {which, f"rounded {which}"}
+    assert space.values(torch.tensor([2.0, 2.0])).tolist() == ([1.0, 8.0] if which == "line" else [SIGMOID_2, 7.0])
+    assert space.scale.tolist() == pytest.approx([0.5 if which == "line" else 1.0] * 2)
+
+
+@SETS
+def test_columns_keep_their_order_among_mixed_kinds(domains):
+    space = mixed(domains)
     assert space.names == ("u", "b", "i", "p", "c", "low", "up")
-    lam = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lam = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(-2, 2)
     values = space.values(lam)
     assert values.shape == lam.shape
     for column, domain in enumerate(space.hyperparameters.values()):
-        expected = [by_hand(domain, x) for x in lam[..., column].flatten().tolist()]
+        expected = [by_hand(domain, x, domains) for x in lam[..., column].flatten().tolist()]
         assert values[..., column].flatten().tolist() == pytest.approx(expected, rel=1e-13)
     whole = space.names.index("i")
     back = space.inverse(values)
@@ -162,6 +234,133 @@ def test_named_gives_each_hyperparameter_its_column():
     assert tuple(named) == space.names
     assert all(torch.equal(named[name], values[:, i]) for i, name in enumerate(space.names))
     assert all(value.shape == () for value in space.named(space.values()).values())
+
+
+# --- sets of maps --------------------------------------------------------------------------------------------------
+
+
+def in_place(space, **values):
+    """The space with λ of some hyperparameters moved, and σ of all."""
+    space.start_from(values)
+    with torch.no_grad():
+        space.raw_scale += 0.1
+    return space
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_space_that_changes_its_maps_starts_as_one_made_with_them(dtype):
+    space = mixed()
+    clamped = space.lam.detach().clone(), space.raw_scale.detach().clone()
+    space = space.to(dtype)
+    space.use("open")
+    direct = HyperSpace(
+        **{
+            name: replace(p, map="sigmoid") if isinstance(p, Bounded) else p
+            for name, p in space.hyperparameters.items()
+        }
+    )
+    assert torch.equal(space.lam.float(), direct.lam)
+    assert torch.equal(space.raw_scale.float(), direct.raw_scale)
+    space.use("clamped")
+    assert torch.equal(space.lam.float(), clamped[0])
+    assert torch.equal(space.raw_scale.float(), clamped[1])
+
+
+@pytest.mark.parametrize(("first", "second"), [("clamped", "open"), ("open", "clamped")])
+def test_a_change_of_maps_keeps_values_and_scales_that_have_changed(first, second):
+    space = in_place(mixed(first), u=0.7, b=0.1, i=3, p=0.02, c=9.0, low=1.2, up=-0.4)
+    values, scale = space.values().tolist(), space.scale.clone()
+    space.use(second)
+    assert space.values().tolist() == pytest.approx(values, rel=1e-5)
+    assert torch.equal(space.scale, scale)
+    assert space.domains == second
+
+
+def test_a_change_of_maps_replaces_only_scales_that_are_untouched():
+    space = HyperSpace(a=Bounded(0.3), b=Bounded(0.3), c=Bounded(0.3, scale=0.7))
+    space.start_from({}, scale={"b": 0.6})
+    space.use("open")
+    assert space.scale.tolist() == pytest.approx([1.0, 0.6, 0.7])
+    space.use("clamped")
+    assert space.scale.tolist() == pytest.approx([0.5, 0.6, 0.7])
+
+
+def test_a_value_on_a_bound_moves_to_where_the_sigmoid_is_not_flat():
+    space = HyperSpace(a=Bounded(0.3, high=0.9), b=Bounded(0.3, high=0.9), n=Integer(1, low=0, high=4))
+    space.start_from({"a": 0.0, "b": 0.9, "n": 4})
+    assert space.lam.tolist() == [-2.0, 2.0, 2.0]
+    space.use("open")
+    assert space.lam.tolist() == [-4.0, 4.0, 4.0]
+
+
+def test_a_positive_value_outside_its_search_range_moves_into_it():
+    space = using("open", p=Positive(1e-3, search=(1e-5, 1e-1)))
+    space.start_from({"p": 1e-9})
+    assert space.values().item() == pytest.approx(1e-9, rel=1e-5)
+    space.use("clamped")
+    assert space.values().item() == pytest.approx(1e-5, rel=1e-5)
+
+
+def test_a_change_of_maps_names_the_initial_value_that_the_new_map_cannot_have():
+    space = HyperSpace(a=Bounded(0.3), culprit=Bounded(0.9, high=0.9))
+    before = space.state_dict()
+    with pytest.raises(ValueError, match=r"initial=0.9, high=0.9 for 'culprit', .*sigmoid.* does not reach 0.9"):
+        space.use("open")
+    assert space.domains == "clamped"
+    space.load_state_dict(before)
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.95])
+def test_a_bound_may_be_the_initial_value_on_the_line(initial):
+    assert HyperSpace(a=Bounded(initial, high=0.95)).values().item() == initial
+
+
+def test_lambda_is_put_back_into_its_box():
+    space = mixed()
+    for far, expected in ((-50.0, [-50.0, 0.0, 0.0, 1e-5, 5.0]), (50.0, [50.0, 0.95, 4.0, 10.0, 10.0])):
+        with torch.no_grad():
+            space.lam.fill_(far)
+        space.keep_inside(scale=True)
+        assert space.values()[:5].tolist() == pytest.approx(expected, rel=1e-5)
+        assert space.lam[5:].tolist() == [far, far]  # hyperparameters without a box
+
+
+def test_open_maps_limit_neither_lambda_nor_sigma():
+    space = mixed("open")
+    with torch.no_grad():
+        space.lam.fill_(50.0)
+        space.raw_scale.fill_(5.0)
+    space.keep_inside(scale=True)
+    assert (space.lam == 50).all()
+    assert (space.raw_scale == 5).all()
+
+
+def test_sigma_of_hyperparameters_with_a_box_is_limited():
+    space = mixed()
+    with torch.no_grad():
+        space.raw_scale.fill_(5.0)
+    space.keep_inside(scale=False)
+    assert (space.raw_scale == 5).all()  # σ is not tuned
+    space.keep_inside(scale=True)
+    boxed = [name in ("b", "i", "p", "c") for name in space.names]
+    assert space.scale[boxed].tolist() == pytest.approx([MOST_SCALE] * 4)
+    assert (space.raw_scale[[not one for one in boxed]] == 5).all()
+
+
+def test_a_moment_that_pushes_out_of_the_box_is_removed():
+    space = HyperSpace(**{name: Bounded(0.5) for name in "abcdef"}, u=Unbounded(0.0))
+    with torch.no_grad():
+        space.lam.copy_(torch.tensor([-2.0, -2.0, 2.0, 2.0, 0.0, -1.999, -9.0]))
+    moment = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.0])  # λ moves against it
+    space.keep_inward(moment)
+    assert moment.tolist() == [0.0, -1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_spaces_can_be_copied_and_pickled():
+    space = mixed("open")
+    for again in (copy.deepcopy(space), pickle.loads(pickle.dumps(space))):
+        assert torch.equal(again.values(), space.values())
+        assert again.fingerprint() == space.fingerprint()
 
 
 # --- perturbations -------------------------------------------------------------------------------------------------
@@ -183,9 +382,12 @@ def test_perturbations_are_independent_normals_of_the_given_scales():
     assert (tails - 0.05).abs().max() < 4 * (0.05 * 0.95 / rows) ** 0.5
 
 
-def test_scale_starts_at_the_given_scale():
-    scales = [p.scale for p in mixed().hyperparameters.values()]
-    assert mixed().scale.tolist() == pytest.approx(scales, rel=1e-6)
+@pytest.mark.parametrize(
+    ("domains", "scales"),
+    [("clamped", [1.0, 0.5, 0.5, 2.0, 0.5, 1.0, 1.0]), ("open", [1.0, 0.5, 1.0, 2.0, 1.0, 1.0, 1.0])],
+)
+def test_scale_starts_at_the_given_scale_or_at_that_of_the_map(domains, scales):
+    assert mixed(domains).scale.tolist() == pytest.approx(scales, rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 30.0, 1e3])
@@ -211,7 +413,8 @@ def test_per_batch_hyperparameters_have_one_perturbation_per_batch():
     shared = [i for i, p in enumerate(space.hyperparameters.values()) if p.per == "batch"]
     assert len(set(eps[0, shared].tolist())) == len(shared)
     draws = torch.stack([space.sample(3, generator)[0, shared] for _ in range(2000)]).detach()
-    assert (draws.std(0) - 1).abs().max() < 4 / 4000**0.5
+    z = draws / space.scale.detach()[shared]
+    assert (z.std(0) - 1).abs().max() < 4 / 4000**0.5
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6])
@@ -328,8 +531,14 @@ def test_an_open_domain_without_range_cannot_be_searched():
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        (Bounded(0.0, low=0.0, high=0.95), r"`low < initial < high` must hold, got low=0.0, initial=0.0, high=0.95"),
-        (Bounded(0.95, low=0.0, high=0.95), "initial=0.95"),
+        (Bounded(-0.1, high=0.95), r"`low <= initial <= high` .* must hold, got low=0.0, initial=-0.1, high=0.95"),
+        (Bounded(0.96, high=0.95), "initial=0.96"),
+        (Bounded(0.5, low=0.5, high=0.5), "`low < high`"),
+        (Bounded(0.0, high=0.95, map="sigmoid"), r"initial=0.0, .* whose map \(sigmoid\) does not reach 0.0"),
+        (Bounded(0.95, high=0.95, map="sigmoid"), r"`low < initial < high` .* does not reach 0.95"),
+        (Integer(0, low=0, high=4, map="sigmoid"), "does not reach 0"),
+        (Bounded(0.5, map="logit"), "`map` must be one of line, sigmoid, got 'logit'"),
+        (Positive(1.0, search=(1e-3, 1e-1)), r"`search\[0\] <= initial <= search\[1\]`"),
         (Bounded(2.0, low=0.0, high=1.0), "initial=2.0"),
         (Bounded(0.5, low=1.0, high=0.0), "low=1.0"),
         (Positive(0.0), "initial=0.0"),
@@ -388,6 +597,31 @@ def test_state_round_trip(tmp_path):
 def test_state_of_another_space_is_refused(other):
     with pytest.raises((ValueError, RuntimeError), match="same space"):
         HyperSpace(a=Bounded(0.1)).load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(("first", "second"), [("clamped", "open"), ("open", "clamped")])
+@pytest.mark.parametrize(
+    ("domain", "texts"),
+    [
+        (Bounded(0.3, high=0.95), {"clamped": r"map line in \(-2, 2\)", "open": "map sigmoid, "}),
+        (Integer(2, low=0, high=4), {"clamped": r"map rounded line in \(-2, 2\)", "open": "map rounded sigmoid, "}),
+        (Positive(1.0, search=(0.1, 10.0)), {"clamped": r"map exp in \(-2.30259, 2.30259\)", "open": "map exp, "}),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_state_of_a_space_with_other_maps_is_refused_with_both_maps(domain, texts, first, second):
+    state = using(first, u=Unbounded(0.0), culprit=domain).state_dict()
+    own = using(second, u=Unbounded(0.0), culprit=domain)
+    with pytest.raises(ValueError, match=f"same maps, got .*{texts[first]}.* for 'culprit', here .*{texts[second]}"):
+        own.load_state_dict(state)
+
+
+@SETS
+def test_state_of_an_older_version_which_does_not_name_its_map_is_refused(domains):
+    space = using(domains, rate=Bounded(0.3, high=0.95))
+    state = {**space.state_dict(), "_extra_state": {"rate": "0: Bounded(0.0, 0.95) per example"}}
+    with pytest.raises(ValueError, match=r"got '0: Bounded\(0.0, 0.95\) per example' for 'rate', here .*map "):
+        space.load_state_dict(state)
 
 
 def test_state_with_the_same_hyperparameters_in_another_order_is_refused():

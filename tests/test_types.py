@@ -14,7 +14,8 @@ from typing_extensions import Never, get_type_hints
 
 from ray_deltastn.methods import METHODS, MethodName
 from ray_deltastn.training.options import Options, OptionsOf, PresetName
-from ray_deltastn.training.settings import PRESETS, Settings
+from ray_deltastn.training.presets import PRESETS
+from ray_deltastn.training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,12 +20,12 @@ APART = 50
 
 
 def tuner_of(config: dict[str, Any], **changes: Any) -> rd.SelfTuner:
-    """A run of a configuration; `changes` replace its settings."""
+    """A run of a configuration, with `preset: paper` unless it has another; `changes` replace its settings."""
     torch.manual_seed(config["seed"])
     options = {name: config[name] for name in Settings.names() if name in config}
     task = build_task(config)
     task.test = None  # it is not used here, and its evaluation would take longer than the steps
-    return rd.SelfTuner(task, **{**options, **changes})
+    return rd.SelfTuner(task, **{"preset": "paper", **options, **changes})
 
 
 def check(tuner: rd.SelfTuner) -> None:

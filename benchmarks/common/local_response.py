@@ -5,9 +5,10 @@ steps of SGD with momentum on the quadratic model with the Hessian H of L_T, the
 
     d_N = −⟨z_N, m⟩,    v_{t+1} = μ v_t + H z_t − b,    z_{t+1} = z_t − α v_{t+1},    z_0 = v_0 = 0,    b = ∇_w L_V(w₀).
 
-This is Eqn. 2.2 with the series for H⁻¹b truncated after N steps. At a minimum, and with a stable step size, it
-converges to Eqn. 2.2 for N → ∞. Elsewhere H has negative eigenvalues. Along them z_N grows in the same way as the
-distance between two trainings. H is symmetric, so one series is enough for all hyperparameters.
+This is the response gradient of Eqn. 2.4, with the inverse of Eqn. 2.3 as a series for H⁻¹b that is truncated after N
+steps. At a minimum, and with a stable step size, it converges to Eqn. 2.4 for N → ∞. Elsewhere H has negative
+eigenvalues. Along them z_N grows in the same way as the distance between two trainings. H is symmetric, so one series
+is enough for all hyperparameters.
 
 A mask has no derivative with respect to its rate. So m is a central difference in λ, with the same random numbers on
 both sides. H and m are computed on a part of the training images. Another seed draws other images and masks.

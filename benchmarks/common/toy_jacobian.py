@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import ray_deltastn as rd
-from benchmarks.common.toy_problems import Data, JacobianNorm, Problem
+from benchmarks.common.toy_data import Data
+from benchmarks.common.toy_problems import JacobianNorm, Problem
 
 KINDS = ("ridge", "network")
 #: Strength g of the penalty at the initial λ.

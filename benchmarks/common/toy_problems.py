@@ -1,42 +1,46 @@
 """The toy problems of Appendix H.1, as tasks and in closed form.
 
-All three problems have the inner objective of a ridge regression in the linear map v that the network computes,
+All problems have a quadratic inner objective in the linear map v that the network computes,
 
-    L_T(λ, v) = 1/(2n)·‖Xv − t‖² + ½·g(λ)·Σ_j D_j v_j²,      L_V(v) = 1/(2m)·‖X_valid v − t_valid‖²,
+    L_T(λ, v) = 1/(2n)·‖q(λ)·Xv − t‖² + ½·g(λ)·Σ_j D_j v_j²,      L_V(v) = 1/(2m)·‖X_valid v − t_valid‖²,
 
-so that v*(λ) = A(λ)⁻¹Xᵀt/n with A(λ) = XᵀX/n + g(λ)·diag(D), and dv*/dλ = −g'(λ)·A(λ)⁻¹(D ⊙ v*).
+so that v*(λ) = A(λ)⁻¹·q(λ)·c with A(λ) = q(λ)²·C + g(λ)·diag(D), C = XᵀX/n and c = Xᵀt/n, and
 
-| problem                | s(λ)         | g(λ)         | D            | v                          |
-|------------------------|--------------|--------------|--------------|----------------------------|
-| `ridge` (H.1)          | e^λ          | e^λ/n        | 1            | weights of the layer       |
-| `ridge`, undivided     | e^λ          | e^λ          | 1            | the same (Figure 8)        |
-| `dropout` (H.2)        | 0.95·sig(λ)  | s/(1 − s)    | diag(XᵀX)/n  | the same                   |
-| `jacobian` (H.4)       | e^λ          | e^λ          | 1            | product of all six layers  |
+    dv*/dλ = A(λ)⁻¹ [q'(λ)·c − 2·q(λ)·q'(λ)·C v* − g'(λ)·(D ⊙ v*)].
+
+| problem                | s(λ)         | q(λ)  | g(λ)         | D            | v                          |
+|------------------------|--------------|-------|--------------|--------------|----------------------------|
+| `ridge` (H.1)          | e^λ          | 1     | e^λ/n        | 1            | weights of the layer       |
+| `ridge`, undivided     | e^λ          | 1     | e^λ          | 1            | the same (Figure 8)        |
+| `dropout` (H.2)        | 0.95·sig(λ)  | 1 − s | s·(1 − s)    | diag(XᵀX)/n  | the same                   |
+| `inverted-dropout`     | 0.95·sig(λ)  | 1     | s/(1 − s)    | diag(XᵀX)/n  | the same                   |
+| `jacobian` (H.4)       | e^λ          | 1     | e^λ          | 1            | product of all six layers  |
+
+`dropout` is H.2 as printed: training multiplies X by a mask R and does not divide by the share that is kept, and H.3
+evaluates the same weights on whole rows. So a large rate does not shrink v*: it tends to diag(D)⁻¹c, one regression per
+feature. H.2 prints R ~ Bern(λ), and its text calls λ the dropout rate. We take s(λ) as the share that is set to zero.
+`inverted-dropout` divides by 1 − s in training, as `nn.Dropout` does. Its expected objective is a ridge penalty.
 
 | symbol         | code           | shape            |
 |----------------|----------------|------------------|
 | λ              | `lam`          | (…,)             |
 | X, t           | `x`, `t`       | (n, d), (n,)     |
 | X_valid, t_valid | `x_valid`, `t_valid` | (m, d), (m,) |
+| C, c, D        | `covariance`, `correlation`, `diagonal` | (d, d), (d,), (d,) |
 | v*(λ), dv*/dλ  | `best_response`, `response_jacobian` | (…, d) |
 """
 
 from __future__ import annotations
 
 import math
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ray_deltastn as rd
+from benchmarks.common.toy_data import Data
 from ray_deltastn.response import Weights
 
 #: Data sets with fewer points use minibatches of 10 and an initial penalty of 1; the others use 100 and 50 (H.1).
@@ -48,102 +52,20 @@ MOST_DROPOUT = 0.95
 HIDDEN_LAYERS = 5
 
 
-@dataclass(frozen=True)
-class Data:
-    """One regression data set, split, and standardised on its training part; all tensors are float64."""
-
-    name: str
-    x: Tensor
-    t: Tensor
-    x_valid: Tensor
-    t_valid: Tensor
-
-    @property
-    def points(self) -> int:
-        """Number of training and validation rows together, which H.1 counts."""
-        return len(self.x) + len(self.x_valid)
-
-
-def load(name: str, data_root: str | os.PathLike[str] | None = None) -> tuple[str, np.ndarray, np.ndarray]:
-    """A data set as (short name, X (n, d), y (n,)).
-
-    Args:
-        name: `diabetes` (ships with scikit-learn), a file `….npz` with `X` and `y`, or a set in `<data root>/uci/`.
-        data_root: the data root; by default the environment variable RAY_DELTASTN_DATA.
-
-    Raises:
-        FileNotFoundError: if there is no such set; the message names the path that was tried.
-        ValueError: if the file does not contain `X (n, d)` and `y (n,)` of finite numbers.
-    """
-    if name == "diabetes":
-        from sklearn.datasets import load_diabetes
-
-        bunch = load_diabetes(scaled=False)
-        return name, np.asarray(bunch.data, np.float64), np.asarray(bunch.target, np.float64)
-    root = data_root or os.environ.get("RAY_DELTASTN_DATA")
-    if name.endswith(".npz"):
-        path = Path(name)
-        looked = str(path.absolute())
-    else:
-        path = Path(root or "", "uci", f"{name}.npz")
-        looked = str(path) if root else "no path, because neither `--data-root` nor RAY_DELTASTN_DATA is set"
-    if not path.is_file() or not (root or name.endswith(".npz")):
-        raise FileNotFoundError(
-            f"`--data` must be 'diabetes', a file '….npz' with `X` and `y`, or a set in <data root>/uci, got {name!r}; "
-            f"tried {looked}"
-        )
-    rule = f"`{path}` must contain `X (n, d)` and `y (n,)` of finite numbers"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in ("X", "y") if key in arrays}
-            names = sorted(arrays)
-    except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{rule}, got a file that NumPy cannot read: {error}") from None
-    if len(found) < 2:
-        raise ValueError(f"{rule}, got {names}")
-    if any(array.dtype.kind not in "iuf" for array in found.values()):
-        raise ValueError(f"{rule}, got X of {found['X'].dtype} and y of {found['y'].dtype}")
-    x, y = (array.astype(np.float64) for array in found.values())
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.ndim != 2 or y.shape != (len(x),):
-        raise ValueError(f"{rule}, got shapes {x.shape} and {y.shape}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(f"{rule}, got NaN or infinity")
-    return path.stem, x, y
-
-
-def split(name: str, x: np.ndarray, y: np.ndarray, seed: int, rows_per_dim: int | None = None) -> Data:
-    """Split at random, and standardise on the training part; columns that are constant there are removed.
-
-    Args:
-        name: name of the data set, for rows and errors.
-        x: features (n, d).
-        y: target (n,).
-        seed: seed of the split.
-        rows_per_dim: k for k·d training rows and up to 200 validation rows; None for 80 % and 20 %.
-
-    Raises:
-        ValueError: if there are too few rows, or the target or all features are constant on the training part.
-    """
-    x = x[:, np.ptp(x, axis=0) > 0]
-    order = np.random.default_rng(seed).permutation(len(x))
-    training = round(0.8 * len(x)) if rows_per_dim is None else rows_per_dim * x.shape[1]
-    rest = len(x) - training if rows_per_dim is None else min(200, len(x) - training)
-    if training < 2 or rest < 1:
-        raise ValueError(f"`{name}` must have more than {training} rows for this split, got {len(x)}")
-    first, second = order[:training], order[training : training + rest]
-    used = np.ptp(x[first], axis=0) > 0
-    if not used.any() or np.ptp(y[first]) == 0:
-        raise ValueError(f"features and target of `{name}` must vary over the training part, got constants")
-    x = x[:, used]
-    x = (x - x[first].mean(0)) / x[first].std(0)
-    y = (y - y[first].mean()) / y[first].std()
-    return Data(name, *(torch.from_numpy(np.ascontiguousarray(a)) for a in (x[first], y[first], x[second], y[second])))
-
-
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean of ½(y − t)², for y and t (B, 1)."""
     return 0.5 * F.mse_loss(output, target)
+
+
+class PlainDropout(rd.Dropout):
+    """Dropout of Eqn. H.2: y = x ⊙ m with m ~ Bernoulli(1 − p), without a division by 1 − p; y = x in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` after dropout, of the same shape."""
+        if not self.training:
+            return x
+        p = self.pass_values.value(self.names[0], like=x)
+        return x * (self.pass_values.rand(*x.shape, like=x) >= p)
 
 
 class JacobianNorm:
@@ -183,11 +105,17 @@ class JacobianNorm:
         return 0.5 * (strengths * v.squeeze(-2).square()).sum(-1)
 
 
+def _rate(lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Dropout rate s(λ) and s'(λ), each (…,)."""
+    rate = MOST_DROPOUT * torch.sigmoid(lam)
+    return rate, rate * torch.sigmoid(-lam)
+
+
 class Problem:
     """One toy problem on one data set, with its task and its exact solution.
 
     Args:
-        kind: `ridge`, `dropout` or `jacobian`.
+        kind: `ridge`, `dropout`, `inverted-dropout` or `jacobian`.
         data: training and validation data.
         divide: whether to divide the ridge penalty by n (H.1); False is the form of Figure 8.
         initial: initial s(λ). The default is that of H.1: a dropout rate of 0.2, or a penalty e^λ/n of 1/n below 1,000
@@ -198,7 +126,7 @@ class Problem:
         ValueError: if the kind is unknown.
     """
 
-    KINDS = ("ridge", "dropout", "jacobian")
+    KINDS = ("ridge", "dropout", "inverted-dropout", "jacobian")
 
     def __init__(self, kind: str, data: Data, divide: bool = True, initial: float | None = None) -> None:
         if kind not in self.KINDS:
@@ -210,9 +138,10 @@ class Problem:
         self.batch_size = 10 if data.points < SMALL else 100
         self.covariance = data.x.T @ data.x / n  # (d, d)
         self.correlation = data.x.T @ data.t / n  # (d,)
-        self.diagonal = self.covariance.diagonal() if kind == "dropout" else torch.ones_like(self.correlation)
+        self.drops = kind in ("dropout", "inverted-dropout")
+        self.diagonal = self.covariance.diagonal() if self.drops else torch.ones_like(self.correlation)
         self.hyperparameter: rd.Bounded | rd.Positive
-        if kind == "dropout":
+        if self.drops:
             self.hyperparameter = rd.Bounded(0.2 if initial is None else initial, low=0.0, high=MOST_DROPOUT)
         else:
             penalty = 1.0 if data.points < SMALL else 50.0
@@ -232,8 +161,8 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layers: list[nn.Module] = []
-            if self.kind == "dropout":
-                layers.append(rd.Dropout("hyperparameter"))
+            if self.drops:
+                layers.append((PlainDropout if self.kind == "dropout" else rd.Dropout)("hyperparameter"))
             if self.kind == "jacobian":
                 layers += [nn.Linear(d, d, bias=False) for _ in range(HIDDEN_LAYERS)]
             model = nn.Sequential(*layers, nn.Linear(d, 1, bias=False))
@@ -254,31 +183,43 @@ class Problem:
 
     def strength(self, lam: Tensor) -> tuple[Tensor, Tensor]:
         """g(λ) and g'(λ), each (…,)."""
-        if self.kind == "dropout":
-            rate = MOST_DROPOUT * torch.sigmoid(lam)
-            slope = rate * torch.sigmoid(-lam)
+        if self.drops:
+            rate, slope = _rate(lam)
+            if self.kind == "dropout":
+                return rate * (1 - rate), slope * (1 - 2 * rate)
             return rate / (1 - rate), slope / (1 - rate).square()
         g = lam.exp() / (len(self.data.x) if self.divided else 1)
         return g, g
 
+    def kept(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """q(λ) and q'(λ), each (…,): the factor of the mean prediction in training."""
+        if self.kind == "dropout":
+            rate, slope = _rate(lam)
+            return 1 - rate, -slope
+        return torch.ones_like(lam), torch.zeros_like(lam)
+
     def _system(self, lam: Tensor) -> Tensor:
         """A(λ), (…, d, d)."""
-        return self.covariance + torch.diag_embed(self.strength(lam)[0][..., None] * self.diagonal)
+        squared = self.kept(lam)[0].square()[..., None, None]
+        return squared * self.covariance + torch.diag_embed(self.strength(lam)[0][..., None] * self.diagonal)
 
     def best_response(self, lam: Tensor) -> Tensor:
         """v*(λ), (…, d) for λ (…,) in float64."""
-        found: Tensor = torch.linalg.solve(self._system(lam), self.correlation.expand(*lam.shape, -1))
+        found: Tensor = torch.linalg.solve(self._system(lam), self.kept(lam)[0][..., None] * self.correlation)
         return found
 
     def response_jacobian(self, lam: Tensor) -> Tensor:
         """dv*/dλ, (…, d) for λ (…,)."""
-        moved = -self.strength(lam)[1][..., None] * self.diagonal * self.best_response(lam)
+        v = self.best_response(lam)
+        q, dq = (factor[..., None] for factor in self.kept(lam))
+        moved = dq * (self.correlation - 2 * q * (v @ self.covariance))
+        moved = moved - self.strength(lam)[1][..., None] * self.diagonal * v
         found: Tensor = torch.linalg.solve(self._system(lam), moved)
         return found
 
     def train_loss(self, lam: Tensor, v: Tensor) -> Tensor:
         """L_T(λ, v) in expectation over dropout, (…,) for λ (…,) and v (…, d)."""
-        residual = v @ self.data.x.T - self.data.t
+        residual = self.kept(lam)[0][..., None] * (v @ self.data.x.T) - self.data.t
         return 0.5 * residual.square().mean(-1) + 0.5 * self.strength(lam)[0] * (self.diagonal * v.square()).sum(-1)
 
     def valid_loss(self, v: Tensor) -> Tensor:
@@ -299,7 +240,9 @@ class Problem:
     @property
     def initial(self) -> float:
         """Initial λ, on the unconstrained axis."""
-        return rd.HyperSpace(hyperparameter=self.hyperparameter).lam.item()
+        space = rd.HyperSpace(hyperparameter=self.hyperparameter)
+        space.use("open")  # as in `preset: paper`
+        return space.lam.item()
 
     def optimum(self) -> tuple[float, float]:
         """The best λ in `SEARCH` and its L_V, from a fine grid and a golden-section search around its best point."""

@@ -5,10 +5,11 @@ from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hy
 from ray_deltastn.methods.frozen import RunningStatistics
 from ray_deltastn.methods.method import METHODS, Method, MethodName, get_method
 from ray_deltastn.methods.objective import Loss, Objective
-from ray_deltastn.methods.steps import StepOptions, Steps
+from ray_deltastn.methods.steps import HyperPass, StepOptions, Steps
 
 __all__ = [
     "METHODS",
+    "HyperPass",
     "ImplicitSteps",
     "Loss",
     "Method",

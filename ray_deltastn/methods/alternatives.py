@@ -71,10 +71,9 @@ class WindowSteps(Steps):
         Returns:
             The validation objective before the step, a detached scalar.
         """
-        assert self.hyper_optimizer is not None
         self._used = True
         loss, gradient = self.hypergradient(x, y)
-        self._move(self.hyper_optimizer, [self.objective.space.lam], (gradient,), clip=False)
+        self._move_hyper([self.objective.space.lam], (gradient,))
         return loss.detach()
 
     def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +102,7 @@ class WindowSteps(Steps):
 
 
 class ImplicitSteps(WindowSteps):
-    """λ moves along the implicit-differentiation hypergradient (Eqn. 2.2), with L_T on the minibatches of the window.
+    """λ moves along the implicit-differentiation hypergradient (Eqn. 2.4), with L_T on the minibatches of the window.
 
     The minibatches form one batch, for batch normalisation too.
 

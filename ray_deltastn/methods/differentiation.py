@@ -1,6 +1,6 @@
 """Hypergradients without a learned response: implicit differentiation and unrolled training.
 
-At weights w*(λ) with ∇_w L_T(λ, w*) = 0 the implicit function theorem gives the response Jacobian (Eqn. 2.2)
+At weights w*(λ) with ∇_w L_T(λ, w*) = 0 the implicit function theorem gives the response Jacobian (Eqn. 2.3)
 
     ∂w*/∂λ = −H⁻¹ ∂²L_T/∂w∂λ,    H = ∂²L_T/∂w²,
 
@@ -91,7 +91,7 @@ def implicit_hypergradient(
     solve: Callable[[Product, Tensor], Tensor],
     damping: float = 0.0,
 ) -> Tensor:
-    """d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨(H + ρI)⁻¹ ∇_w L_V, ∂²L_T/∂w∂λ⟩, (h,) (Eqn. 2.2).
+    """d/dλ L_V(λ, w*(λ)) = ∂_λ L_V − ⟨(H + ρI)⁻¹ ∇_w L_V, ∂²L_T/∂w∂λ⟩, (h,) (Eqn. 2.4).
 
     The weight decay of an optimiser is part of ρ, because the weights converge to ∇_w L_T + ρw = 0. At these weights
     the result is as exact as the linear solver. At other weights it is the value of the formula.

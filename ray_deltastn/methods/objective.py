@@ -111,24 +111,33 @@ class Objective:
             return eps if displacement is None else eps + displacement
         return lam[None] if eps is None else lam + eps
 
-    def predict(self, x: Tensor, delta: Tensor | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Output of the network under the displacement δ, as the method predicts it.
+    def predict(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        weights: Mapping[str, Tensor] | None = None,
+        linearized: bool | None = None,
+    ) -> Tensor:
+        """Output of the network under the displacement δ.
 
         Args:
             x: inputs (B, …).
             delta: δ (B, h) or (1, h), or None for no displacement.
             weights: weights by name that replace w₀. The response then has no effect.
+            linearized: whether the network is linearised at w₀ (3.13), or used itself at w₀ + Θδ. The default is the
+                method's.
 
         Raises:
             TypeError: if the output of the model is not a tensor.
         """
+        linearized = self.method.linearized if linearized is None else linearized
         x = self.in_order(x)
         with self.precision(x):
             if weights is not None:
                 output = functional_call(self.model, self._standing_in(weights), (x,))
             elif delta is None or self.response is None:
                 output = self.model(x)
-            elif self.method.linearized:
+            elif linearized:
                 output = linearised_forward(self.model, x, self.response, delta)
             else:
                 with self.response.displaced(delta):
@@ -201,23 +210,26 @@ class Objective:
         named = self.space.named(self.space.values(lam)) if self.valid_penalty else {}
         return self._penalised(loss, self.valid_penalty, named, None, weights)
 
-    def hyper_loss(self, x: Tensor, y: Tensor, eps: Tensor, entropy_weight: float) -> Tensor:
+    def hyper_loss(
+        self, x: Tensor, y: Tensor, eps: Tensor | None, entropy_weight: float, linearized: bool | None = None
+    ) -> Tensor:
         """E_ε[L_V(λ+ε, w)] − τ·H[p(ε|σ)] on a minibatch, differentiable in λ and σ (Eqn. 2.7).
 
         Args:
             x: inputs (B, …).
             y: targets (B, …).
-            eps: ε (B, h), differentiable in σ.
+            eps: ε (B, h), differentiable in σ, or None for ε = 0.
             entropy_weight: τ.
+            linearized: see `predict`.
 
         Returns:
             The objective, a scalar.
         """
         lam = self.space.lam
         delta = self.delta(lam, eps)
-        loss = _mean(self.valid_loss(self.predict(x, delta), y), x.shape[0])
+        loss = _mean(self.valid_loss(self.predict(x, delta, linearized=linearized), y), x.shape[0])
         if self.valid_penalty:
-            named = self.space.named(self.space.values(lam + eps))
+            named = self.space.named(self.space.values(lam if eps is None else lam + eps))
             loss = self._penalised(loss, self.valid_penalty, named, delta)
         return loss - entropy_weight * self.space.entropy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,11 @@ from torch.optim import Optimizer
 
 from ray_deltastn.methods.frozen import RunningStatistics, frozen
 from ray_deltastn.methods.objective import Objective
+
+#: How a hyper step predicts under ε.
+HyperPass = Literal["linearized", "network", "unperturbed"]
+#: Names under which PyTorch's optimisers keep an average of gradients.
+_MOMENTS = ("exp_avg", "momentum_buffer")
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,32 @@ class StepOptions:
         response_fraction: share of each minibatch that trains Θ, in (0, 1]. The paper uses 1.
         antithetic: train Θ on half as many examples, each under ε and under −ε. The paper draws one ε per example. The
             option has no effect if the share has fewer than four rows, or if all hyperparameters are `per="batch"`.
+            With `sub_batches`, every second part has the negative ε of the part before.
+        perturbations: number of perturbations ε of each example that trains Θ. The paper uses 1.
+        sub_batches: number of parts into which the examples that train Θ are split. With more than one, each part is a
+            pass of its own, its examples share one ε, and batch normalisation has the statistics of the part.
+        per_scale: train Θ as the response to ε/σ, whose covariance is the identity: the gradient of U is divided by σ²,
+            and its norm is that of the gradient in Θ·diag(σ). The paper trains Θ as the response to ε.
+        hyper_pass: how a hyper step predicts under ε. `linearized`: as the method, f(x, w₀) + J_yw Θ(ε + λ − λ₀)
+            (Algorithm 1). `network`: f(x, w₀ + Θ(ε + λ − λ₀)). `unperturbed`: ε = 0. All agree to first order in ε.
         tune_scale: whether hyper steps move σ.
         clip_grad: largest norm of the gradient of w₀, and of the gradient of Θ. None means no clipping.
+        response_clip: largest norm of the gradient of Θ, besides `clip_grad`. None means no second limit.
+        hyper_clip: largest move of each entry of λ and σ in a hyper step, in units of its learning rate. None means no
+            limit.
     """
 
     entropy_weight: float = 1e-3
     response_fraction: float = 1.0
     antithetic: bool = False
+    perturbations: int = 1
+    sub_batches: int = 1
+    per_scale: bool = False
+    hyper_pass: HyperPass = "linearized"
     tune_scale: bool = True
     clip_grad: float | None = None
+    response_clip: float | None = None
+    hyper_clip: float | None = None
 
 
 class Steps:
@@ -78,15 +100,16 @@ class Steps:
         objective = self.objective
         if objective.response is None or objective.method.split:
             loss = objective.train_loss(x, y)
-            self._move(self.weights_optimizer, self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True))
+            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+            self._move(self.weights_optimizer, self.weights, gradients, self.options.clip_grad)
             if objective.response is not None:
                 self._response_step(x, y)
             return loss.detach()
         assert self.response_optimizer is not None
         loss = objective.train_loss(x, y, self._perturbation(x.shape[0]))
         gradients = torch.autograd.grad(loss, [*self.weights, *self.response], allow_unused=True)
-        self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)])
-        self._move(self.response_optimizer, self.response, gradients[len(self.weights) :])
+        self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)], self.options.clip_grad)
+        self._move_response(gradients[len(self.weights) :])
         return loss.detach()
 
     def response_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,26 +124,68 @@ class Steps:
             on the parameter.
         """
         rows = max(1, round(self.options.response_fraction * x.shape[0]))
-        # With fewer than four rows batch normalisation would get the same example twice and no other example.
-        paired = self.options.antithetic and rows >= 4 and self.objective.space.differs_in_a_batch
-        if paired:
-            # The gradient contains ∇L_T(λ, w₀)⊗ε, whose mean is zero. It has opposite signs in the two halves.
-            rows = rows // 2 * 2
-            x, y = torch.cat([x[: rows // 2]] * 2), torch.cat([y[: rows // 2]] * 2)
-        elif rows < x.shape[0]:
+        if rows < x.shape[0]:
             x, y = x[:rows], y[:rows]
         with frozen(self.weights), self._statistics.held():
-            loss = self.objective.train_loss(x, y, self._perturbation(rows, paired))
-            return torch.autograd.grad(loss, self.response, allow_unused=True)
+            if self.options.sub_batches > 1:
+                return self._gradients_of_parts(x, y)
+            return self._gradients(x, y)
+
+    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in Θ from one pass over these examples, each under its own perturbations."""
+        # With fewer than four rows batch normalisation would get the same example twice and no other example.
+        paired = self.options.antithetic and len(x) >= 4 and self.objective.space.differs_in_a_batch
+        # The gradient contains ∇L_T(λ, w₀)⊗ε, whose mean is zero. It has opposite signs in the two halves.
+        examples, copies = (len(x) // 2, 2) if paired else (len(x), 1)
+        copies *= self.options.perturbations
+        if copies > 1:
+            x, y = torch.cat([x[:examples]] * copies), torch.cat([y[:examples]] * copies)
+        loss = self.objective.train_loss(x, y, self._perturbation(len(x), paired))
+        return torch.autograd.grad(loss, self.response, allow_unused=True)
+
+    def _gradients_of_parts(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in Θ from one pass over each part of these examples, each under one perturbation."""
+        # Batch normalisation needs two examples.
+        parts, copies = min(self.options.sub_batches, max(1, len(x) // 2)), self.options.perturbations
+        total: list[Tensor | None] = [None] * len(self.response)
+        eps: Tensor | None = None
+        for _ in range(copies):
+            for part, target in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+                if eps is not None and self.options.antithetic:
+                    shared, eps = -eps, None
+                else:
+                    shared = eps = self._perturbation(1)
+                loss = self.objective.train_loss(part, target, shared.expand(len(part), -1))
+                weighted = loss * (len(part) / (copies * len(x)))
+                found = torch.autograd.grad(weighted, self.response, allow_unused=True)
+                total = [_plus(one, other) for one, other in zip(total, found, strict=True)]
+        return tuple(total)
 
     def _response_step(self, x: Tensor, y: Tensor) -> None:
+        self._move_response(self.response_gradients(x, y))
+
+    def _move_response(self, gradients: Sequence[Tensor | None]) -> None:
         assert self.response_optimizer is not None
-        self._move(self.response_optimizer, self.response, self.response_gradients(x, y))
+        limits = [most for most in (self.options.response_clip, self.options.clip_grad) if most is not None]
+        most = min(limits, default=None)
+        if self.options.per_scale:
+            gradients = self._per_scale(_limited(self._per_scale(gradients), most))
+            most = None
+        self._move(self.response_optimizer, self.response, gradients, most)
+
+    def _per_scale(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients, with that of U divided by σ."""
+        response, scale = self.objective.response, self.objective.space.scale.detach()
+        assert response is not None
+        return [
+            g / scale if p is response.U and g is not None else g for p, g in zip(self.response, gradients, strict=True)
+        ]
 
     def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move λ, and σ if it is tuned, on one validation minibatch; the model must be in evaluation mode.
 
-        One backward pass gives ∇_λ and ∇_σ of E_ε L_V(λ+ε, w₀+Θ(λ−λ₀+ε)) − τ·H[p(ε|σ)] (Algorithm 1).
+        One backward pass gives ∇_λ and ∇_σ of E_ε L_V(λ+ε, w₀+Θ(λ−λ₀+ε)) − τ·H[p(ε|σ)] (Algorithm 1). Then λ is put
+        back into its box.
 
         Returns:
             The objective before the step, a detached scalar.
@@ -129,11 +194,31 @@ class Steps:
         space = self.objective.space
         moved = [space.lam, space.raw_scale] if self.options.tune_scale else [space.lam]
         with frozen(self.weights), frozen(self.response):
-            eps = self.objective.sample(x.shape[0])
-            loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight)
+            how = self.options.hyper_pass
+            eps = None if how == "unperturbed" else self.objective.sample(x.shape[0])
+            linearized = False if how == "network" else None
+            loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight, linearized)
             gradients = torch.autograd.grad(loss, moved)
-        self._move(self.hyper_optimizer, moved, gradients, clip=False)
+        self._move_hyper(moved, gradients)
         return loss.detach()
+
+    def _move_hyper(self, parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        """Move λ and perhaps σ, and put them back into their boxes."""
+        assert self.hyper_optimizer is not None
+        space, most = self.objective.space, self.options.hyper_clip
+        before = [] if most is None else [parameter.detach().clone() for parameter in parameters]
+        self._move(self.hyper_optimizer, parameters, gradients, None)
+        if most is not None:
+            # RMSProp's average of squares starts at zero, so that its first steps are up to ten times too long.
+            with torch.no_grad():
+                # Methods without a perturbation leave the second group, σ, as it is.
+                groups = self.hyper_optimizer.param_groups[: len(parameters)]
+                for parameter, old, group in zip(parameters, before, groups, strict=True):
+                    parameter.clamp_(old - most * group["lr"], old + most * group["lr"])
+        space.keep_inside(self.options.tune_scale)
+        for name, moment in self.hyper_optimizer.state.get(space.lam, {}).items():
+            if name in _MOMENTS and moment is not None:
+                space.keep_inward(moment)
 
     def state_dict(self) -> dict[str, Any]:
         """State that a resumed run needs besides weights and optimisers. These methods need none."""
@@ -151,17 +236,26 @@ class Steps:
         optimizer: Optimizer,
         parameters: Sequence[torch.nn.Parameter],
         gradients: Sequence[Tensor | None],
-        clip: bool = True,
+        most: float | None,
     ) -> None:
-        moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-        found = [gradient for _, gradient in moved]
-        if clip and self.options.clip_grad is not None:
-            found = _clipped(found, self.options.clip_grad)
-        for (parameter, _), gradient in zip(moved, found, strict=True):
+        """One step of an optimiser, with the norm of the gradient clipped at `most`."""
+        for parameter, gradient in zip(parameters, _limited(gradients, most), strict=True):
             parameter.grad = gradient
         optimizer.step()
         for parameter in parameters:
             parameter.grad = None
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def _limited(gradients: Sequence[Tensor | None], most: float | None) -> Sequence[Tensor | None]:
+    """The gradients, scaled down if their norm is above `most`."""
+    if most is None:
+        return gradients
+    clipped = iter(_clipped([gradient for gradient in gradients if gradient is not None], most))
+    return [None if gradient is None else next(clipped) for gradient in gradients]
 
 
 def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ray_deltastn import domains
+from ray_deltastn.maps import MAPS
 from ray_deltastn.reports.contact_sheet import NoImagesError, contact_sheet
 from ray_deltastn.reports.page import PAGE, Picture, panels, save, style, write_page
 from ray_deltastn.tasks import build_task
@@ -104,7 +105,10 @@ class Results:
         if (last[WARNINGS("short_run")] > 0).any():
             notes.append("Some trials were too short for λ to cross its range.")
         if (last[WARNINGS("saturated")] > 0).any():
-            notes.append("In some trials, a hyperparameter ended at its bound.")
+            notes.append("In some trials, a hyperparameter ended where its sigmoid is flat.")
+        large = self.reports.get(WARNINGS("large_response"))
+        if large is not None and (large > 0).any():
+            notes.append("In some trials, the response was larger than the outputs, and so probably wrong.")
         if WARNINGS("damaged_checkpoints") in self.reports:
             passed = self.reports.groupby("trial_id")[WARNINGS("damaged_checkpoints")].max()
             if (fell_back := int((passed > 0).sum())) > 0:
@@ -133,13 +137,14 @@ def _number(value: Any) -> str:
 def _band(results: Results, reports: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """s(λ − σ) and s(λ + σ) over the reports of a trial."""
     about = results.space[name]
-    kind = getattr(domains, about["kind"])
-    kind = domains.Bounded if kind is domains.Integer else kind
+    # Older folders do not name the map. Their experiments used the paper's.
+    named = about.get("map") or getattr(domains, about["kind"])(0.0).map_in("open").name
+    s = MAPS[named.removeprefix("rounded ")]
     low, high = (torch.tensor(float(about[key]), dtype=torch.float64) for key in ("low", "high"))
     value = torch.tensor(reports[VALUES(name)].to_numpy(dtype=float))
     scale = torch.tensor(reports[SCALES(name)].to_numpy(dtype=float))
-    lam = kind.inverse(value, low, high)
-    return kind.forward(lam - scale, low, high).numpy(), kind.forward(lam + scale, low, high).numpy()
+    lam = s.inverse(value, low, high)
+    return s.forward(lam - scale, low, high).numpy(), s.forward(lam + scale, low, high).numpy()
 
 
 def plot_schedules(results: Results) -> Path:

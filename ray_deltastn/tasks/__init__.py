@@ -10,9 +10,11 @@ from typing import Any
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.digits import digits_mlp
 from ray_deltastn.tasks.images import cifar10_alexnet, cifar10_resnet18, cifar10_vgg16, fashion_cnn, mnist_mlp
+from ray_deltastn.tasks.mnist1d import mnist1d_mlp
 
 READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "digits-mlp": digits_mlp,
+    "mnist1d-mlp": mnist1d_mlp,
     "mnist-mlp": mnist_mlp,
     "fashion-cnn": fashion_cnn,
     "cifar10-alexnet": cifar10_alexnet,

@@ -49,7 +49,7 @@ def digits_mlp(config: Mapping[str, Any]) -> Task:
 
     Args:
         config: options of the task: `width` (number of units of each hidden layer, default 256), `split_seed`
-            (default 0), `initial_values` (name → initial value) and `perturbation_scale` (initial σ, default 1).
+            (default 0), `initial_values` (name → initial value) and `perturbation_scale` (initial σ).
 
     Raises:
         ValueError: if an option breaks its rule.

@@ -158,7 +158,7 @@ def task_of(recipe: ImageRecipe, train: Split, valid: Split, test: Split, config
     `config` has these options:
 
     - `initial_values`: name → initial value. The default values are those of the paper.
-    - `perturbation_scale`: initial σ, default 1.
+    - `perturbation_scale`: initial σ of all hyperparameters; by default that of their maps.
     - `channel_dropout`: true drops whole channels of feature maps, as in the authors' code. False, the default, drops
       elements, as the paper says.
     - `flip`, for CIFAR-10: constant probability of a horizontal flip, default 0, as the paper says. The authors' code

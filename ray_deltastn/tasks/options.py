@@ -56,14 +56,15 @@ def flag(config: Mapping[str, Any], name: str) -> bool:
 
 
 def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) -> dict[str, Hyperparameter]:
-    """Domains with the `initial_values` (name → value) and the `perturbation_scale` (initial σ, default 1) of a config.
+    """Domains with the `initial_values` (name → value) and the `perturbation_scale` (initial σ) of a config.
 
     Raises:
         ValueError: if `initial_values` names an unknown hyperparameter, or an option breaks its rule.
     """
-    given, scale = config.get("initial_values"), number(config, "perturbation_scale", 1.0)
+    given = config.get("initial_values")
+    scale = None if config.get("perturbation_scale") is None else number(config, "perturbation_scale", 1.0)
     initial = {} if given is None else given
-    if not scale > 0:
+    if scale is not None and not scale > 0:
         raise ValueError(f"`perturbation_scale > 0` must hold, got {scale}")
     if not isinstance(initial, Mapping):
         raise ValueError(f"`initial_values` must be a mapping of hyperparameters to values, got {initial!r}")
@@ -73,7 +74,7 @@ def started(domains: Mapping[str, Hyperparameter], config: Mapping[str, Any]) ->
                 f"`initial_values` must name hyperparameters of the task, got {name!r}; known are {', '.join(domains)}"
             )
     return {
-        name: replace(domain, initial=initial.get(name, domain.initial), scale=scale)
+        name: replace(domain, initial=initial.get(name, domain.initial), scale=domain.scale if scale is None else scale)
         for name, domain in domains.items()
     }
 

@@ -10,13 +10,15 @@ from torch import nn
 from ray_deltastn.methods import ImplicitSteps, Objective, StepOptions, Steps, UnrolledSteps
 from ray_deltastn.training.capture.graphs import GraphedSteps
 from ray_deltastn.training.capture.recorders import CudaRecorder, TraceRecorder
+from ray_deltastn.training.checks import uses_batch_statistics
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.settings import Settings
 
 
 def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings) -> Steps | GraphedSteps:
     """The steps of the objective's method."""
-    options = StepOptions(**{field.name: getattr(settings, field.name) for field in fields(StepOptions)})
+    given = {field.name: getattr(settings, field.name) for field in fields(StepOptions)}
+    options = StepOptions(**{**given, "sub_batches": settings.parts(uses_batch_statistics(objective.model))})
     weights, response, hyper = optimizers.weights, optimizers.response, optimizers.hyper
     if objective.method.hypergradient in ("implicit", "unrolled"):
         assert hyper is not None

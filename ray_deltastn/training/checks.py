@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
+from ray_deltastn.training.health import RunWarning
 
 
 class _Attention(TorchFunctionMode):
@@ -108,6 +110,39 @@ def _try_out(objective: Objective, valid: Stream) -> None:
             objective.response.drop_uncalled()
             modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
             objective.response.attends = attention.seen or modules
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a layer normalises with the statistics of the batch in training mode."""
+    return any(isinstance(m, _BatchNorm) for m in model.modules())
+
+
+def check_statistics(objective: Objective, parts: int) -> None:
+    """Warn if the examples of one pass are normalised together, but have different perturbations.
+
+    What λ and Θ do to the statistics of the batch then averages out, and the response is wrong for the layers before
+    and behind the normalisation.
+
+    Args:
+        objective: the objective, with its model.
+        parts: number of passes over a minibatch that trains Θ, each with one perturbation; 1 for a pass with one
+            perturbation per example.
+    """
+    if (
+        parts == 1
+        and objective.response
+        and objective.space.differs_in_a_batch
+        and uses_batch_statistics(objective.model)
+    ):
+        own = [name for name, p in objective.space.hyperparameters.items() if p.per == "example"]
+        # A method that trains Θ along with w₀ has no sub-batches.
+        remedy = ", or `sub_batches` larger than 1," if objective.method.trains_apart else ""
+        warnings.warn(
+            f'hyperparameters must be `per="batch"`{remedy} in a network with batch normalisation, got '
+            f"`sub_batches` 1 and '{own[0]}' with a perturbation for each example: the learned response is biased",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:

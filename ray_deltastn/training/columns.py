@@ -52,6 +52,8 @@ class Columns:
 VALUES, SCALES = Columns("hyperparameters"), Columns("scale")
 #: Seconds of each activity, and warning metrics, which are zero if nothing is wrong.
 SECONDS = Columns("seconds", ("train", "hyper", "evaluate", "total", "checkpoint", "between"))
-WARNINGS = Columns("warning", ("saturated", "small_scale", "large_steps", "short_run", "damaged_checkpoints"))
+WARNINGS = Columns(
+    "warning", ("saturated", "small_scale", "large_steps", "large_response", "short_run", "damaged_checkpoints")
+)
 #: All groups of a report.
 GROUPS = (VALUES, SCALES, SECONDS, WARNINGS)

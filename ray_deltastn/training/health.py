@@ -8,8 +8,11 @@ import warnings
 import torch
 from torch import Tensor
 
+from ray_deltastn.maps import REACH
+from ray_deltastn.methods import Objective
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import WARNINGS
+from ray_deltastn.training.data import Stream
 
 #: |λ| of a bounded hyperparameter above which s is flat: s'(λ) is below 1 % of its largest value.
 SATURATION = 6.0
@@ -17,8 +20,12 @@ SATURATION = 6.0
 SMALL_SCALE = 1e-2
 #: A hyper step larger than this many times its learning rate counts as large; RMSProp's first step is ten times.
 LARGE_STEP = 5.0
-#: Distance in λ that takes a bounded hyperparameter across most of its range.
-CROSSING = 4.0
+#: Distance in λ that takes a bounded hyperparameter across its range, or across most of it on the sigmoid.
+CROSSING = 2 * REACH
+#: Largest number of examples for `response_size`.
+LOOKED_AT = 256
+#: `response_size` above which the learned response is probably wrong.
+LARGE_RESPONSE = 1.0
 
 
 class RunWarning(UserWarning):
@@ -30,32 +37,22 @@ class Health:
 
     Args:
         space: the hyperparameters.
-        hyper_lr: learning rate of λ.
-        hyper_steps: number of hyper steps planned.
+        reach: largest distance that λ can move in the run: the sum of its learning rates over the hyper steps.
         tunes: whether the method tunes hyperparameters.
     """
 
-    def __init__(self, space: HyperSpace, hyper_lr: float, hyper_steps: int, tunes: bool) -> None:
+    def __init__(self, space: HyperSpace, reach: float, tunes: bool) -> None:
         self.space = space
-        self.hyper_lr = hyper_lr
-        self.reach = hyper_steps * hyper_lr
+        self.reach = reach
         self.tunes = tunes
-        bounds = [p.bounds for p in space.hyperparameters.values()]
-        device = space.lam.device
-        self._low = torch.tensor(
-            [
-                low > -float("inf") and not p.log_search
-                for (low, _), p in zip(bounds, space.hyperparameters.values(), strict=True)
-            ],
-            device=device,
-        )
-        self._high = torch.tensor([high < float("inf") for _, high in bounds], device=device)
+        flat = [p.map_in(space.domains).flat for p in space.hyperparameters.values()]
+        self._low, self._high = torch.tensor(flat, device=space.lam.device).T
+        self._has_warned = False
         self.reset()
         if self.short:
             warnings.warn(
-                f"`hyper steps × hyper_lr >= {CROSSING:g}` should hold for λ to cross its range, got {hyper_steps} × "
-                f"{hyper_lr:g} = {self.reach:.3g}: train longer, lower `warmup`, or raise `hyper_lr` or "
-                "`valid_interval`",
+                f"`hyper steps × mean hyper_lr >= {CROSSING:g}` should hold for λ to cross its range, got {reach:.3g}: "
+                "train longer, lower `warmup`, or raise `hyper_lr`, `hyper_decay` or `valid_interval`",
                 RunWarning,
                 stacklevel=3,
             )
@@ -69,21 +66,75 @@ class Health:
         """Start a new report."""
         self._large: Tensor = torch.zeros((), device=self.space.lam.device)
 
-    def watch(self, before: Tensor) -> None:
-        """Note a hyper step that has moved λ from `before`, without waiting for the device."""
+    def watch(self, before: Tensor, hyper_lr: float) -> None:
+        """Note a hyper step that has moved λ from `before` at this learning rate, without waiting for the device."""
         move = (self.space.lam.detach() - before).abs().max()
-        self._large += move > LARGE_STEP * self.hyper_lr
+        self._large += move > LARGE_STEP * hyper_lr
 
-    def report(self) -> dict[str, float]:
-        """Counts of saturated hyperparameters, small scales and large steps since the last report; short-run flag."""
+    def report(self, response_size: float) -> dict[str, float]:
+        """Counts of saturated hyperparameters, small scales and large steps since the last report, and two flags.
+
+        Args:
+            response_size: see `ResponseSize`. If it is large, a warning is given once.
+        """
+        large = not response_size <= LARGE_RESPONSE
+        if large and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"`response_size <= {LARGE_RESPONSE:g}` should hold, got {response_size:.3g}: the learned response is "
+                "probably wrong; lower `response_lr`, or raise `response_fraction` or `perturbations`",
+                RunWarning,
+                stacklevel=2,
+            )
         lam, scale = self.space.lam.detach(), self.space.scale.detach()
         flat = (self._low & (lam < -SATURATION)) | (self._high & (lam > SATURATION))
         return {
             WARNINGS("saturated"): float(flat.sum()) if self.tunes else 0.0,
             WARNINGS("small_scale"): float((scale < SMALL_SCALE).sum()) if self.tunes else 0.0,
             WARNINGS("large_steps"): float(self._large),
+            WARNINGS("large_response"): float(large),
             WARNINGS("short_run"): float(self.short),
         }
+
+
+class ResponseSize:
+    """RMS(J_yw Θε) / RMS(y) on the first validation examples, the size of what the response adds to the outputs.
+
+    ε = σ ⊙ z with the same z ~ N(0, I) each time. For a method that does not linearise, the numerator is the root mean
+    square of f(x, w₀ + Θε) − f(x, w₀), for `stn` that of f(x, r(λ + ε)) − f(x, r(λ)). A good response is small, because
+    a perturbation of λ by σ changes the best weights a little. If Θ blows up, the ratio is large, and the losses of w₀
+    show nothing.
+
+    Args:
+        objective: the objective, with its response.
+        valid: validation data, of which the first examples are used, at most `LOOKED_AT`.
+        seed: seed of z.
+    """
+
+    def __init__(self, objective: Objective, valid: Stream, seed: int) -> None:
+        self.objective = objective
+        self._valid = valid
+        self._seed = seed
+
+    def __call__(self) -> float:
+        """The ratio now; zero for a method without response, and infinite if it is not a number."""
+        objective, space = self.objective, self.objective.space
+        if objective.response is None:
+            return 0.0
+        was_training = objective.model.training
+        objective.model.eval()
+        with torch.no_grad():
+            x = next(iter(self._valid.in_order()))[0][:LOOKED_AT]
+            z = torch.randn(len(x), len(space), generator=torch.Generator().manual_seed(self._seed))
+            lam, eps = space.lam.detach(), space.scale * z.to(space.lam.device, space.lam.dtype)
+            output = objective.predict(x, objective.delta(lam, None))
+            change = objective.predict(x, objective.delta(lam, eps)) - output
+            changed, size = change.square().mean().sqrt().item(), output.square().mean().sqrt().item()
+        objective.model.train(was_training)
+        if changed == 0.0:  # also if all outputs are zero
+            return 0.0
+        ratio = changed / size if size else math.inf
+        return math.inf if math.isnan(ratio) else ratio
 
 
 def divergence(space: HyperSpace, train_loss: float, valid_loss: float, steps: int) -> str:

@@ -48,7 +48,7 @@ class Optimizers:
         hyper_lr: float,
     ) -> None:
         self.base_lr = settings.lr
-        self._response_share = (settings.response_lr or settings.lr) / settings.lr
+        self._response_share = settings.response_rate / settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
         sparse = [
             name
@@ -69,10 +69,11 @@ class Optimizers:
         if response is not None:
             # Θ is never decayed: that would bias the response.
             kind = settings.response_optimizer or settings.optimizer
-            lr = settings.response_lr or settings.lr
-            self.response = _first_order(kind, list(response.parameters()), lr, weight_decay=0.0, **options)
+            theta = list(response.parameters())
+            self.response = _first_order(kind, theta, settings.response_rate, weight_decay=0.0, **options)
         if space is not None:
             self.hyper = _hyper(settings, space, hyper_lr, capturable)
+            self._hyper_rates = [group["lr"] for group in self.hyper.param_groups]
         self.schedule = make_schedule(settings.schedule, settings.epochs, self.weights)
         self._follow()
 
@@ -80,6 +81,12 @@ class Optimizers:
     def lr(self) -> float:
         """Learning rate of w₀ now; the learning rate of Θ is in proportion to it."""
         return float(self.weights.param_groups[0]["lr"])
+
+    def set_hyper_share(self, share: float) -> None:
+        """Set the learning rates of λ and σ to a share of those at the start of the run."""
+        assert self.hyper is not None
+        for group, rate in zip(self.hyper.param_groups, self._hyper_rates, strict=True):
+            group["lr"] = rate * share
 
     def end_epoch(self, valid_loss: Callable[[], float]) -> None:
         """Step the schedule; only a `plateau` schedule calls `valid_loss`."""

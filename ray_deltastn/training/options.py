@@ -8,9 +8,11 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from typing_extensions import Never, TypedDict
 
+from ray_deltastn.domains import DomainsName
+from ray_deltastn.methods import HyperPass
 from ray_deltastn.training.schedule import ScheduleName
 
-PresetName = Literal["paper", "fast"]
+PresetName = Literal["recommended", "paper"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 HyperOptimizerName = Literal["rmsprop", "adam"]
 SolverName = Literal["cg", "neumann"]
@@ -27,6 +29,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     """Options of a run, each with its own type or `Other`, such as one of Tune's domains."""
 
     preset: PresetName | Other
+    domains: DomainsName | Other | None
     epochs: int | Other
     batch_size: int | Other
     valid_batch_size: int | Other | None
@@ -38,6 +41,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     weight_decay: float | Other
     schedule: ScheduleName | Mapping[str, Any] | Other | None
     hyper_lr: float | Literal["auto"] | Other | None
+    hyper_decay: float | Other | None
     scale_lr: float | Other | None
     hyper_optimizer: HyperOptimizerName | Other
     entropy_weight: float | Other
@@ -47,8 +51,14 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     warmup_steps: int | Other | None
     response_fraction: float | Other | None
     antithetic: bool | Other | None
+    perturbations: int | Other | None
+    sub_batches: int | Literal["auto"] | Other | None
+    per_scale: bool | Other | None
+    hyper_pass: HyperPass | Other | None
     tune_scale: bool | Other
     clip_grad: float | Other | None
+    response_clip: float | Other | None
+    hyper_clip: float | Other | None
     implicit_solver: SolverName | Other
     implicit_steps: int | Other
     implicit_damping: float | Other

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -122,10 +123,17 @@ class Scores:
 
     def _evaluate(self, stream: Stream) -> dict[str, float]:
         self._settled()
+        with self.timed("evaluate"):
+            return evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the seconds within the context to those of an activity."""
         started = time.perf_counter()
-        scores = evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
-        self.seconds["evaluate"] += time.perf_counter() - started
-        return scores
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - started
 
     def note(self, valid_loss: float) -> None:
         """Count a report."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, field_validator, model_validator
 
-from ray_deltastn.methods import Method, MethodName, get_method
+from ray_deltastn.domains import DomainsName
+from ray_deltastn.maps import REACH
+from ray_deltastn.methods import HyperPass, Method, MethodName, get_method
 from ray_deltastn.training.options import (
     Constants,
     GraphName,
@@ -19,26 +21,15 @@ from ray_deltastn.training.options import (
     PresetName,
     SolverName,
 )
+from ray_deltastn.training.presets import WHOLE, values_of
 from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
-
-class Preset(TypedDict):
-    """Values of the options that are not given."""
-
-    response_fraction: float
-    antithetic: bool
-    hyper_lr: float | Literal["auto"]
-    warmup: float | Literal["auto"]
-
-
-PRESETS: dict[PresetName, Preset] = {
-    "paper": {"response_fraction": 1.0, "antithetic": False, "hyper_lr": 0.01, "warmup": 5.0},
-    "fast": {"response_fraction": 0.25, "antithetic": True, "hyper_lr": "auto", "warmup": "auto"},
-}
-#: Options of a preset for methods that do not train Θ apart from w₀.
-_WHOLE = {"response_fraction": 1.0, "antithetic": False}
-#: Smallest and largest learning rate of λ that `auto` chooses. In between, hyper steps × learning rate = AUTO_WAY.
-AUTO_LEAST, AUTO_MOST, AUTO_WAY = 0.01, 0.1, 8.0
+#: The learning rate of λ that `auto` chooses lets λ cross the clamped line so many times; AUTO_MOST is its limit.
+AUTO_CROSSINGS, AUTO_MOST = 8.0, 0.05
+#: Number of different learning rates of λ in a run. A captured step is captured again for each.
+STAGES = 8
+#: With batch normalisation, `sub_batches: auto` makes two parts or more, at most so many, of about so many examples.
+AUTO_PARTS, AUTO_PART_SIZE = 8, 16
 #: Smallest number of train steps in a warm-up that `auto` chooses: five epochs of the paper's FashionMNIST.
 AUTO_WARMUP = 2000
 
@@ -52,41 +43,67 @@ class Settings(BaseModel):
 
     Attributes:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or your own `Method`).
-        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `fast` takes 40 %
-            fewer FLOPs, and its warm-up and learning rate of λ fit the length of the run.
+        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `recommended` keeps
+            rates from getting lost, keeps Θ from blowing up, and its learning rate of λ fits the length of the run.
+        domains: maps from λ to the hyperparameters; by default the preset's. `clamped` (`recommended`): `Bounded` and
+            `Integer` use the clamped line, and `Positive` stays in its search range. `open` (`paper`): `Bounded` and
+            `Integer` use the sigmoid, and `Positive` has no limits. A `map` of a hyperparameter overrides this.
         epochs: passes over the training data.
         batch_size: examples in a training minibatch.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
-        response_lr: learning rate of Θ; by default `lr`, as in the paper. It follows the schedule in proportion.
+        response_lr: learning rate of Θ; by default `lr` × `response_fraction`, because the noise of Θ's gradient grows
+            as the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
+            schedule in proportion.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
             decay, use the penalty `L2` instead.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
-        hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `fast`. `auto` is not in
-            the paper: it is 8 / (number of hyper steps planned), at least 0.01 and at most 0.1, so that a short run
-            can move λ as far as a long one.
+        hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `recommended`. `auto` is
+            not in the paper: with it the hyper steps planned can take λ eight times across the clamped line, whose
+            length is 4. It is at most 0.05.
+        hyper_decay: share of the learning rates of λ and σ that is left at the end of the run; by default the preset's:
+            1 for `paper`, 0.1 for `recommended`. They fall in seven equal ratios after the warm-up, so that λ first
+            moves far and then settles.
         scale_lr: learning rate α₃ of σ; by default `hyper_lr`.
         hyper_optimizer: `rmsprop` or `adam`, for λ and σ.
         entropy_weight: τ, weight of the perturbation's entropy.
         train_interval: T_train, train steps in a cycle.
         valid_interval: T_valid, hyper steps in a cycle.
-        warmup: epochs without hyper steps at the start; by default the preset's: 5 for `paper`, `auto` for `fast`.
-            `auto` is not in the paper: it is 5 epochs or 2,000 train steps, whichever is more, but at most half the
-            run. While a network underfits, the hypergradient asks for less regularisation, until λ is so low that its
-            gradient vanishes.
+        warmup: epochs without hyper steps at the start; by default 5, as in the paper. `auto` is not in the paper: it
+            is 5 epochs or 2,000 train steps, whichever is more, but at most half the run. While a network underfits,
+            the hypergradient asks for less regularisation. On the sigmoid λ can then become so low that its gradient
+            vanishes.
         warmup_steps: the same in train steps; overrides `warmup`.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default the preset's: 1 for `paper`, ¼
-            for `fast`. Methods that train Θ along with w₀ use the whole minibatch. The share is the first examples of
-            the minibatch, so a `DataLoader` should shuffle.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default 1, as in the paper. With ¼ a run
+            takes 40 % fewer FLOPs. Methods that train Θ along with w₀ use the whole minibatch. The share is the first
+            examples of the minibatch, so a `DataLoader` should shuffle.
         antithetic: train Θ on half of the examples of that share, each under ε and under −ε. On some tasks this gives
-            less noise for the same cost. By default the preset's: no for `paper`, yes for `fast`. It has no effect on
-            shares of fewer than four examples, and methods that train Θ along with w₀ do not support it.
+            less noise for the same cost. It has no effect on shares of fewer than four examples, and methods that train
+            Θ along with w₀ do not support it.
+        perturbations: number of perturbations under which each example trains Θ; by default 1, as in the paper. The
+            cost of training Θ grows in proportion, and the noise of its gradient falls.
+        sub_batches: number of parts into which the examples that train Θ are split. The examples of a part share one
+            perturbation and the statistics of batch normalisation. By default the preset's: 1 for `paper`, `auto` for
+            `recommended`. `auto` is 1 without batch normalisation; with it, 2 to 8 parts of about 16 examples. If
+            examples with different perturbations are normalised together, what λ and Θ do to the statistics averages
+            out, and Θ is biased.
+        per_scale: train Θ as the response to ε/σ instead of ε; by default the preset's: yes for `recommended`, no for
+            `paper`. Then Θ learns as fast for a small σ as for σ = 1. Without it, Θ learns a hundred times more slowly
+            for σ = 0.1. Methods that train Θ along with w₀ do not support it.
+        hyper_pass: how a hyper step of `delta-stn` predicts under the perturbation ε. `linearized`: with the linearised
+            network, as Algorithm 1. `network`: with the network itself at w₀ + Θ(ε + λ − λ₀), as the authors' code.
+            `unperturbed`: at ε = 0, which needs `tune_scale: false`. Other methods do not linearise, so that `network`
+            changes nothing for them.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
+        response_clip: largest gradient norm of Θ, besides `clip_grad`; by default the preset's: 5 for `recommended`,
+            none for `paper`. Without a limit Θ can grow for ever while the losses of w₀ show nothing.
+        hyper_clip: largest move of λ and of σ in a hyper step, in units of their learning rates; by default the
+            preset's: 2 for `recommended`, none for `paper`. RMSProp's first steps are up to ten learning rates long.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
         implicit_steps: for `ift`: products with the Hessian in a hyper step.
         implicit_damping: for `ift`: added to the diagonal of the Hessian.
@@ -118,7 +135,8 @@ class Settings(BaseModel):
     )
 
     method: MethodName | Method = "delta-stn"
-    preset: PresetName = "paper"
+    preset: PresetName = "recommended"
+    domains: DomainsName = "clamped"
     epochs: _Count = 100
     batch_size: _Count = 128
     valid_batch_size: _Count | None = None
@@ -129,7 +147,8 @@ class Settings(BaseModel):
     response_optimizer: OptimizerName | None = None
     weight_decay: _Least = 0.0
     schedule: SkipValidation[ScheduleName | Mapping[str, Any] | None] = None
-    hyper_lr: _Above | Literal["auto"] = 0.01
+    hyper_lr: _Above | Literal["auto"] = "auto"
+    hyper_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     scale_lr: _Above | None = None
     hyper_optimizer: HyperOptimizerName = "rmsprop"
     entropy_weight: _Least = 1e-3
@@ -139,8 +158,14 @@ class Settings(BaseModel):
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     response_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     antithetic: bool = False
+    perturbations: _Count = 1
+    sub_batches: _Count | Literal["auto"] = "auto"
+    per_scale: bool = True
+    hyper_pass: HyperPass = "network"
     tune_scale: bool = True
     clip_grad: _Above | None = None
+    response_clip: _Above | None = None
+    hyper_clip: _Above | None = None
     implicit_solver: SolverName = "cg"
     implicit_steps: _Count = 20
     implicit_damping: _Least = 0.0
@@ -166,11 +191,7 @@ class Settings(BaseModel):
     @classmethod
     def _take_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Options that are not given, or None, become the preset's."""
-        preset = given.get("preset", "paper")
-        if not isinstance(preset, str) or preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-        method = get_method(given.get("method", "delta-stn"))
-        chosen = {**PRESETS[preset], **({} if method.trains_apart else _WHOLE)}
+        chosen = values_of(given.get("preset", "recommended"), get_method(given.get("method", "delta-stn")))
         return {**given, **{name: value for name, value in chosen.items() if given.get(name) is None}}
 
     @field_validator("method", mode="plain")
@@ -197,10 +218,12 @@ class Settings(BaseModel):
     def _check_together(self) -> Settings:
         """Rules for several options."""
         method = get_method(self.method)
-        for name, whole in _WHOLE.items():
+        for name, whole in WHOLE.items():
             if getattr(self, name) != whole and method.responds and not method.trains_apart:
                 got = f"{getattr(self, name)} with '{method.name}'"
                 raise ValueError(f"`{name}` needs a method that trains Θ apart from w₀, got {got}")
+        if self.hyper_pass == "unperturbed" and self.tune_scale and method.responds:
+            raise ValueError("`hyper_pass: unperturbed` has no use for σ, so `tune_scale` must be false, got true")
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":
             raise ValueError(f"`optimizer` must be sgd for '{method.name}', got {self.optimizer!r}")
         if method.hypergradient == "implicit" and self.optimizer == "adamw" and self.weight_decay:
@@ -276,6 +299,11 @@ class Settings(BaseModel):
             )
         return able and not looks_back and (self.graph == "on" or (self.graph == "auto" and device.type == "cuda"))
 
+    @property
+    def response_rate(self) -> float:
+        """Learning rate of Θ at the start: `response_lr`, or `lr` × `response_fraction`."""
+        return self.lr * self.response_fraction if self.response_lr is None else self.response_lr
+
     def warmup_train_steps(self, steps_per_epoch: int) -> int:
         """Train steps before the first hyper step, in a run with `steps_per_epoch` train steps in an epoch."""
         if self.warmup_steps is not None:
@@ -290,11 +318,35 @@ class Settings(BaseModel):
         before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
         return max(0, cycles - before) * self.valid_interval
 
+    def parts(self, statistics: bool) -> int:
+        """Number of parts into which the examples of a minibatch that train Θ are split.
+
+        Args:
+            statistics: whether a layer of the network normalises with the statistics of the batch.
+        """
+        if self.sub_batches != "auto":
+            return self.sub_batches
+        rows = max(1, round(self.response_fraction * self.batch_size))
+        return min(AUTO_PARTS, max(2, rows // AUTO_PART_SIZE)) if statistics else 1
+
     def hyper_rate(self, hyper_steps: int) -> float:
         """Learning rate of λ: `hyper_lr`, or the value that `auto` chooses for a run of `hyper_steps` hyper steps."""
         if self.hyper_lr != "auto":
             return self.hyper_lr
-        return min(max(AUTO_WAY / max(1, hyper_steps), AUTO_LEAST), AUTO_MOST)
+        return min(AUTO_CROSSINGS * 2 * REACH / max(1.0, hyper_steps * self.mean_share), AUTO_MOST)
+
+    def hyper_share(self, progress: float) -> float:
+        """Share of the learning rate of λ at a point of the run.
+
+        Args:
+            progress: share of the train steps after the warm-up, in [0, 1].
+        """
+        return float(self.hyper_decay ** (min(int(progress * STAGES), STAGES - 1) / (STAGES - 1)))
+
+    @property
+    def mean_share(self) -> float:
+        """Mean of `hyper_share` over a run."""
+        return sum(self.hyper_share(stage / STAGES) for stage in range(STAGES)) / STAGES
 
 
 def _first_rule(error: ValidationError, given: Mapping[str, Any]) -> str:

@@ -19,11 +19,18 @@ from ray_deltastn.response import Coverage, Response
 from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
-from ray_deltastn.training.checks import check_differentiable, check_precision, check_small_batches, try_out
+from ray_deltastn.training.checks import (
+    check_differentiable,
+    check_precision,
+    check_small_batches,
+    check_statistics,
+    try_out,
+    uses_batch_statistics,
+)
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.export import plain_state
-from ray_deltastn.training.health import Health, divergence
+from ray_deltastn.training.health import Health, ResponseSize, divergence
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.precision import float32_products
@@ -86,6 +93,7 @@ class SelfTuner:
         if not self._trainable:
             raise ValueError("`model` needs at least one trainable parameter, got none")
         check_precision(s.precision, self._trainable)
+        task.space.use(s.domains)
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
         self.hyper_lr = s.hyper_rate(self.hyper_steps)
@@ -115,16 +123,19 @@ class SelfTuner:
         tuned = self.space if self.method.tunes else None
         self.optimizers = Optimizers(s, self.model, self.response, tuned, self.hyper_lr)
         self.algorithm = make_steps(self.objective, self.optimizers, s)
-        self.health = Health(self.space, self.hyper_lr, self.hyper_steps, self.method.tunes)
+        reach = self.hyper_steps * self.hyper_lr * s.mean_share
+        self.health = Health(self.space, reach, self.method.tunes)
         self.steps = 0
         self.stop_reason = ""
         self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device)
+        self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
         self.last_report: dict[str, Any] = {}
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
                 try_out(self.objective, self.valid)
                 check_small_batches(self.objective, self.train, s.response_fraction)
+                check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
             except BaseException:
                 self.release()
                 raise
@@ -220,15 +231,21 @@ class SelfTuner:
 
     def _hyper_steps(self) -> None:
         self.model.eval()
+        progress = (self.steps - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        share = self.settings.hyper_share(progress)
+        self.optimizers.set_hyper_share(share)
         for _ in range(self.settings.valid_interval):
             before = self.space.lam.detach().clone()
             self.algorithm.hyper_step(*self.valid.next())
-            self.health.watch(before)
+            self.health.watch(before, self.hyper_lr * share)
         self.model.train()
 
     def _report(self) -> dict[str, Any]:
         train_loss, scores = self.scores.take(self.steps)
-        return self._assemble(train_loss, scores, divergence(self.space, train_loss, scores["valid_loss"], self.steps))
+        with self.scores.timed("evaluate"):
+            size = self.response_size()
+        reason = divergence(self.space, train_loss, scores["valid_loss"], self.steps)
+        return self._assemble(train_loss, scores, size, reason)
 
     def give_up(self, reason: str) -> dict[str, Any]:
         """End a run that cannot continue, with infinite losses, and return its last report.
@@ -238,9 +255,12 @@ class SelfTuner:
         """
         known = {key: v for key, v in self.last_report.items() if key.startswith(("valid_", "test_"))}
         missing = {"valid_loss": math.inf, **({} if self.test is None else {"test_loss": math.inf})}
-        return self._assemble(math.inf, known or missing, reason)
+        # Nothing is computed here: the reason may be that the device has no memory left.
+        return self._assemble(math.inf, known or missing, self.last_report.get("response_size", 0.0), reason)
 
-    def _assemble(self, train_loss: float, scores: dict[str, float], reason: str) -> dict[str, Any]:
+    def _assemble(
+        self, train_loss: float, scores: dict[str, float], response_size: float, reason: str
+    ) -> dict[str, Any]:
         """Make a report, and end the run if there is a reason."""
         if reason:
             self.stop_reason = reason
@@ -264,8 +284,9 @@ class SelfTuner:
             **VALUES.named(dict(zip(self.space.names, values.tolist(), strict=True))),
             **SCALES.named(dict(zip(self.space.names, scale.tolist(), strict=True))),
             "lr": self.optimizers.lr,
+            "response_size": response_size,
             **SECONDS.named({**self.scores.seconds, "total": sum(self.scores.seconds.values())}),
-            **self.health.report(),
+            **self.health.report(response_size),
             "diverged": bool(reason),
             "stop_reason": self.stop_reason,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import itertools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ import torch
 from ray import tune
 from ray.tune import Callback
 
+from ray_deltastn.domains import DomainsName
 from ray_deltastn.methods import get_method
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
@@ -28,6 +30,7 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.checks import check_differentiable
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
@@ -44,7 +47,7 @@ from ray_deltastn.tune.folder.loggers import loggers
 from ray_deltastn.tune.folder.pruning import PruneCheckpoints
 from ray_deltastn.tune.folder.results import collect, write_results
 from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
-from ray_deltastn.tune.guards import alone, check_free, check_owner, check_resumable, check_shared, slots_of
+from ray_deltastn.tune.guards import alone, check_free, check_maps, check_owner, check_resumable, check_shared, slots_of
 from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
@@ -155,6 +158,8 @@ def _run(
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
         progress.console.print("Tune's newest state was damaged; continuing from the previous one", highlight=False)
     known = check_resumable(config, out) if resume else {}
+    if resume:
+        check_maps(out, space)
     ended = _Ended([name for name, status in known.items() if status == "TERMINATED"])
     if not resume:
         shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
@@ -261,13 +266,21 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
     return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
 
 
+def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
+    """Return the sets of maps that trials of this experiment can have."""
+    searched = [name for name in ("preset", "domains") if name in config.search]
+    values = itertools.product(*map(config.extremes, searched))
+    given = [{**config.train, **dict(zip(searched, one, strict=True))} for one in values]
+    return list(dict.fromkeys(Settings(**one).domains for one in given))
+
+
 def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
     """Build the task once, as a trial does, and check the experiment against it.
 
     Returns:
-        Three values: kind, initial value and bounds of each hyperparameter, by name; the experiment, in which
-        `hyperparameters: all` is replaced by the name and range of each hyperparameter; and the largest number of
-        reports of one trial.
+        Three values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
+        value if `preset` or `domains` is searched); the experiment, in which `hyperparameters: all` is replaced by the
+        name and range of each hyperparameter; and the largest number of reports of one trial.
 
     Raises:
         ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
@@ -277,6 +290,9 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     watched = Watched({"task": config.task, **config.options, **config.train})
     with random_state.isolated(0):
         task = build_task(watched)
+    sets = _sets_of_maps(config)
+    for domains in sets:
+        task.space.use(domains)
     for method in config.methods():
         check_differentiable(task, get_method(method))
     for name in (*config.options, *searched):
@@ -289,7 +305,13 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
         raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
     about = {
-        name: {"kind": type(p).__name__, "initial": p.initial, "low": p.bounds[0], "high": p.bounds[1]}
+        name: {
+            "kind": type(p).__name__,
+            "map": p.map_in(sets[0]).name,
+            "initial": p.initial,
+            "low": p.bounds[0],
+            "high": p.bounds[1],
+        }
         for name, p in task.space.hyperparameters.items()
     }
     if "hyperparameters" in config.search:

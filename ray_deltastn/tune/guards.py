@@ -22,6 +22,7 @@ from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     LOCK_FILE,
     RESULTS_FILE,
+    SPACE_FILE,
     STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
@@ -92,6 +93,27 @@ def check_owner(out: Path) -> None:
             raise ResumeError(
                 f"`{path}` must belong to you, got user {owner}: Tune unpickles its states, which can run any code; "
                 "use --trust to resume anyway"
+            )
+
+
+def check_maps(out: Path, space: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the trials of an experiment use the maps that its states are of, because λ depends on them.
+
+    Args:
+        out: results folder.
+        space: name → what `check_task` knows about a hyperparameter.
+
+    Raises:
+        ResumeError: if a map differs. Folders of earlier versions name no map.
+    """
+    path = out / SPACE_FILE
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    for name, about in space.items():
+        theirs = saved.get(name, {}).get("map", "no map")
+        if theirs != about["map"]:
+            raise ResumeError(
+                f"`{out}` must hold an experiment with the same maps, got {theirs} for '{name}', here {about['map']}; "
+                "start again in another folder"
             )
 
 

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from ray_deltastn.methods import MethodName
-from ray_deltastn.training.settings import PRESETS, Settings
+from ray_deltastn.training.presets import PRESETS
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection
 from ray_deltastn.tune.search.domains import DOMAINS
 

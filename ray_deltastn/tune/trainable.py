@@ -27,8 +27,8 @@ from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE
 logger = logging.getLogger(__name__)
 
 _NO_MEMORY = (
-    "out of device memory: lower `batch_size` or `valid_batch_size`, use `preset: fast` or `precision: bf16`, or raise "
-    "`resources.gpu`"
+    "out of device memory: lower `batch_size`, `valid_batch_size` or `response_fraction`, use `precision: bf16`, or "
+    "raise `resources.gpu`"
 )
 #: Part of the error text when the disk is full.
 NO_ROOM = "must have room for a checkpoint"
@@ -93,9 +93,12 @@ class DeltaSTNTrainable(Trainable):
         # Ray sets OMP_NUM_THREADS when a worker starts, but a reused actor may have more CPUs for its next trial.
         torch.set_num_threads(max(1, int(cpus)))
         try:
-            with random_state.isolated(Settings(**options).seed):
+            settings = Settings(**options)
+            with random_state.isolated(settings.seed):
                 task = build_task(config)
             if config.get("warm_start"):
+                # First the maps of the trial: the box of other maps could cut a value off.
+                task.space.use(settings.domains)
                 task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
             self.tuner = SelfTuner(task, **options)
         except RuntimeError as error:

@@ -7,7 +7,7 @@ import torch
 
 import ray_deltastn as rd
 from ray_deltastn.tasks import build_task, find_task
-from tests.bad_inputs.made import assert_refused, build_nothing, model, space, task
+from tests.bad_inputs.made import assert_refused, build_nothing, model, space, task, tuner
 
 
 def cutout(name):
@@ -15,20 +15,50 @@ def cutout(name):
 
 
 SPACES = {
-    "initial-on-lower-bound": (
-        lambda: space(rate=rd.Bounded(0.0, low=0.0, high=0.9)),
+    "initial-on-lower-bound-of-the-sigmoid": (
+        lambda: space(rate=rd.Bounded(0.0, low=0.0, high=0.9, map="sigmoid")),
         ValueError,
-        ["`low < initial < high`", "low=0.0", "initial=0.0", "high=0.9", "'rate'"],
+        ["`low < initial < high`", "low=0.0", "initial=0.0", "high=0.9", "'rate'", "(sigmoid) does not reach 0.0"],
     ),
-    "initial-on-upper-bound": (
-        lambda: space(rate=rd.Bounded(0.9, low=0.0, high=0.9)),
+    "initial-on-upper-bound-of-the-sigmoid": (
+        lambda: space(rate=rd.Bounded(0.9, low=0.0, high=0.9, map="sigmoid")),
         ValueError,
-        ["`low < initial < high`", "initial=0.9", "'rate'"],
+        ["`low < initial < high`", "initial=0.9", "'rate'", "(sigmoid) does not reach 0.9"],
+    ),
+    "initial-on-bound-with-open-maps": (
+        lambda: space(rate=rd.Bounded(0.0, low=0.0, high=0.9)).use("open"),
+        ValueError,
+        ["`low < initial < high`", "initial=0.0", "'rate'", "(sigmoid) does not reach 0.0"],
+    ),
+    "initial-on-bound-with-the-preset-of-the-paper": (
+        lambda: tuner(changes={"space": space(rate=rd.Bounded(0.9, low=0.0, high=0.9))}, preset="paper"),
+        ValueError,
+        ["`low < initial < high`", "initial=0.9", "'rate'", "(sigmoid) does not reach 0.9"],
     ),
     "initial-outside": (
         lambda: space(rate=rd.Bounded(1.5, low=0.0, high=0.9)),
         ValueError,
-        ["`low < initial < high`", "initial=1.5", "'rate'"],
+        ["`low <= initial <= high`", "initial=1.5", "high=0.9", "'rate'"],
+    ),
+    "initial-outside-of-the-sigmoid": (
+        lambda: space(rate=rd.Bounded(1.5, low=0.0, high=0.9, map="sigmoid")),
+        ValueError,
+        ["`low < initial < high`", "initial=1.5", "high=0.9", "'rate'"],
+    ),
+    "initial-outside-of-the-search-range": (
+        lambda: space(decay=rd.Positive(1.0, search=(1e-5, 1e-1))),
+        ValueError,
+        ["`search[0] <= initial <= search[1]`", "initial=1.0", "search=(1e-05, 0.1)", "'decay'"],
+    ),
+    "map-unknown": (
+        lambda: space(rate=rd.Bounded(0.2, map="logit")),
+        ValueError,
+        ["`map` must be one of line, sigmoid", "'logit'", "'rate'"],
+    ),
+    "map-of-another-set": (
+        lambda: space(holes=rd.Integer(1, low=0, high=4, map="clamped")),
+        ValueError,
+        ["`map` must be one of line, sigmoid", "'clamped'", "'holes'"],
     ),
     "initial-not-positive": (
         lambda: space(decay=rd.Positive(0.0)),
@@ -48,7 +78,12 @@ SPACES = {
     "bounds-swapped": (
         lambda: space(rate=rd.Bounded(0.5, low=0.9, high=0.0)),
         ValueError,
-        ["`low < initial < high`", "low=0.9", "high=0.0", "'rate'"],
+        ["`low < high`", "low=0.9", "high=0.0", "'rate'"],
+    ),
+    "bounds-equal": (
+        lambda: space(rate=rd.Bounded(0.5, low=0.5, high=0.5)),
+        ValueError,
+        ["`low < high`", "low=0.5", "high=0.5", "'rate'"],
     ),
     "scale-zero": (lambda: space(rate=rd.Bounded(0.2, scale=0)), ValueError, ["`scale > 0`", "scale=0", "'rate'"]),
     "scale-negative": (lambda: space(rate=rd.Bounded(0.2, scale=-1.0)), ValueError, ["`scale > 0`", "-1.0", "'rate'"]),
@@ -68,6 +103,11 @@ SPACES = {
         lambda: space(holes=rd.Integer(1, low=0, high=2.5)),
         ValueError,
         ["`high` must be a whole number", "high=2.5", "'holes'"],
+    ),
+    "set-of-maps-unknown": (
+        lambda: space().use("line"),
+        ValueError,
+        ["`domains` must be one of clamped, open", "'line'"],
     ),
     "no-hyperparameter": (lambda: rd.HyperSpace(), ValueError, ["`HyperSpace`", "at least one", "none"]),
     "not-a-hyperparameter": (lambda: space(rate=0.5), TypeError, ["`rate`", "hyperparameter", "0.5"]),

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from benchmarks.common import hypergradients
-from benchmarks.common.toy_problems import Problem, split
+from benchmarks.common.toy_data import split
+from benchmarks.common.toy_problems import Problem
 
-FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("jacobian", True)]
-EVERY_FORM = pytest.mark.parametrize(("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "jacobian"])
+FORMS = [("ridge", True), ("ridge", False), ("dropout", True), ("inverted-dropout", True), ("jacobian", True)]
+EVERY_FORM = pytest.mark.parametrize(
+    ("kind", "divide"), FORMS, ids=["ridge", "undivided", "dropout", "inverted-dropout", "jacobian"]
+)
 
 
 def small(seed=0, n=30, d=4):

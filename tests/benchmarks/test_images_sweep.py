@@ -56,13 +56,14 @@ def test_nested_options_and_several_options():
 def test_options_that_are_not_set_have_the_value_of_the_preset():
     config = {"method": "delta-stn", "seed": 0}
     assert images_sweep.option_of(config, "response_fraction") == 1.0
-    assert images_sweep.option_of({**config, "preset": "fast"}, "response_fraction") == 0.25
+    assert images_sweep.option_of(config, "hyper_lr") == 0.01  # records that name no preset are of `paper`
+    assert images_sweep.option_of({**config, "preset": "recommended"}, "hyper_lr") == "auto"
     assert images_sweep.option_of(config, "warmup_steps") == "none"
     assert images_sweep.option_of({**config, "batch_size": 64}, "valid_batch_size") == 64
-    assert images_sweep.option_of({**config, "lr": 0.2}, "response_lr") == 0.2
+    assert images_sweep.option_of({**config, "lr": 0.2, "response_fraction": 0.5}, "response_lr") == 0.1
     runs = [
         swept("delta-stn", 0, [1.0]),
-        swept("delta-stn", 1, [1.0], preset="fast"),
+        swept("delta-stn", 1, [1.0], preset="recommended"),
         swept("delta-stn", 2, [1.0], hyper_lr=0.05),
     ]
     assert [entry["value"] for entry in images_sweep.sweep(runs, ["hyper_lr"])] == [0.01, 0.05, "auto"]

@@ -15,10 +15,61 @@ def test_digits_tunes_only_the_input_dropout_rate():
     assert task.space.names == ("dropout0",)
     assert task.space.values().item() == pytest.approx(0.3)
     assert [m.out_features for m in task.model if isinstance(m, nn.Linear)] == [32, 32, 10]
-    tuner = rd.SelfTuner(task, epochs=2, batch_size=64, warmup=1, device="cpu")
+    tuner = rd.SelfTuner(task, epochs=2, batch_size=64, warmup=1, preset="paper", device="cpu")
     before = tuner.space.lam.detach().clone()
     list(tuner.fit())
     assert not torch.equal(tuner.space.lam.detach(), before)
+
+
+def perturbed(method="fixed", rate=0.5, scale=1.0):
+    config = {"method": method, "perturbed": True, "perturbation_scale": scale, "initial_values": {"dropout0": rate}}
+    tuner = rd.SelfTuner(single_dropout.digits(config), method, preset="paper", device="cpu", seed=3)
+    layer = next(m for m in tuner.model if isinstance(m, rd.Dropout))
+    return tuner, layer
+
+
+def shares(tuner, layer, rows, features):
+    """Share of the elements that each of `rows` examples loses in one training pass."""
+    tuner.model.train()
+    layer.pass_values.values = tuner.space.named(tuner.space.values())
+    return (layer(torch.ones(rows, features)) == 0).float().mean(1)
+
+
+def test_perturbed_rates_have_the_distribution_of_the_perturbation_in_training():
+    tuner, layer = perturbed(rate=0.3, scale=0.7)
+    found = shares(tuner, layer, 4000, 2000).sort().values
+    lam = tuner.space.lam.detach().double()
+    quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+    expected = tuner.space.values((lam + 0.7 * torch.special.ndtri(quantiles))[:, None]).squeeze(-1)
+    torch.testing.assert_close(found.double().quantile(quantiles), expected, atol=0.015, rtol=0)
+
+
+def test_each_example_of_each_pass_has_another_rate_and_the_mean_output_is_the_input():
+    tuner, layer = perturbed()
+    first, second = shares(tuner, layer, 64, 4096), shares(tuner, layer, 64, 4096)
+    assert first.std() > 0.1
+    assert (first - second).abs().mean() > 0.1
+    mean = torch.stack([layer(torch.ones(100, 4096)).mean() for _ in range(20)]).mean()
+    assert mean.item() == pytest.approx(1.0, abs=0.01)
+    tuner.model.eval()
+    assert torch.equal(layer(torch.ones(4, 8)), torch.ones(4, 8))
+
+
+def test_captured_steps_of_a_perturbed_constant_are_the_eager_steps():
+    losses = []
+    for graph in ("off", "on"):
+        torch.manual_seed(0)
+        config = {"method": "fixed", "perturbed": True, "width": 16}
+        tuner = rd.SelfTuner(
+            single_dropout.digits(config), "fixed", preset="paper", epochs=2, graph=graph, device="cpu"
+        )
+        losses.append([report["train_loss"] for report in tuner.fit()])
+    assert losses[0] == losses[1]
+
+
+def test_perturbation_is_refused_for_methods_that_perturb_the_rate_themselves():
+    with pytest.raises(ValueError, match="`perturbed` needs `method: fixed`, got method='delta-stn'"):
+        single_dropout.digits({"method": "delta-stn", "perturbed": True})
 
 
 def test_mnist_is_the_papers_network_with_input_dropout_only(monkeypatch):

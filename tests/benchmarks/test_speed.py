@@ -175,6 +175,9 @@ def test_wrong_arguments_end_with_one_error_line(arguments, message, refusal, tm
 def test_warnings_about_captures_are_shown():
     with warnings.catch_warnings(record=True) as shown:
         speed.quiet()
-        for text in ("`hyper steps × hyper_lr >= 4` should hold", "`graph` is off: train steps cannot be captured"):
+        for text in (
+            "`hyper steps × mean hyper_lr >= 4` should hold",
+            "`graph` is off: train steps cannot be captured",
+        ):
             warnings.warn(text, rd.RunWarning, stacklevel=1)
     assert [str(warning.message)[:14] for warning in shown] == ["`graph` is off"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import toy
-from benchmarks.common.toy_problems import MOST_DROPOUT, SEARCH, Data, Problem, load, split
+from benchmarks.common.toy_data import Data, load, split
+from benchmarks.common.toy_problems import MOST_DROPOUT, SEARCH, Problem
 from tests.benchmarks.small_problems import EVERY_FORM, lams, small
 
 KEYS = {
@@ -57,34 +58,73 @@ def test_ridge_solution_is_least_squares_with_added_rows(divide):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-def test_expected_dropout_loss_is_the_mean_over_all_masks():
+DROPOUT = pytest.mark.parametrize("kind", ["dropout", "inverted-dropout"])
+
+
+def every_mask(kind, data, rate):
+    """Rows of `data` under each mask of its features, and the probability of the mask, (2^d, n, d) and (2^d, 1)."""
+    masks = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * data.x.shape[1])
+    # One mask per row has the same marginals as one mask for all rows, and the loss is a sum over rows.
+    chance = torch.where(masks > 0, 1 - rate, rate).prod(1, keepdim=True)
+    return data.x * masks[:, None] / (1 - rate if kind == "inverted-dropout" else 1.0), chance
+
+
+@DROPOUT
+def test_expected_dropout_loss_is_the_mean_over_all_masks(kind):
     data = small(d=3)
-    problem, lam, v = Problem("dropout", data), lams(0.4), lams(0.5, -1.0, 2.0)
-    rate = MOST_DROPOUT * torch.sigmoid(lam)
-    mean = torch.zeros(1, dtype=torch.float64)
-    for keep in torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 3):
-        # One mask per row has the same marginals as one mask for all rows, and the loss is a sum over rows.
-        chance = torch.where(keep > 0, 1 - rate, rate).prod()
-        mean += chance * 0.5 * ((data.x * keep / (1 - rate)) @ v - data.t).square().mean()
+    problem, lam, v = Problem(kind, data), lams(0.4), lams(0.5, -1.0, 2.0)
+    rows, chance = every_mask(kind, data, MOST_DROPOUT * torch.sigmoid(lam))
+    mean = (chance * 0.5 * (rows @ v - data.t).square()).mean(1).sum(0, keepdim=True)
     torch.testing.assert_close(problem.train_loss(lam, v[None]), mean)
+
+
+@DROPOUT
+def test_dropout_solution_and_its_jacobian_are_least_squares_over_all_masked_rows(kind):
+    data = small()
+
+    def solved(lam):
+        rows, chance = every_mask(kind, data, MOST_DROPOUT * torch.sigmoid(lam))
+        root = chance[:, :, None].sqrt()
+        targets = data.t[:, None].expand(len(rows), -1, 1)
+        return torch.linalg.lstsq((root * rows).flatten(0, 1), (root * targets).flatten(0, 1)).solution[:, 0]
+
+    problem, h = Problem(kind, data), 1e-5
+    for value in (-2.0, 0.3, 3.0):
+        lam = lams(value)
+        torch.testing.assert_close(problem.best_response(lam)[0], solved(lam), rtol=1e-9, atol=1e-12)
+        central = (solved(lam + h) - solved(lam - h)) / (2 * h)
+        torch.testing.assert_close(problem.response_jacobian(lam)[0], central, rtol=1e-6, atol=1e-8)
+
+
+def test_layer_of_the_printed_dropout_keeps_elements_unchanged_and_drops_the_share_of_the_rate():
+    tuner = toy.rd.SelfTuner(Problem("dropout", small()).task(seed=0), "delta-stn", preset="paper", device="cpu")
+    layer, x = tuner.model[0], torch.full((2000, 50), 3.0)
+    tuner.model.train()
+    layer.pass_values.values = {"hyperparameter": torch.tensor([0.1, 0.8], dtype=torch.float64).repeat_interleave(1000)}
+    y = layer(x)
+    assert y.unique().tolist() == [0.0, 3.0]
+    assert (y[:1000] == 0).double().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (y[1000:] == 0).double().mean().item() == pytest.approx(0.8, abs=0.01)
+    tuner.model.eval()
+    assert torch.equal(layer(x), x)
 
 
 @EVERY_FORM
 def test_task_has_the_objective_of_the_exact_solution(kind, divide):
     problem = Problem(kind, small(), divide)
     task = problem.task(seed=0)
-    tuner = toy.rd.SelfTuner(task, "delta-stn", device="cpu")
+    tuner = toy.rd.SelfTuner(task, "delta-stn", preset="paper", device="cpu")
     task.model.double()
     lam = task.space.lam.detach().double()
     weights = [p.detach() for p in task.model.parameters()]
     v = torch.linalg.multi_dot([*reversed(weights)])[0] if len(weights) > 1 else weights[0][0]
     assert len(weights) == (6 if kind == "jacobian" else 1)
-    draws = 4000 if kind == "dropout" else 1
+    draws = 4000 if "dropout" in kind else 1
     x, t = problem.data.x.repeat(draws, 1), problem.data.t.repeat(draws)[:, None]
     tuner.model.train()
     found = tuner.objective.train_loss(x, t).item()
     expected = problem.train_loss(lam, v[None]).item()
-    assert found == pytest.approx(expected, rel=0.02 if kind == "dropout" else 1e-6)
+    assert found == pytest.approx(expected, rel=0.02 if "dropout" in kind else 1e-6)
     tuner.model.eval()
     valid = tuner.objective.predict(problem.data.x_valid, None)
     loss = task.loss(valid, problem.data.t_valid[:, None]).mean().item()
@@ -93,7 +133,7 @@ def test_task_has_the_objective_of_the_exact_solution(kind, divide):
 
 def test_jacobian_penalty_uses_the_perturbed_weights_of_each_row():
     problem = Problem("jacobian", small())
-    tuner = toy.rd.SelfTuner(problem.task(seed=0), "centered-stn", device="cpu")
+    tuner = toy.rd.SelfTuner(problem.task(seed=0), "centered-stn", preset="paper", device="cpu")
     tuner.model.double()
     tuner.response.double()
     torch.nn.init.normal_(tuner.response.U)
@@ -111,7 +151,7 @@ def test_jacobian_penalty_uses_the_perturbed_weights_of_each_row():
 
 @EVERY_FORM
 def test_optimum_agrees_with_a_grid_search_and_regret_is_zero_only_there(kind, divide):
-    problem = Problem(kind, small(seed=2), divide)
+    problem = Problem(kind, small(seed=6), divide)
     best, loss = problem.optimum()
     grid = torch.linspace(*SEARCH, 20001, dtype=torch.float64)
     outer = problem.outer(grid)

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import toy_response as toy
 from benchmarks.common import toy_jacobian
-from benchmarks.common.toy_problems import load, split
+from benchmarks.common.toy_data import load, split
 
 BOTH = pytest.mark.parametrize("kind", toy.KINDS)
 
@@ -23,7 +23,8 @@ def some_lam(problem):
 
 def tuned(kind, method, linear=True, sigma=0.7):
     """A tuner in float64 whose response is not zero."""
-    tuner = toy.rd.SelfTuner(exact(kind).task(seed=0, sigma=sigma, linear=linear), method, device="cpu")
+    task = exact(kind).task(seed=0, sigma=sigma, linear=linear)
+    tuner = toy.rd.SelfTuner(task, method, preset="paper", device="cpu")
     for part in (tuner.model, tuner.response, tuner.space):
         part.double()
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ def test_constant_methods_search_the_hyperparameters_that_the_others_tune():
     by_name = {one.name: one.config for one in plan(config, ["random", "hybrid", "delta-stn"], 1)}
     assert by_name["random-s0"].search["hyperparameters"] == "all"
     assert "hyperparameters" not in by_name["hybrid-s0"].search
-    assert by_name["hybrid-s0"].train["preset"] == "fast"
+    assert by_name["hybrid-s0"].train["preset"] == "recommended"
     assert "preset" not in by_name["random-s0"].train
     single = by_name["delta-stn-s0"]
     assert {name: single.train[name] for name in config.single} == config.single

@@ -56,7 +56,9 @@ DECAY, LOW, HIGH = 0.03, -1.0, 2.0
 
 
 def make_space():
-    space = HyperSpace(decay=Positive(DECAY, scale=0.7), other=Bounded(0.3, scale=1.2, low=LOW, high=HIGH)).double()
+    space = HyperSpace(
+        decay=Positive(DECAY, scale=0.7), other=Bounded(0.3, scale=1.2, low=LOW, high=HIGH, map="sigmoid")
+    ).double()
     with torch.no_grad():
         space.lam += torch.tensor([0.2, -0.4])
     return space
@@ -173,7 +175,7 @@ def test_losses_are_means_over_examples(network, method, loss):
 def test_dropout_uses_the_rate_of_each_example(method):
     # Dropout acts on the input, so that the test can apply the masks: rates s(λ + ε_b), one mask per example.
     torch.manual_seed(0)
-    space = HyperSpace(rate=Bounded(0.4, low=0.0, high=0.95), idle=Unbounded(0.0)).double()
+    space = HyperSpace(rate=Bounded(0.4, low=0.0, high=0.95, map="sigmoid"), idle=Unbounded(0.0)).double()
     inner = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     model = nn.Sequential(Dropout("rate"), inner).double().train()
     pass_values = PassValues(space, torch.Generator().manual_seed(9))
@@ -245,7 +247,7 @@ def test_validation_loss_may_be_another_function(method):
 
 
 def test_hyper_gradient_at_a_single_point_is_the_response_times_the_validation_gradient():
-    # Eqn. 2.3 without perturbation: dL_V/dλ = Θᵀ ∂L_V/∂w.
+    # Eqn. 2.4 without perturbation: dL_V/dλ = Θᵀ ∂L_V/∂w.
     p = Problem(BY_NAME["linear"], "delta-stn")
     eps = torch.zeros(len(p.x), 2, dtype=torch.float64)
     (gradient,) = grad(p.objective.hyper_loss(p.x, p.y, eps, 0.0), [p.space.lam])
@@ -385,7 +387,10 @@ def test_response_fraction_uses_the_first_share_of_the_minibatch(method):
     all_steps(half, response_fraction=0.5).train_step(half.x, half.y)
     reference = all_steps(whole)
     reference._move(
-        reference.weights_optimizer, whole.weights, grad(whole.objective.train_loss(whole.x, whole.y), whole.weights)
+        reference.weights_optimizer,
+        whole.weights,
+        grad(whole.objective.train_loss(whole.x, whole.y), whole.weights),
+        None,
     )
     reference._response_step(whole.x[:2], whole.y[:2])
     assert all(torch.equal(a, b) for a, b in zip(half.weights + half.theta, whole.weights + whole.theta, strict=True))

@@ -9,7 +9,8 @@ pytest.importorskip("ray")
 
 from ray_deltastn.compare.plan import CompareConfig
 from ray_deltastn.tasks import READY, images
-from ray_deltastn.training.settings import PRESETS, Settings
+from ray_deltastn.training.presets import PRESETS
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
 from tests.tasks.image_examples import COUNTS, made_up
@@ -52,10 +53,10 @@ def test_settings_equal_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_another_preset_replaces_all_options_of_the_paper_preset(name):
-    config = ExperimentConfig.read(FOLDER / f"{name}.yaml", ["train.preset=fast"])
-    found, fast = Settings(**config.train), Settings(preset="fast")
-    for option in PRESETS["fast"]:
-        assert getattr(found, option) == getattr(fast, option), option
+    config = ExperimentConfig.read(FOLDER / f"{name}.yaml", ["train.preset=recommended"])
+    found, recommended = Settings(**config.train), Settings(preset="recommended")
+    for option in PRESETS["recommended"]:
+        assert getattr(found, option) == getattr(recommended, option), option
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -73,3 +74,11 @@ def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
 def test_options_are_plain_values(name):
     options = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["options"]
     assert set(options) <= {"data_root", "split_seed", "images", "flip", "initial_values"}
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_resnet18_compare"])
+def test_batch_normalisation_of_resnet_has_sub_batches(name):
+    kind = CompareConfig if name.endswith("compare") else ExperimentConfig
+    config = kind.read(FOLDER / f"{name}.yaml")
+    settings = Settings(**{**config.train, **getattr(config, "self_tuned", {})})
+    assert settings.parts(statistics=True) == 8

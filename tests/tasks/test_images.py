@@ -59,7 +59,7 @@ def test_initial_values_ranges_and_scales_are_those_of_the_paper(name):
         }
         initial, low, high, whole = known.get(key, (0.05, 0, 0.95, False))
         assert (p.initial, *p.bounds, p.integer) == (initial, low, high, whole)
-        assert p.scale == 1.0
+        assert p.scale_in("open") == 1.0
         assert p.per == "example"
         # The baselines search dropout rates in [0, 0.85], and other hyperparameters in their whole range.
         assert p.search_range(key) == ((0.0, 0.85) if key.startswith("dropout") else (low, high))
@@ -218,8 +218,8 @@ def test_initial_values_and_scale_are_options(name):
     torch.testing.assert_close(space.scale, torch.full((len(space),), 0.5))
     with pytest.raises(ValueError, match=r"`initial_values` must name hyperparameters of the task, got 'droput1'"):
         task(name, initial_values={"droput1": 0.3})
-    with pytest.raises(ValueError, match=r"`low < initial < high` must hold.*'dropout1'"):
-        task(name, initial_values={"dropout1": 0.95})
+    with pytest.raises(ValueError, match=r"`low <= initial <= high`.* must hold.*'dropout1'"):
+        task(name, initial_values={"dropout1": 0.96})
 
 
 @CIFAR
@@ -326,7 +326,7 @@ def test_tasks_are_built_from_their_set(name, monkeypatch):
         assert got[0].dtype == torch.uint8
     assert asked == [(RECIPES[name].images, "/somewhere")]
     assert len(build_task({"task": name}).train[0]) == 20 - round(20 * share)
-    assert set(READY) == {"digits-mlp", *RECIPES}
+    assert set(READY) == {"digits-mlp", "mnist1d-mlp", *RECIPES}
 
 
 # --- the real sets ---------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_reports_do_not_disturb_the_cycle(steps_per_report):
 
 @pytest.mark.parametrize("warmup_steps", range(8))
 def test_number_of_hyper_steps_is_the_planned_one(warmup_steps):
-    tuner = make_tuner(warmup_steps=warmup_steps, train_interval=5, valid_interval=2, hyper_lr=0.01)
+    tuner = make_tuner(warmup_steps=warmup_steps, train_interval=5, valid_interval=2, hyper_lr=0.01, hyper_decay=1.0)
     assert len(count_hyper_steps(tuner)) * 0.01 == pytest.approx(tuner.health.reach)
 
 
@@ -88,13 +88,14 @@ def test_scale_keeps_its_value_unless_tuned():
     tuner = make_tuner(tune_scale=False)
     reports = reports_of(tuner)
     assert reports[-1]["hyperparameters/first"] != pytest.approx(0.2, abs=1e-4)
-    assert all(r[f"scale/{name}"] == pytest.approx(1.0) for r in reports for name in tuner.space.names)
+    initial = {"first": 0.5, "second": 0.5, "decay": 1.0}
+    assert all(r[f"scale/{name}"] == pytest.approx(initial[name]) for r in reports for name in tuner.space.names)
     assert len({r["scale/first"] for r in reports}) == 1
 
 
 @pytest.mark.parametrize("method", TUNING)
 def test_large_entropy_weight_widens_the_perturbation(method):
-    reports = reports_of(make_tuner(method=method, entropy_weight=100.0))
+    reports = reports_of(make_tuner(method=method, entropy_weight=100.0, preset="paper"))
     for name in ("first", "second", "decay"):
         scales = [report[f"scale/{name}"] for report in reports]
         assert scales == sorted(scales)
@@ -104,11 +105,34 @@ def test_large_entropy_weight_widens_the_perturbation(method):
 @pytest.mark.parametrize("method", TUNING)
 def test_own_learning_rate_of_the_scale_counts(method):
     # The first RMSprop step is ten times its learning rate, whatever the gradient.
-    tuner = make_tuner(method=method, warmup_steps=0, steps_per_report=3, hyper_lr=0.01, scale_lr=0.001)
-    raw, lam = tuner.space.raw_scale.detach().clone(), tuner.space.lam.detach().clone()
-    tuner.step()
-    assert (tuner.space.lam.detach() - lam).abs().max().item() == pytest.approx(0.1, rel=1e-2)
-    assert (tuner.space.raw_scale.detach() - raw).abs().max().item() == pytest.approx(0.01, rel=1e-2)
+    options = {"warmup_steps": 0, "steps_per_report": 3, "hyper_lr": 0.01, "scale_lr": 0.001}
+    # `recommended` limits it to two.
+    for preset, times in (("paper", 10), ("recommended", 2)):
+        tuner = make_tuner(method=method, preset=preset, **options)
+        raw, lam = tuner.space.raw_scale.detach().clone(), tuner.space.lam.detach().clone()
+        tuner.step()
+        assert (tuner.space.lam.detach() - lam).abs().max().item() == pytest.approx(0.01 * times, rel=1e-2)
+        assert (tuner.space.raw_scale.detach() - raw).abs().max().item() == pytest.approx(0.001 * times, rel=1e-2)
+
+
+def test_learning_rates_of_hyperparameters_fall_in_seven_equal_ratios():
+    tuner = make_tuner(epochs=40, warmup_steps=7, hyper_lr=0.05, scale_lr=0.02, hyper_decay=0.1, train_interval=1)
+    rates = []
+    hyper_step = tuner.algorithm.hyper_step
+
+    def noted(x, y):
+        rates.append([group["lr"] for group in tuner.optimizers.hyper.param_groups])
+        return hyper_step(x, y)
+
+    tuner.algorithm.hyper_step = noted
+    for _ in tuner.fit():
+        pass
+    first = list(dict.fromkeys(rate for rate, _ in rates))
+    assert first == pytest.approx([0.05 * 0.1 ** (stage / 7) for stage in range(8)])
+    assert [other / rate for rate, other in rates] == pytest.approx([0.4] * len(rates))
+    counts = [sum(rate == one for one, _ in rates) for rate in first]
+    assert max(counts) - min(counts) <= 2
+    assert sum(rate for rate, _ in rates) == pytest.approx(tuner.health.reach, rel=0.02)
 
 
 def test_fixed_keeps_its_constants():
@@ -163,7 +187,8 @@ def test_clipped_gradient_bounds_the_step(method):
     def steep(output, target):
         return 1e4 * F.cross_entropy(output, target)
 
-    tuner = make_tuner(make_task(loss=steep), method, lr=0.01, momentum=0.0, clip_grad=0.5, steps_per_report=1)
+    options = {"lr": 0.01, "momentum": 0.0, "clip_grad": 0.5, "steps_per_report": 1, "preset": "paper"}
+    tuner = make_tuner(make_task(loss=steep), method, **options)
     for _ in range(8):
         before = tensors_of(tuner)
         tuner.step()

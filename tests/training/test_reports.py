@@ -32,7 +32,7 @@ def test_validation_loss_is_that_of_the_unperturbed_network_in_evaluation_mode(m
     (x, y), (test_x, test_y) = examples(41, 2), examples(30, 3)  # 41: the last batch of the loader is smaller
     valid = DataLoader(TensorDataset(x, y), batch_size=9) if as_loader else (x, y)
     task = make_task("plain-dropout", valid=valid)
-    tuner = make_tuner(task, method)
+    tuner = make_tuner(task, method, preset="paper")
     report = list(tuner.fit())[-1]
     assert report["hyperparameters/first"] > 0.01  # a perturbed or training-mode pass would show
     weights = {n: p.detach() for n, p in tuner.model.named_parameters()}
@@ -97,6 +97,7 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
         "test_top",
         "best_valid_loss",
         "lr",
+        "response_size",
         "diverged",
         "stop_reason",
         *(f"hyperparameters/{name}" for name in names),
@@ -108,6 +109,7 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
         "warning/saturated",
         "warning/small_scale",
         "warning/large_steps",
+        "warning/large_response",
         "warning/short_run",
     }
     for report in reports:
@@ -152,7 +154,8 @@ def test_hyperparameters_are_reported_in_their_own_domain():
     report = tuner.step()
     assert report["hyperparameters/first"] == pytest.approx(0.2)
     assert report["hyperparameters/decay"] == pytest.approx(1e-3)
-    assert report["scale/first"] == pytest.approx(1.0)
+    assert report["scale/first"] == pytest.approx(0.5)
+    assert report["scale/decay"] == pytest.approx(1.0)
     assert tuner.hyperparameters() == {name: report[f"hyperparameters/{name}"] for name in tuner.space.names}
 
 
@@ -179,11 +182,13 @@ def test_an_evaluation_counts_whoever_asks_for_it(monkeypatch):
         assert evaluations == [2, 4], schedule  # validation and test data, each once an epoch
 
 
-def test_saturated_hyperparameters_are_counted():
+@pytest.mark.parametrize(("preset", "count"), [("paper", 2.0), ("recommended", 0.0)])
+def test_saturated_hyperparameters_are_counted(preset, count):
+    # The line is flat nowhere.
     space = make_space(first=rd.Bounded(0.899, low=0.0, high=0.9), second=rd.Bounded(0.001, low=0.0, high=0.9))
-    report = make_tuner(make_task(space=space), warmup_steps=28).step()
-    assert report["warning/saturated"] == 2.0
-    assert make_tuner(warmup_steps=28).step()["warning/saturated"] == 0.0
+    report = make_tuner(make_task(space=space), warmup_steps=28, preset=preset).step()
+    assert report["warning/saturated"] == count
+    assert make_tuner(warmup_steps=28, preset=preset).step()["warning/saturated"] == 0.0
 
 
 def test_small_strength_of_a_positive_hyperparameter_is_not_saturation():
@@ -198,7 +203,7 @@ def test_small_scales_are_counted():
 
 
 def test_first_rmsprop_step_is_reported_as_large():
-    reports = list(make_tuner(warmup_steps=STEPS, train_interval=7, hyper_lr=0.01).fit())
+    reports = list(make_tuner(warmup_steps=STEPS, train_interval=7, hyper_lr=0.01, preset="paper").fit())
     assert [r["warning/large_steps"] for r in reports[:2]] == [0.0, 1.0]
 
 
@@ -217,18 +222,18 @@ def test_fixed_has_no_warnings():
 def test_run_too_short_to_cross_the_range_says_so_once_with_the_number(method):
     # 28 steps, 4 of them warm-up: 8 hyper steps of 0.05.
     with pytest.warns(rd.RunWarning) as caught:
-        tuner = make_tuner(method=method)
+        tuner = make_tuner(method=method, hyper_decay=1.0)
     assert len(caught) == 1
     text = str(caught[0].message)
-    assert "8 × 0.05 = 0.4" in text
-    assert "4" in text
+    assert ">= 4` should hold" in text
+    assert "got 0.4: " in text
     assert "\n" not in text
     assert {r["warning/short_run"] for r in tuner.fit()} == {1.0}
 
 
 @pytest.mark.filterwarnings("error::ray_deltastn.RunWarning")
 def test_run_long_enough_does_not_warn():
-    assert make_tuner(hyper_lr=0.5).step()["warning/short_run"] == 0.0
+    assert make_tuner(hyper_lr=0.5, hyper_decay=1.0).step()["warning/short_run"] == 0.0
     assert make_tuner(method="fixed", hyper_lr=1e-6).step()["warning/short_run"] == 0.0
 
 

@@ -186,11 +186,11 @@ def test_state_of_a_finished_run_is_finished():
 
 def test_finished_run_goes_on_under_more_epochs():
     # This run's own settings win over those of the saved state, `epochs` among them.
-    long = make_tuner(epochs=4)
+    long = make_tuner(epochs=4, hyper_decay=1.0)  # a decay depends on the length of the run
     expected = reports_of(long)
-    short = make_tuner(epochs=2)
+    short = make_tuner(epochs=2, hyper_decay=1.0)
     reports_of(short)
-    longer = make_tuner(epochs=4)
+    longer = make_tuner(epochs=4, hyper_decay=1.0)
     longer.load_state_dict(from_bytes(to_bytes(short.state_dict())))
     assert_same_reports(reports_of(longer), expected[2:])
 
@@ -199,7 +199,7 @@ def test_finished_run_goes_on_under_more_epochs():
 def test_own_options_of_optimisers_win_after_loading(method):
     saved = make_tuner(method=method, lr=0.05, momentum=0.9, hyper_lr=0.05)
     saved.step()
-    own = make_tuner(method=method, lr=0.02, momentum=0.5, hyper_lr=0.01, scale_lr=0.03)
+    own = make_tuner(method=method, lr=0.02, momentum=0.5, hyper_lr=0.01, scale_lr=0.03, hyper_decay=1.0)
     own.load_state_dict(from_bytes(to_bytes(saved.state_dict())))
     for _ in range(2):
         assert [g["lr"] for g in own.algorithm.weights_optimizer.param_groups] == [0.02]

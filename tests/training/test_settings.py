@@ -7,34 +7,33 @@ from ray_deltastn.training.settings import Settings
 
 
 @pytest.mark.parametrize(
-    ("given", "fraction"),
+    ("given", "hyper_lr", "domains", "clip", "parts"),
     [
-        ({}, 1.0),
-        ({"preset": "fast"}, 0.25),
-        ({"preset": "fast", "response_fraction": 0.5}, 0.5),
-        ({"preset": "fast", "response_fraction": 1}, 1),
-        ({"preset": "fast", "method": "centered-stn"}, 0.25),
-        ({"preset": "fast", "method": "stn"}, 1.0),
-        ({"preset": "fast", "method": "fixed"}, 1.0),
+        ({}, "auto", "clamped", 5.0, "auto"),
+        ({"preset": "recommended"}, "auto", "clamped", 5.0, "auto"),
+        ({"preset": "paper"}, 0.01, "open", None, 1),
+        ({"preset": "paper", "domains": "clamped", "hyper_lr": "auto"}, "auto", "clamped", None, 1),
+        ({"hyper_lr": 0.02, "response_clip": 3, "sub_batches": 4}, 0.02, "clamped", 3.0, 4),
+        ({"hyper_lr": None, "domains": None}, "auto", "clamped", 5.0, "auto"),  # None means not given
+        ({"method": "stn"}, "auto", "clamped", 5.0, 1),  # its Θ is not trained apart from w₀
     ],
 )
-def test_preset_decides_what_is_not_given(given, fraction):
-    assert Settings(**given).response_fraction == fraction
+def test_preset_decides_what_is_not_given(given, hyper_lr, domains, clip, parts):
+    found = Settings(**given)
+    assert (found.hyper_lr, found.domains, found.response_clip, found.sub_batches) == (hyper_lr, domains, clip, parts)
 
 
-@pytest.mark.parametrize(
-    ("given", "antithetic"),
-    [
-        ({}, False),
-        ({"antithetic": True}, True),
-        ({"preset": "fast"}, True),
-        ({"preset": "fast", "antithetic": False}, False),
-        ({"preset": "fast", "method": "stn"}, False),
-        ({"preset": "fast", "method": "fixed"}, False),
-    ],
-)
-def test_preset_decides_whether_the_response_is_trained_on_pairs(given, antithetic):
-    assert Settings(**given).antithetic is antithetic
+@pytest.mark.parametrize("option", ["perturbations", "sub_batches"])
+def test_only_a_response_trained_apart_takes_more_passes(option):
+    assert getattr(Settings(**{option: 2}), option) == 2
+    with pytest.raises(ValueError, match=f"`{option}` needs a method that trains Θ apart from w₀, got 2 with 'stn'"):
+        Settings(method="stn", **{option: 2})
+
+
+def test_an_unperturbed_hyper_step_cannot_tune_the_perturbation():
+    assert Settings(hyper_pass="unperturbed", tune_scale=False).hyper_pass == "unperturbed"
+    with pytest.raises(ValueError, match=r"`hyper_pass: unperturbed` .* `tune_scale` must be false, got true"):
+        Settings(hyper_pass="unperturbed")
 
 
 def test_a_device_is_given_as_text_or_as_pytorchs_own():
@@ -54,19 +53,23 @@ def test_only_optimisers_that_a_method_has_keep_a_cpu_from_capturing():
 
 
 def test_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="`preset` must be one of paper, fast, got 'quick'"):
+    with pytest.raises(ValueError, match="`preset` must be one of recommended, paper, got 'quick'"):
         Settings(preset="quick")
+    with pytest.raises(ValueError, match="got 'fast'; 'recommended' has taken its place"):
+        Settings(preset="fast")
 
 
 @pytest.mark.parametrize(
     ("given", "hyper_steps", "rate"),
     [
-        ({}, 250, 0.01),
-        ({"preset": "fast"}, 250, 0.032),
-        ({"preset": "fast"}, 100_000, 0.01),
-        ({"preset": "fast"}, 0, 0.1),
-        ({"preset": "fast", "hyper_lr": 0.02}, 250, 0.02),
-        ({"hyper_lr": "auto"}, 400, 0.02),
+        ({"preset": "paper"}, 250, 0.01),
+        ({"hyper_decay": 1.0}, 1000, 0.032),  # eight times across a range of 4
+        ({"hyper_decay": 1.0}, 100_000, 0.00032),
+        ({}, 4000, 0.01933138),  # the rate falls to a tenth, and its mean is 0.413835 of the first
+        ({}, 250, 0.05),
+        ({}, 0, 0.05),
+        ({"hyper_lr": 0.02}, 250, 0.02),
+        ({"preset": "paper", "hyper_lr": "auto"}, 1600, 0.02),
     ],
 )
 def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_is_asked_for(given, hyper_steps, rate):
@@ -83,11 +86,11 @@ def test_learning_rate_of_hyperparameters_is_a_number_or_auto():
     [
         ({}, 66, 330),
         ({"warmup": 2.5}, 10, 25),
-        ({"preset": "fast", "epochs": 24}, 66, 792),  # half the run
-        ({"preset": "fast", "epochs": 300}, 66, 2000),
-        ({"preset": "fast", "epochs": 300}, 500, 2500),  # five epochs
-        ({"preset": "fast", "epochs": 300, "warmup": 0}, 500, 0),
-        ({"preset": "fast", "epochs": 300, "warmup_steps": 7}, 500, 7),
+        ({"warmup": "auto", "epochs": 24}, 66, 792),  # half the run
+        ({"warmup": "auto", "epochs": 300}, 66, 2000),
+        ({"warmup": "auto", "epochs": 300}, 500, 2500),  # five epochs
+        ({"epochs": 300, "warmup": 0}, 500, 0),
+        ({"warmup": "auto", "epochs": 300, "warmup_steps": 7}, 500, 7),
     ],
 )
 def test_warm_up_fits_the_run_where_that_is_asked_for(given, steps_per_epoch, steps):

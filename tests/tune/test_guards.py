@@ -1,11 +1,12 @@
-"""Files that `--resume` refuses to unpickle."""
+"""Files that `--resume` refuses to unpickle, and experiments with other maps."""
 
+import json
 import os
 
 import pytest
 
 from ray_deltastn.tune.folder.layout import ResumeError
-from ray_deltastn.tune.guards import check_owner
+from ray_deltastn.tune.guards import check_maps, check_owner
 
 
 @pytest.fixture
@@ -34,3 +35,13 @@ def test_a_checkpoint_that_ray_would_unpickle_is_refused(out):
     path.touch()
     with pytest.raises(ResumeError, match=r"_dict_checkpoint.pkl` must not exist: Tune would unpickle it"):
         check_owner(out)
+
+
+@pytest.mark.parametrize(("saved", "shown"), [({"kind": "Bounded"}, "no map"), ({"map": "sigmoid"}, "sigmoid")])
+def test_an_experiment_with_other_maps_is_not_resumed(saved, shown, out):
+    (out / "space.json").write_text(json.dumps({"decay": {"map": "exp"}, "rate": saved}))
+    check_maps(out, {"decay": {"map": "exp"}})
+    with pytest.raises(
+        ResumeError, match=f"must hold an experiment with the same maps, got {shown} for 'rate', here line"
+    ):
+        check_maps(out, {"decay": {"map": "exp"}, "rate": {"map": "line"}})

@@ -226,8 +226,10 @@ def test_out_of_memory_ends_the_trial_with_advice_and_leaves_the_worker_usable(b
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(trial.tuner.algorithm, "train_step", full)
+    monkeypatch.setattr(trial.tuner.objective, "predict", full)  # there is no memory for another pass either
     report = trial.train()
     assert report["done"]
+    assert report["response_size"] == (reports[-1]["response_size"] if reports else 0.0)
     assert (report["valid_loss"], report["test_loss"], report["epoch"]) == (math.inf, math.inf, before)
     assert report["best_valid_loss"] == min([math.inf, *(r["valid_loss"] for r in reports)])
     assert report["stop_reason"].startswith("out of device memory: lower `batch_size`")
@@ -247,7 +249,7 @@ def test_a_task_too_large_for_the_device_fails_with_advice(error, monkeypatch):
         raise error
 
     monkeypatch.setattr("ray_deltastn.tune.trainable.SelfTuner", full)
-    with pytest.raises(torch.OutOfMemoryError, match=f"lower `batch_size` or .*; {error}"):
+    with pytest.raises(torch.OutOfMemoryError, match=f"lower `batch_size`, .*; {error}"):
         DeltaSTNTrainable(CONFIG)
 
 

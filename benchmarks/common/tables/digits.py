@@ -25,13 +25,15 @@ SCHEDULES = {
     "fixed-0.3": ("constant 0.3", ""),
     "fixed-0.4": ("constant 0.4", ""),
     "fixed-0.5": ("constant 0.5", "0.059 (0.054)"),
+    "fixed-0.4-noise": ("constant 0.4, perturbed", ""),
+    "fixed-0.5-noise": ("constant 0.5, perturbed", "0.057 (0.059)"),
     "delta-stn-from-0.3": ("Δ-STN, from 0.3", "0.053 (0.054)"),
     "stn-from-0.3": ("STN, from 0.3", "0.058 (0.058)"),
     "delta-stn-from-0.05": ("Δ-STN, from 0.05", ""),
     "stn-from-0.05": ("STN, from 0.05", ""),
     "fixed-schedule": ("the schedule of Δ-STN from 0.05", ""),
     "fixed-final": ("its final value", "p = 0.43: 0.059 (0.060)"),
-    "fixed-noise": ("its final value with noise", "p = 0.5: 0.057 (0.059)"),
+    "fixed-noise": ("its final value, perturbed", ""),
 }
 SHARES = {
     "paper": "`preset: paper`",
@@ -72,6 +74,19 @@ def one_rate(option: str) -> Any:
         return grid(heads, rows, left=2)
 
     return table
+
+
+def readings(entries: Entries) -> str:
+    """Runs with each pass of the hyper step, by σ: the dropout rate at the end, and the losses."""
+    rows = []
+    for entry in entries:
+        how, scale = entry["value"]
+        ends = _ends(entry, "dropout0")
+        shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
+        losses = [cell(entry[column], 3) for column in LOSSES[:2]]
+        rows.append([f"`{how}`", text(scale), _lost(ends), shown, *losses])
+    heads = ["`hyper_pass`", "σ", "rate lost", "rate at the end, by seed", *(COLUMNS[c] for c in LOSSES[:2])]
+    return grid(heads, rows, left=2)
 
 
 def warm_ups(fixed_scale: Entries, tuned: Entries) -> str:
@@ -124,6 +139,12 @@ TABLES = {
     "digits-warmup": Table(warm_ups, ("images/digits/warmup.json", "images/digits/warmup_tuned.json")),
     "digits-schedules": Table(schedules, ("images/digits/schedules.json",)),
     "digits-scale": Table(one_rate("σ"), ("images/digits/perturbation_scale.json",)),
+    "digits-recommended-initial": Table(one_rate("initial rate"), ("images/digits/recommended_initial_values.json",)),
+    "digits-recommended-scale": Table(readings, ("images/digits/recommended_perturbation_scale.json",)),
+    "digits-recommended-constant": Table(one_rate("σ"), ("images/digits/recommended_constant_rate.json",)),
+    "digits-recommended-intervals": Table(
+        one_rate("train steps, hyper steps"), ("images/digits/recommended_intervals.json",)
+    ),
     "digits-intervals": Table(one_rate("train steps, hyper steps"), ("images/digits/intervals.json",)),
     "digits-entropy": Table(one_rate("entropy weight"), ("images/digits/entropy.json",)),
     "digits-shares": Table(shares, _SHARES),

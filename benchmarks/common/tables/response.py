@@ -1,11 +1,11 @@
-"""Tables of the learned response: its Jacobian, its hypergradient, and the effect of centring."""
+"""Tables of the response: its Jacobian, its hypergradient, its conditioning, the effect of centring, STN's spike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common.markdown import MISSING, fixed, grid
+from benchmarks.common.markdown import MISSING, fixed, grid, significant
 from benchmarks.common.pages import Table
 from benchmarks.common.record import cases
 
@@ -58,7 +58,40 @@ def decoupling(record: Mapping[str, Any]) -> str:
     return grid(header, lines, left=3)
 
 
+def conditioning(record: Mapping[str, Any]) -> str:
+    """Condition numbers of the first data set at two σ: measured (product), uncentred and centred."""
+
+    def shown(value: float) -> str:
+        return significant(value) if value < 1000 else f"{value:,.0f}"
+
+    first = [row for row in record["rows"] if row["data"] == record["rows"][0]["data"] and row["sigma"] in (0.1, 1.0)]
+    lines = []
+    for (loss, sigma, lam), pair in sorted(cases(first, ("loss", "sigma", "lam"))):
+        found = {row["centred"]: row for row in pair}
+        cells = [f"{shown(found[c]['measured'])} ({shown(found[c]['product'])})" for c in (False, True)]
+        ratio = found[False]["measured"] / found[True]["measured"]
+        lines.append([loss, f"{sigma:g}", f"{lam:g}".replace("-", "−"), *cells, significant(ratio)])
+    return grid(["loss", "σ", "λ₀", "uncentred", "centred", "ratio of the measured"], lines, left=1)
+
+
+def spike(record: Mapping[str, Any]) -> str:
+    """Median early excursion of λ (largest in brackets), final regret and final σ, by learning rate and method."""
+    methods = list(dict.fromkeys(entry["method"] for entry in record["summary"]))
+    names = {"hyper_lr": "α₂, σ fixed", "scale_lr": "α₃"}
+    lines = []
+    for (sweep, data, rate), entries in sorted(cases(record["summary"], ("sweep", "data", "rate"))):
+        found = {entry["method"]: entry for entry in entries}
+        away = [found[m]["early_excursion"] for m in methods]
+        cells = [f"{e['median']:.2f} ({e['largest']:.2f})" for e in away]
+        cells += [significant(100 * found[m]["regret_final"]["median"]) for m in methods]
+        lines.append([names[sweep], data, f"{rate:g}", *cells, fixed(found["stn"]["scale_final"]["median"], 1)])
+    heads = ["varied", "data", "rate", *(f"`{m}`" for m in methods), *(f"`{m}`: regret" for m in methods)]
+    return grid([*heads, "`stn`: last σ"], lines, left=2)
+
+
 TABLES = {
+    "conditioning": Table(conditioning, ("toy/conditioning.json",)),
+    "spike": Table(spike, ("toy/spike.json",)),
     "response-jacobian": Table(jacobian, ("toy/response_jacobian.json",)),
     "response-hypergradient": Table(hypergradient, ("toy/response_jacobian.json",)),
     "decoupling": Table(decoupling, ("toy/decoupling.json",)),

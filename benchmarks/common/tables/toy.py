@@ -73,6 +73,7 @@ TABLES = {
     "toy-early": Table(early, ("toy/ridge.json", "toy/ridge_other.json")),
     "toy-undivided": Table(regrets, ("toy/ridge_undivided.json",)),
     "toy-dropout": Table(regrets, ("toy/dropout.json",)),
+    "toy-inverted-dropout": Table(regrets, ("toy/inverted_dropout.json",)),
     "toy-jacobian": Table(regrets, ("toy/jacobian.json",)),
     "toy-cycle": Table(cycle, ("toy/cycle_eager.json", "toy/cycle_captured.json")),
 }

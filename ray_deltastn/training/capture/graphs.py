@@ -46,7 +46,8 @@ class GraphedSteps:
     """The updates of `Steps`, each step captured once per shape of its minibatch and replayed.
 
     A capture holds the numbers of its moment: learning rates, other options of the optimisers, and the row of constant
-    hyperparameters. If one of them changes, the steps are captured again. No step is taken twice.
+    hyperparameters. If one of them changes, the steps of the kind that uses it are captured again. No step is taken
+    twice.
 
     Args:
         steps: the steps to capture.
@@ -60,11 +61,11 @@ class GraphedSteps:
     def __init__(self, steps: Steps, recorder: Recorder, must: bool) -> None:
         self.steps = steps
         self.objective = steps.objective
-        self._optimizers = [
-            optimizer
-            for optimizer in (steps.weights_optimizer, steps.response_optimizer, steps.hyper_optimizer)
-            if optimizer is not None
-        ]
+        used = {
+            "train": (steps.weights_optimizer, steps.response_optimizer),
+            "hyper": (steps.hyper_optimizer,),
+        }
+        self._optimizers = {name: [one for one in some if one is not None] for name, some in used.items()}
         self.recorder = recorder
         self.must = must
         self._refused: set[str] = set()
@@ -72,7 +73,7 @@ class GraphedSteps:
         self._buffers = [(m._buffers, name) for m in self.objective.model.modules() for name in m._buffers]
         self._seen: Counter[tuple[Hashable, ...]] = Counter()
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
-        self._constants: tuple[Hashable, ...] = ()
+        self._constants: dict[str, tuple[Hashable, ...]] = {}
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode."""
@@ -101,12 +102,12 @@ class GraphedSteps:
     def _run(self, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         if name in self._refused:
             return step(x, y)
-        constants = self._now()
-        if constants != self._constants:
-            self._captured.clear()
-            if self._constants and constants[1:] != self._constants[1:]:
-                self._seen.clear()  # optimisers may make new buffers
-            self._constants = constants
+        constants, before = self._now(name), self._constants.get(name, ())
+        if constants != before:
+            self._captured = {key: captured for key, captured in self._captured.items() if key[0] != name}
+            if before and constants[1:] != before[1:]:  # optimisers may make new buffers
+                self._seen = Counter({key: count for key, count in self._seen.items() if key[0] != name})
+            self._constants[name] = constants
         key = (name, x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype)
         if key not in self._captured:
             self._seen[key] += 1
@@ -144,7 +145,7 @@ class GraphedSteps:
     def _state(self) -> list[Tensor]:
         """All tensors that a step may change."""
         objective = self.objective
-        kept = [t for o in self._optimizers for s in o.state.values() for t in s.values()]
+        kept = [t for some in self._optimizers.values() for o in some for s in o.state.values() for t in s.values()]
         found = [*objective.model.parameters(), *objective.model.buffers(), *self.steps.response]
         return [*found, objective.space.lam, objective.space.raw_scale, *(t for t in kept if isinstance(t, Tensor))]
 
@@ -174,14 +175,14 @@ class GraphedSteps:
             return result
         return step(x, y) if reason else captured(x, y)
 
-    def _now(self) -> tuple[Hashable, ...]:
-        """The values that a capture holds as constants; learning rates, which change most often, come first."""
+    def _now(self, name: str) -> tuple[Hashable, ...]:
+        """The values that captures of one kind of step hold as constants. Those that change most often come first."""
         rates: list[Hashable] = []
         rest: list[Hashable] = [self.steps.options]
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers[name]:
             for group in optimizer.param_groups:
                 rates.append(group["lr"])
-                rest += [value for name, value in group.items() if name not in ("params", "lr")]
+                rest += [value for option, value in group.items() if option not in ("params", "lr")]
         row, space = self.objective.constant, self.objective.space
         rates.append(None if row is None else row.data_ptr())
         buffers = (held[name] for held, name in self._buffers)

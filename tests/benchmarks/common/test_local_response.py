@@ -59,7 +59,7 @@ def small_network(*extra):
     x, y = torch.randn(50, 3, dtype=torch.float64), torch.randint(2, (50,))
     space = rd.HyperSpace(rate=rd.Bounded(0.3, low=0.0, high=0.9), decay=rd.Positive(0.1))
     task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=(x, y), valid=(x, y), penalty=rd.L2("decay"))
-    return rd.SelfTuner(task, method="fixed", batch_size=25, device="cpu"), x, y
+    return rd.SelfTuner(task, method="fixed", preset="paper", batch_size=25, device="cpu"), x, y
 
 
 def test_gradient_and_product_agree_with_the_whole_objective(monkeypatch):

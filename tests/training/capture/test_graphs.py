@@ -46,8 +46,9 @@ class Pretender:
         return Recording(replay)
 
     def constants(self):
-        """Numbers and buffers that a graph keeps, as they are now."""
-        optimizers = (self.steps.weights_optimizer, self.steps.response_optimizer, self.steps.hyper_optimizer)
+        """Numbers and buffers that a graph of a train step (training mode) or hyper step keeps, as they are now."""
+        train = (self.steps.weights_optimizer, self.steps.response_optimizer)
+        optimizers = train if self.steps.objective.model.training else (self.steps.hyper_optimizer,)
         found = []
         for optimizer in optimizers:
             if optimizer is not None:
@@ -121,7 +122,7 @@ def test_an_error_that_says_nothing_is_named():
 
 
 def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
-    plain, tuner = (make_tuner("delta-stn", batch_size=11, warmup=0) for _ in range(2))
+    plain, tuner = (make_tuner("delta-stn", batch_size=11, warmup=0, hyper_decay=1.0) for _ in range(2))
     recorder = pretend(tuner, must=False)
     assert not tuner.algorithm.captured
     tuner.step()
@@ -157,7 +158,7 @@ def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
 
 
 def test_options_of_optimisers_are_captured_anew():
-    tuner = make_tuner("delta-stn", epochs=12)
+    tuner = make_tuner("delta-stn", epochs=12, hyper_decay=1.0)
     recorder = pretend(tuner)
     for _ in range(4):
         tuner.step()
@@ -170,9 +171,27 @@ def test_options_of_optimisers_are_captured_anew():
     assert recorder.records > before
 
 
+@pytest.mark.parametrize(("optimizer", "kind"), [("weights", "train"), ("response", "train"), ("hyper", "hyper")])
+def test_a_learning_rate_drops_the_captures_of_the_steps_that_use_it(optimizer, kind):
+    tuner = make_tuner("delta-stn", epochs=12, hyper_decay=1.0)
+    pretend(tuner)
+    for _ in range(8):
+        tuner.step()
+    before = dict(tuner.algorithm._captured)
+    rates = {"weights": [0.04], "response": [0.04], "hyper": [0.04, 0.04]}[optimizer]
+    for group, rate in zip(getattr(tuner.optimizers, optimizer).param_groups, rates, strict=True):
+        group["lr"] = rate
+    tuner.optimizers.set_hyper_share = lambda share: None  # it would put the rate of λ back
+    for _ in range(2):
+        tuner.step()
+    after = tuner.algorithm._captured
+    assert {key[0] for key in before} == {"train", "hyper"}
+    assert all((after[key] is captured) == (key[0] != kind) for key, captured in before.items())
+
+
 def test_only_so_many_shapes_are_captured(monkeypatch):
     monkeypatch.setattr("ray_deltastn.training.capture.graphs.SHAPES", 1)
-    plain, tuner = make_tuner("stn"), make_tuner("stn")
+    plain, tuner = (make_tuner("stn", hyper_decay=1.0) for _ in range(2))
     recorder = pretend(tuner)
     assert told(plain.fit()) == told(tuner.fit())
     assert {key[0] for key in tuner.algorithm._captured} == {"train", "hyper"}

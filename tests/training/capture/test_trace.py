@@ -68,6 +68,25 @@ def test_a_trace_gives_the_numbers_of_the_steps_to_the_bit(method, settings):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"perturbations": 3, "antithetic": True, "sub_batches": 1},
+        {"perturbations": 2, "antithetic": True, "sub_batches": 3},
+        {"hyper_pass": "network", "response_clip": 0.1},
+        {"hyper_pass": "unperturbed", "tune_scale": False, "hyper_clip": 0.5},
+        {"preset": "paper", "sub_batches": 1},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_a_trace_of_other_estimators_too(settings):
+    plain, traced = (make_tuner("delta-stn", graph=graph, epochs=12, **settings) for graph in ("off", "on"))
+    assert told(plain.fit()) == told(traced.fit())
+    assert traced.algorithm.captured
+    for one, other in zip(parts(plain), parts(traced), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),

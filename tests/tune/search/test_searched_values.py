@@ -2,6 +2,7 @@
 
 import pytest
 
+import ray_deltastn as rd
 from ray_deltastn.compare.plan import CompareConfig
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
@@ -55,6 +56,23 @@ def test_a_hyperparameter_is_searched_inside_its_domain(domain, got):
 @pytest.mark.parametrize("domain", ["uniform(0.0, 0.9)", "quniform(0, 0.75, 0.25)", "choice([0.9, [0.1, 0.2]])"])
 def test_a_hyperparameter_may_be_searched_up_to_its_bounds(domain):
     check_task(experiment({"hyperparameters.dropout": domain}))
+
+
+@pytest.mark.parametrize(
+    ("search", "train"),
+    [
+        ({"preset": "choice(['recommended', 'paper'])"}, {}),
+        ({"domains": "choice(['clamped', 'open'])"}, {}),
+        ({"domains": "choice([None, 'clamped'])"}, {"preset": "paper"}),
+    ],
+)
+def test_the_task_is_checked_with_each_set_of_maps_that_is_searched(search, train, monkeypatch):
+    check_task(experiment(search, **train))
+    at_zero = rd.Bounded(0.0, low=0.0, high=0.9)
+    monkeypatch.setattr("tests.tune.tiny.rd.Bounded", lambda *args, **options: at_zero)
+    with pytest.raises(ValueError, match=r"initial=0.0, .* for 'dropout', whose map \(sigmoid\) does not reach 0.0"):
+        check_task(experiment(search, **train))
+    check_task(experiment({}))
 
 
 @pytest.mark.parametrize("kind", [ExperimentConfig, CompareConfig])

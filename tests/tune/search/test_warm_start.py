@@ -128,13 +128,25 @@ def test_a_trial_begins_where_it_is_told():
     assert first["hyperparameters/dropout"] == pytest.approx(start["values"]["dropout"], rel=1e-5)
 
 
+def test_a_trial_of_the_paper_begins_at_a_value_that_the_clamped_maps_would_not_have():
+    # The search range of the decay begins at 1e-6.
+    start = {"values": {"dropout": 0.3, "decay": 1e-9}, "scale": {"dropout": 0.5}}
+    space = DeltaSTNTrainable({**CONFIG, "preset": "paper", "warm_start": start}).tuner.space
+    assert space.values().tolist() == pytest.approx([0.3, 1e-9], rel=1e-5)
+    assert space.scale.tolist() == pytest.approx([0.5, 1.0])  # 0.5 is also the initial scale of the line
+
+
 def test_a_start_is_never_where_nothing_moves():
     space = rd.HyperSpace(rate=rd.Bounded(0.1, low=0, high=1), holes=rd.Integer(1, low=0, high=4), decay=rd.Positive(1))
+    space.use("open")
     space.start_from({"rate": 1e-9, "holes": 4, "decay": 1e-9})
     assert space.lam.tolist() == pytest.approx([-4.0, 4.0, math.log(1e-9)])
     space.start_from({"rate": 0.25}, {"holes": 0.5})
     assert space.values().tolist() == pytest.approx([0.25, 4, 1e-9])
     assert space.scale.tolist() == pytest.approx([1.0, 0.5, 1.0])
+    space.use("clamped")
+    space.start_from({"rate": 0.0, "holes": 4, "decay": 1e-9})
+    assert space.lam.tolist() == pytest.approx([-2.0, 2.0, math.log(1e-3)])  # three decades below 1
     for values, scale, reason in (
         ({"rates": 0.1}, {}, "names the unknown hyperparameter 'rates'"),
         ({"rate": 1.5}, {}, "value=1.5"),
