@@ -39,8 +39,8 @@ class StepOptions:
         tune_scale: whether hyper steps move σ.
         clip_grad: largest norm of the gradient of w₀, and of the gradient of Θ. None means no clipping.
         response_clip: largest norm of the gradient of Θ, besides `clip_grad`. None means no second limit.
-        hyper_clip: largest move of each entry of λ and σ in a hyper step, in units of its learning rate. None means no
-            limit.
+        hyper_clip: largest move of each entry of λ and of softplus⁻¹(σ) in a hyper step, in units of its learning rate.
+            None means no limit.
     """
 
     entropy_weight: float = 1e-3

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, field_validator, model_validator
@@ -22,6 +22,7 @@ from ray_deltastn.training.options import (
     SolverName,
 )
 from ray_deltastn.training.presets import WHOLE, values_of
+from ray_deltastn.training.rules import first_rule
 from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
 #: The learning rate of λ that `auto` chooses lets λ cross the clamped line so many times; AUTO_MOST is its limit.
@@ -43,8 +44,9 @@ class Settings(BaseModel):
 
     Attributes:
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed` (or your own `Method`).
-        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. `recommended` keeps
-            rates from getting lost, keeps Θ from blowing up, and its learning rate of λ fits the length of the run.
+        preset: decides the options that are not given. `paper` is Algorithms 1 and 2 as printed. With
+            `recommended` rates can leave their bounds, Θ is kept from blowing up, and the learning rate of λ fits the
+            length of the run.
         domains: maps from λ to the hyperparameters; by default the preset's. `clamped` (`recommended`): `Bounded` and
             `Integer` use the clamped line, and `Positive` stays in its search range. `open` (`paper`): `Bounded` and
             `Integer` use the sigmoid, and `Positive` has no limits. A `map` of a hyperparameter overrides this.
@@ -102,8 +104,9 @@ class Settings(BaseModel):
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
         response_clip: largest gradient norm of Θ, besides `clip_grad`; by default the preset's: 5 for `recommended`,
             none for `paper`. Without a limit Θ can grow for ever while the losses of w₀ show nothing.
-        hyper_clip: largest move of λ and of σ in a hyper step, in units of their learning rates; by default the
-            preset's: 2 for `recommended`, none for `paper`. RMSProp's first steps are up to ten learning rates long.
+        hyper_clip: largest move of λ and of softplus⁻¹(σ) in a hyper step, in units of their learning rates; by
+            default the preset's: 2 for `recommended`, none for `paper`. RMSProp's first steps are up to ten learning
+            rates long.
         implicit_solver: for `ift`: `cg`, or `neumann` with the learning rate as its step.
         implicit_steps: for `ift`: products with the Hessian in a hyper step.
         implicit_damping: for `ift`: added to the diagonal of the Hessian.
@@ -185,7 +188,7 @@ class Settings(BaseModel):
             try:
                 super().__init__(**given)
             except ValidationError as error:
-                raise ValueError(_first_rule(error, given)) from None
+                raise ValueError(first_rule(error, given, type(self))) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -347,38 +350,3 @@ class Settings(BaseModel):
     def mean_share(self) -> float:
         """Mean of `hyper_share` over a run."""
         return sum(self.hyper_share(stage / STAGES) for stage in range(STAGES)) / STAGES
-
-
-def _first_rule(error: ValidationError, given: Mapping[str, Any]) -> str:
-    """One line about the first rule that is broken."""
-    first = error.errors()[0]
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    name = str(first["loc"][0])
-    value = given[name]
-    parts = list(_parts(Settings.model_fields[name].annotation, Settings.model_fields[name].metadata))
-    choices = [choice for kind, _ in parts if get_origin(kind) is Literal for choice in get_args(kind)]
-    numbers = [(kind, rules) for kind, rules in parts if kind in (int, float)]
-    if not numbers:
-        rule = f"one of {', '.join(choices)}" if choices else {bool: "true or false"}.get(parts[0][0], "text")
-        return f"`{name}` must be {rule}, got {value!r}"
-    if choices and isinstance(value, str):
-        return f"`{name}` must be a number or {', '.join(map(repr, choices))}, got {value!r}"
-    kind, rules = numbers[0]
-    words = " and ".join(f"{name} {sign} {bound:g}" for sign, bound in rules)
-    return f"`{words}` must hold{' for a whole number' if kind is int else ''}, got {name}={value!r}"
-
-
-def _parts(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[Any, list[tuple[str, float]]]]:
-    """Types in an annotation with the bounds of each, without None."""
-    signs = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-    if get_origin(annotation) is Annotated:
-        inner, *own = get_args(annotation)
-        yield from _parts(inner, [m for one in own for m in getattr(one, "metadata", [one])])
-    elif get_origin(annotation) is Literal or not get_args(annotation):
-        bounds = [(sign, getattr(one, name)) for name, sign in signs for one in metadata if hasattr(one, name)]
-        if annotation is not type(None):
-            yield annotation, bounds
-    else:
-        for inner in get_args(annotation):
-            yield from _parts(inner, metadata)

@@ -1,8 +1,11 @@
 """Presets decide the options that are not given, and only those."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
+from ray_deltastn.methods import StepOptions
 from ray_deltastn.training.settings import Settings
 
 
@@ -28,6 +31,17 @@ def test_only_a_response_trained_apart_takes_more_passes(option):
     assert getattr(Settings(**{option: 2}), option) == 2
     with pytest.raises(ValueError, match=f"`{option}` needs a method that trains Θ apart from w₀, got 2 with 'stn'"):
         Settings(method="stn", **{option: 2})
+
+
+@pytest.mark.parametrize("method", ["stn", "centered-stn", "delta-stn"])
+def test_paper_adds_nothing_to_the_algorithms_as_printed(method):
+    # The defaults of `StepOptions` are the steps that the tests of the methods compare with their oracles.
+    found, printed = Settings(preset="paper", method=method), StepOptions()
+    for field in fields(StepOptions):
+        assert getattr(found, field.name) == getattr(printed, field.name), field.name
+    assert (found.domains, found.hyper_lr, found.hyper_decay, found.warmup) == ("open", 0.01, 1.0, 5.0)
+    assert found.response_rate == found.lr
+    assert {found.hyper_rate(steps) * found.hyper_share(0.9) for steps in (1, 10_000)} == {0.01}
 
 
 def test_an_unperturbed_hyper_step_cannot_tune_the_perturbation():
