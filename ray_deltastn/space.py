@@ -93,7 +93,6 @@ class HyperSpace(nn.Module):
         self._identity_order = order == list(range(len(order)))
         boxes = [p.box_in(domains) for p in rows]
         self._boxed = any(math.isfinite(limit) for box in boxes for limit in box)
-        most = math.log(math.expm1(MOST_SCALE))
         at: dict[str, Any] = {"device": self.lam.device}
         buffers = {
             "_order": torch.tensor(order, **at),
@@ -101,7 +100,9 @@ class HyperSpace(nn.Module):
             "_bounds": torch.tensor([rows[i].bounds for i in order], dtype=torch.float64, **at).T.contiguous(),
             "_box": torch.tensor(boxes, dtype=self.lam.dtype, **at).T.contiguous(),
             "_most_raw_scale": torch.tensor(
-                [most if all(map(math.isfinite, box)) else math.inf for box in boxes], dtype=self.lam.dtype, **at
+                [math.log(math.expm1(most)) if math.isfinite(most) else math.inf for most in self.most_scales()],
+                dtype=self.lam.dtype,
+                **at,
             ),
         }
         for name, tensor in buffers.items():
@@ -149,6 +150,11 @@ class HyperSpace(nn.Module):
             device=lam.device,
         ).T
         return lam.clamp(*steep).clamp(*self._box.to(lam.dtype))
+
+    def most_scales(self) -> list[float]:
+        """Largest σ of each hyperparameter while it is tuned; infinite without a box."""
+        boxes = [p.box_in(self.domains) for p in self.hyperparameters.values()]
+        return [MOST_SCALE if all(map(math.isfinite, box)) else math.inf for box in boxes]
 
     @torch.no_grad()
     def keep_inside(self, scale: bool) -> None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
 from ray_deltastn.training.health import RunWarning
@@ -143,6 +144,18 @@ def check_statistics(objective: Objective, parts: int) -> None:
             RunWarning,
             stacklevel=3,
         )
+
+
+def check_scales(space: HyperSpace) -> None:
+    """Warn if a perturbation scale σ that is tuned starts above the largest σ that its box allows."""
+    for name, sigma, most in zip(space.names, space.scale.tolist(), space.most_scales(), strict=True):
+        if sigma > most * (1 + 1e-6):
+            warnings.warn(
+                f"`scale <= {most:g}` must hold for '{name}' if σ is tuned, got {sigma:g}: the first hyper step lowers "
+                "it; give a smaller `scale`, or `tune_scale: false`",
+                RunWarning,
+                stacklevel=3,
+            )
 
 
 def check_small_batches(objective: Objective, train: Stream, response_fraction: float) -> None:

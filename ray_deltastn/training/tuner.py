@@ -22,6 +22,7 @@ from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
+    check_scales,
     check_small_batches,
     check_statistics,
     try_out,
@@ -135,6 +136,8 @@ class SelfTuner:
             try:
                 try_out(self.objective, self.valid)
                 check_small_batches(self.objective, self.train, s.response_fraction)
+                if s.tune_scale and self.method.responds:
+                    check_scales(self.space)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
             except BaseException:
                 self.release()

@@ -1,6 +1,7 @@
 """What a report says, and when it warns."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -242,3 +243,15 @@ def test_warning_points_at_the_line_that_starts_the_run():
     with pytest.warns(rd.RunWarning) as caught:
         rd.SelfTuner(task, epochs=2, batch_size=16)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"), [({}, True), ({"tune_scale": False}, False), ({"preset": "paper"}, False)]
+)
+def test_a_tuned_scale_above_its_limit_is_warned_of(options, warned):
+    space = make_space(first=rd.Bounded(0.2, high=0.9, scale=3.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_tuner(make_task(space=space), **options)
+    text = "`scale <= 2` must hold for 'first' if σ is tuned, got 3: "
+    assert any(text in str(w.message) for w in caught) is warned
