@@ -113,7 +113,7 @@ class HyperSpace(nn.Module):
         return self.inverse(torch.tensor(initial, dtype=torch.float64, device=self.lam.device)).to(self.lam.dtype)
 
     def _initial_raw_scale(self) -> Tensor:
-        scale = torch.tensor([p.scale_in(self.domains) for p in self.hyperparameters.values()], dtype=torch.float64)
+        scale = torch.tensor(self.first_scales(), dtype=torch.float64)
         return (scale + torch.log(-torch.expm1(-scale))).to(self.lam.device, self.lam.dtype)
 
     @torch.no_grad()
@@ -150,6 +150,10 @@ class HyperSpace(nn.Module):
             device=lam.device,
         ).T
         return lam.clamp(*steep).clamp(*self._box.to(lam.dtype))
+
+    def first_scales(self) -> list[float]:
+        """Declared σ of each hyperparameter, known without a look at the device."""
+        return [p.scale_in(self.domains) for p in self.hyperparameters.values()]
 
     def most_scales(self) -> list[float]:
         """Largest σ of each hyperparameter while it is tuned; infinite without a box."""

@@ -147,8 +147,8 @@ def check_statistics(objective: Objective, parts: int) -> None:
 
 
 def check_scales(space: HyperSpace) -> None:
-    """Warn if a perturbation scale σ that is tuned starts above the largest σ that its box allows."""
-    for name, sigma, most in zip(space.names, space.scale.tolist(), space.most_scales(), strict=True):
+    """Warn if the declared perturbation scale σ is tuned and above the largest σ that its box allows."""
+    for name, sigma, most in zip(space.names, space.first_scales(), space.most_scales(), strict=True):
         if sigma > most * (1 + 1e-6):
             warnings.warn(
                 f"`scale <= {most:g}` must hold for '{name}' if σ is tuned, got {sigma:g}: the first hyper step lowers "

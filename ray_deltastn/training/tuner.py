@@ -95,6 +95,8 @@ class SelfTuner:
             raise ValueError("`model` needs at least one trainable parameter, got none")
         check_precision(s.precision, self._trainable)
         task.space.use(s.domains)
+        if s.tune_scale and self.method.responds:
+            check_scales(task.space)
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
         self.hyper_lr = s.hyper_rate(self.hyper_steps)
@@ -136,8 +138,6 @@ class SelfTuner:
             try:
                 try_out(self.objective, self.valid)
                 check_small_batches(self.objective, self.train, s.response_fraction)
-                if s.tune_scale and self.method.responds:
-                    check_scales(self.space)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
             except BaseException:
                 self.release()
