@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Weights:
         direction = self.response.direction(slot)
         return base + slot.change(rows, direction)
 
-    def squared_norm(self, biases: bool = True) -> Tensor:
+    def squared_norm(self, biases: bool = True, layers: Collection[str] | None = None) -> Tensor:
         """‖w₀ + Θδ‖², in closed form.
 
         Row r of a parameter moves by a_r = (Uδ)_r along W_resp,r, so that
@@ -64,20 +64,22 @@ class Weights:
 
         Args:
             biases: also count parameters with fewer than two axes (biases, normalisation).
+            layers: names of the modules whose parameters count, as in `model.named_modules()`. None means all.
 
         Returns:
             (B,) under a displacement, else a scalar.
 
         Raises:
-            ValueError: if there is no parameter to count.
+            ValueError: if there is no parameter to count, or a module has none.
         """
-        once = {id(p): p for p in self.parameters.values() if biases or p.dim() > 1}
+        chosen = _within(self.parameters, layers)
+        once = {id(p): p for p in chosen.values() if biases or p.dim() > 1}
         parameters = list(once.values())
         if not parameters:
             raise ValueError("`model` must have a parameter with two or more axes for a penalty on weights, got none")
         if self.response is None or self.delta is None:
             return _squares(parameters)
-        slots = self.response.slots if biases else [s for s in self.response.slots if s.parameter.dim() > 1]
+        slots = [slot for slot in self.response.slots if id(slot.parameter) in once]
         if not slots:
             return _squares(parameters).expand(self.delta.shape[0])
         if self.delta.shape[0] * sum(slot.parameter.numel() for slot in slots) <= FORMED:
@@ -105,6 +107,19 @@ class Weights:
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Parameters of a model by name, with a tied parameter under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _within(parameters: Mapping[str, Tensor], layers: Collection[str] | None) -> Mapping[str, Tensor]:
+    """The parameters of some modules, by name."""
+    if layers is None:
+        return parameters
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        own = {name: p for name, p in parameters.items() if name.startswith(f"{layer}.")}
+        if not own:
+            raise ValueError(f"`layers` must name modules of the model with parameters, got {layer!r}")
+        found |= own
+    return found
 
 
 def _squares(parameters: list[Tensor]) -> Tensor:

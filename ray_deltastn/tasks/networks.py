@@ -61,7 +61,9 @@ def mlp(inputs: int = 784, hidden: Sequence[int] = (1200, 1200, 1200), classes: 
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
 
-def simple_cnn(channels: int = 1, classes: int = 10, kind: type[Dropout] = Dropout) -> nn.Sequential:
+def simple_cnn(
+    channels: int = 1, classes: int = 10, kind: type[Dropout] = Dropout, hidden: int = 1568
+) -> nn.Sequential:
     """SimpleCNN of H.2.2 on 28×28 images: two 5×5 convolutions (16, 32 filters), one hidden layer of 1568 units.
 
     §5.2 of the paper gives 32 and 64 filters, H.2.2 gives 16 and 32. Only H.2.2 agrees with the 1568 = 32·7·7 units of
@@ -78,10 +80,10 @@ def simple_cnn(channels: int = 1, classes: int = 10, kind: type[Dropout] = Dropo
         nn.MaxPool2d(2),
         kind("dropout2"),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 1568),
+        nn.Linear(32 * 7 * 7, hidden),
         nn.ReLU(),
         Dropout("dropout3"),
-        nn.Linear(1568, classes),
+        nn.Linear(hidden, classes),
     )
 
 

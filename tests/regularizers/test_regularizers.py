@@ -261,6 +261,28 @@ def test_l2_counts_parameters_that_do_not_respond(formed, monkeypatch):
     assert_close(value, expected.expand(3), rtol=1e-12)
 
 
+@pytest.mark.parametrize("formed", [0, 10**6], ids=["closed-form", "formed"])
+@pytest.mark.parametrize("biases", [True, False], ids=["all-weights", "no-biases"])
+def test_l2_of_single_layers_adds_up_to_that_of_all(biases, formed, monkeypatch):
+    monkeypatch.setattr("ray_deltastn.response.weights.FORMED", formed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))).double()
+    response = randomise(Response(model, 2))
+    weights = Weights(model, response, torch.randn(4, 2, dtype=torch.float64))
+    values = {"decay": torch.rand(4, dtype=torch.float64)}
+    first, second, third = (L2("decay", biases, layers=[name])(values, weights) for name in ("0", "2.0", "2.1"))
+    assert_close(first + second + third, L2("decay", biases)(values, weights))
+    assert_close(second + third, L2("decay", biases, layers=["2"])(values, weights))
+    assert_close(first, L2("decay", biases, layers=["0", "0"])(values, weights))
+
+
+def test_l2_refuses_layers_that_are_not_there():
+    weights = Weights(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"`layers` must name modules.*'1'"):
+        L2("decay", layers=["0", "1"])({"decay": torch.ones(())}, weights)
+    with pytest.raises(TypeError, match=r"such as \['fc'\]"):
+        L2("decay", layers="fc")
+
+
 def test_l2_refuses_to_divide_by_zero():
     with pytest.raises(ValueError, match=r"divide_by > 0.*'decay'"):
         L2("decay", divide_by=0.0)

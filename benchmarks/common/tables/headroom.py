@@ -1,0 +1,152 @@
+"""Tables of the suite of tasks with headroom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.markdown import MISSING, grid
+from benchmarks.common.pages import Table
+from benchmarks.headroom.pictures import blocks_of, label
+from benchmarks.headroom.problems import SUITE
+from benchmarks.headroom.results import (
+    BUDGETS,
+    Blocks,
+    at,
+    comparisons,
+    complete,
+    losses,
+    mean_ranks,
+    median,
+    shares,
+)
+
+Record = Mapping[str, Any]
+#: Budget of the ranks and tests, in plain runs.
+BUDGET = 4.0
+#: A contender with runs that fit this budget. PBT with eight members needs eight.
+RANKED = (
+    "plain",
+    "random",
+    "tpe",
+    "gp",
+    "asha",
+    "pbt-4",
+    "schedule",
+    "stn",
+    "centered-stn",
+    "delta-stn-paper",
+    "delta-stn",
+)
+#: Contenders in the tables of losses.
+SHOWN = ("plain", "schedule", "random", "gp", "asha", "pbt-4", "stn", "delta-stn-paper", "delta-stn")
+
+
+def _blocks(record: Record) -> Blocks:
+    return blocks_of(record["rows"])
+
+
+def _tasks(blocks: Blocks) -> list[str]:
+    present = {task for task, _ in blocks}
+    return [task for task in SUITE if task in present]
+
+
+def settings(record: Record) -> str:
+    """Setting of the plain run of each task with the best validation loss of the grid."""
+    rows = []
+    for task in SUITE:
+        tried = [row for row in record["rows"] if row["task"] == task]
+        if tried:
+            best = min(tried, key=lambda row: row["best_valid_loss"])
+            shown = [f"{best[key]:g}" for key in ("lr", "momentum", "batch_size", "best_valid_loss", "seconds")]
+            rows.append([f"`{task}`", *shown])
+    heads = ["task", "learning rate", "momentum", "batch size", "best validation loss", "seconds of a plain run"]
+    return grid(heads, rows)
+
+
+def by_budget(record: Record, which: str = "test") -> str:
+    """Mean loss over the seeds of each task, at each budget."""
+    blocks = _blocks(record)
+    rows = []
+    for task in _tasks(blocks):
+        own = {key: block for key, block in blocks.items() if key[0] == task}
+        for budget in BUDGETS:
+            cells = [_mean([at(b[name], budget, which) for b in own.values() if name in b]) for name in SHOWN]
+            finite = [float(cell) for cell in cells if cell != MISSING]
+            least = f"{min(finite):.3f}" if finite else ""
+            rows.append([f"`{task}`", f"{budget:g}", *(f"**{c}**" if c == least else c for c in cells)])
+    return grid(["task", "plain runs", *map(label, SHOWN)], rows, left=1)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}" if values and all(map(math.isfinite, values)) else MISSING
+
+
+def ranks(record: Record) -> str:
+    """Mean rank of each contender at each budget, over all tasks and seeds that have all contenders."""
+    blocks = complete(_blocks(record), RANKED)
+    by = {budget: mean_ranks(losses(blocks, RANKED, budget)) for budget in BUDGETS[:-1]}
+    order = np.argsort(by[BUDGET])
+    rows = [[label(RANKED[i]), *(f"{found[i]:.2f}" for found in by.values())] for i in order]
+    return grid(["mean rank in test loss", *(f"{budget:g} plain runs" for budget in by)], rows)
+
+
+def tests(record: Record) -> str:
+    """Δ-STN against each other contender: Wilcoxon's signed-rank test with Holm's correction."""
+    blocks = complete(_blocks(record), RANKED)
+    found = comparisons(losses(blocks, RANKED, BUDGET), RANKED, of="delta-stn")
+    rows = [
+        [label(pair.second), f"{pair.wins:.0%}", f"{math.expm1(pair.change):+.1%}".replace("-", "−"), f"{pair.p:.2g}"]
+        for pair in sorted(found, key=lambda pair: pair.change)
+    ]
+    heads = ["Δ-STN against", "lower test loss in", "median difference in test loss", "p (Wilcoxon, Holm)"]
+    return grid(heads, rows)
+
+
+def times(record: Record) -> str:
+    """Time to random search's best of 16, as a share of random search's own time: the median over the seeds."""
+    blocks = _blocks(record)
+    names = ("delta-stn", "delta-stn-paper", "stn", "gp", "asha")
+    found = {name: shares(blocks, name) for name in names}
+    rows = []
+    for task in _tasks(blocks):
+        rows.append([f"`{task}`", *(_share(found[name].get(task, [])) for name in names)])
+    rows.append(["median of all", *(_share([s for each in found[name].values() for s in each]) for name in names)])
+    return grid(["task", *map(label, names)], rows)
+
+
+def _share(values: Sequence[float]) -> str:
+    middle = median(values)
+    reached = sum(map(math.isfinite, values))
+    if not values:
+        return MISSING
+    text = "never" if math.isinf(middle) else f"{middle:.2f}"
+    return text if reached == len(values) else f"{text} ({reached} of {len(values)})"
+
+
+def against_sixteen(record: Record) -> str:
+    """Test loss of Δ-STN after four plain runs, and of random search's best of sixteen."""
+    blocks = _blocks(record)
+    rows = []
+    for task in _tasks(blocks):
+        own = [b for (of, _), b in blocks.items() if of == task and "delta-stn" in b and "random" in b]
+        ours = [at(block["delta-stn"], BUDGET, "test") for block in own]
+        theirs = [at(block["random"], BUDGETS[-1], "test") for block in own]
+        wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
+        change = f"{np.mean(ours) / np.mean(theirs) - 1:+.1%}".replace("-", "−")
+        rows.append([f"`{task}`", _mean(ours), _mean(theirs), change, f"{wins} of {len(own)}"])
+    heads = ["task", "Δ-STN, 4 plain runs", "random search, 16", "difference", "seeds in which Δ-STN is lower"]
+    return grid(heads, rows)
+
+
+TABLES = {
+    "headroom-settings": Table(settings, ("headroom/plain.json",)),
+    "headroom-losses": Table(by_budget, ("headroom/suite.json",)),
+    "headroom-ranks": Table(ranks, ("headroom/suite.json",)),
+    "headroom-tests": Table(tests, ("headroom/suite.json",)),
+    "headroom-times": Table(times, ("headroom/suite.json",)),
+    "headroom-sixteen": Table(against_sixteen, ("headroom/suite.json",)),
+}

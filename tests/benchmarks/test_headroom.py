@@ -1,0 +1,230 @@
+"""The suite of tasks with headroom: runs are kept and made once, budgets count all seconds, statistics are right."""
+
+import itertools
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.common.tables import headroom as tables
+from benchmarks.headroom import __main__ as command
+from benchmarks.headroom import contenders, results, suite
+from benchmarks.headroom.problems import SUITE, Problem, decays, few_digits, perceptron, rates
+from benchmarks.headroom.runs import Point, Runs
+from ray_deltastn.training.presets import PRESETS
+
+SHARED = {"lr": 0.1, "momentum": 0.5, "batch_size": 20}
+
+
+def tiny():
+    spaces = {**rates(3), **decays("weight_decay")}
+    return Problem(partial(few_digits, 40), partial(perceptron, 64, width=8), spaces, epochs=12)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs("tiny", tiny(), 0, tmp_path, SHARED)
+
+
+def losses(points):
+    return [(p.valid, p.test, p.values) for p in points]
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_run_is_not_made_again(runs, monkeypatch):
+    first = list(runs.follow("plain", method="fixed"))
+    monkeypatch.setattr(Runs, "training", lambda *a, **k: pytest.fail("the run was made again"))
+    assert losses(runs.follow("plain", method="fixed")) == losses(first)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(runs, tmp_path):
+    whole = list(Runs("tiny", tiny(), 0, tmp_path / "other", SHARED).follow("delta", method="delta-stn"))
+    part = list(itertools.islice(runs.follow("delta", method="delta-stn"), 4))
+    again = list(runs.follow("delta", method="delta-stn"))
+    assert len(part) == 4
+    assert [p.valid for p in again] == [p.valid for p in whole]
+    assert all(a.seconds < b.seconds for a, b in itertools.pairwise(again))
+
+
+def test_a_run_of_other_options_is_refused(runs):
+    list(runs.follow("plain", method="fixed"))
+    with pytest.raises(ValueError, match=r"must be a run with.*0\.2"):
+        list(runs.follow("plain", method="fixed", lr=0.2))
+
+
+def test_a_self_tuned_run_of_another_preset_is_refused(runs, monkeypatch):
+    list(runs.follow("delta", method="delta-stn"))
+    monkeypatch.setitem(PRESETS["recommended"], "hyper_decay", 0.5)
+    with pytest.raises(ValueError, match=r"'hyper_decay': 0\.5"):
+        list(runs.follow("delta", method="delta-stn"))
+
+
+def test_the_test_loss_is_that_of_the_network_with_the_best_validation_loss(runs):
+    points = list(runs.follow("plain", method="fixed"))
+    assert all(
+        p.test is not None for i, p in enumerate(points) if p.valid < min([math.inf, *(q.valid for q in points[:i])])
+    )
+    run = runs.training(contenders.Clock(), method="fixed")
+    while not run.done:
+        last = run.step()
+    x, y = runs.splits[2]
+    network = runs.problem.model()
+    network.load_state_dict(run.tuner.export())
+    network.eval()
+    assert last.test == pytest.approx(torch.nn.functional.cross_entropy(network(x), y).item(), rel=1e-5)
+
+
+def test_seeds_have_other_splits_and_other_draws(tmp_path):
+    first, second = (Runs("tiny", tiny(), seed, tmp_path, SHARED) for seed in range(2))
+    assert first.draw(0) != second.draw(0)
+    assert not torch.equal(first.splits[0][0], second.splits[0][0])
+
+
+@pytest.mark.parametrize("task", ["protein", "wine"])
+def test_regression_tasks_penalise_each_layer_by_itself(task, monkeypatch):
+    features = np.random.default_rng(0).normal(size=(900, 5))
+    monkeypatch.setattr("benchmarks.headroom.problems.load", lambda name: (name, features, features[:, 0]))
+    problem = SUITE[task]()
+    built = problem.task(problem.splits(0))
+    linear = [name for name, m in built.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert [layers for _, layers in problem.decays] == [(name,) for name in linear]
+    assert built.train[0].mean(0).abs().max() < 1e-5
+    assert built.test is None
+
+
+# --- contenders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in contenders.CONTENDERS if n not in ("trivial-augment", "hybrid")])
+def test_a_contender_yields_growing_seconds_and_is_repeatable(name, runs, monkeypatch):
+    monkeypatch.setattr(contenders, "POOL", 6)
+    monkeypatch.setattr(contenders, "ASHA_RUNS", 6)
+    first = list(contenders.contender(name).trace(runs, 1.0))
+    again = list(contenders.contender(name).trace(runs, 1.0))
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(first))
+    assert [p.valid for p in again] == [p.valid for p in first]
+
+
+def test_searches_share_the_first_draws_of_random_search(runs, monkeypatch):
+    monkeypatch.setattr(contenders, "POOL", 6)
+    for name in ("random", "tpe", "gp"):
+        list(contenders.contender(name).trace(runs, 1.0))
+    kept = sorted(path.stem for path in runs.folder.iterdir())
+    assert kept == sorted([*(f"random-{i}" for i in range(6)), "tpe-4", "tpe-5", "gp-4", "gp-5"])
+
+
+def test_halving_stops_most_runs_early(runs, monkeypatch):
+    monkeypatch.setattr(contenders, "ASHA_RUNS", 12)
+    list(contenders.contender("asha").trace(runs, 1.0))
+    lengths = [len(json.loads(path.read_text())["points"]) for path in runs.folder.iterdir()]
+    assert len(lengths) == 12
+    assert max(lengths) == tiny().epochs
+    assert sum(length < tiny().epochs for length in lengths) >= 6
+
+
+def test_a_member_of_a_population_goes_on_from_the_state_of_a_better_one(runs):
+    clock = contenders.Clock()
+    source = runs.training(clock, method="fixed", hyperparameters=runs.draw(0))
+    for _ in range(3):
+        source.step()
+    copied = contenders._copied(runs, source, runs.draw(1), clock)
+    assert copied.tuner.epoch == 3
+    assert copied.tuner.hyperparameters() == pytest.approx(runs.draw(1))
+    for a, b in zip(source.tuner.model.parameters(), copied.tuner.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_hybrid_begins_with_the_self_tuned_run_of_the_shared_settings(runs, monkeypatch):
+    monkeypatch.setattr(contenders, "POOL", 2)
+    list(contenders.contender("hybrid").trace(runs, 1.0))
+    found = {path.stem: json.loads(path.read_text())["config"] for path in runs.folder.iterdir()}
+    assert found["delta-stn"]["lr"] == SHARED["lr"]
+    assert found["hybrid-1"]["lr"] != SHARED["lr"]
+
+
+def test_a_self_tuned_run_may_have_other_options(runs):
+    list(contenders.contender("delta-stn:hyper_lr=0.02,preset=paper").trace(runs, 1.0))
+    (path,) = runs.folder.iterdir()
+    assert json.loads(path.read_text())["config"]["hyper_lr"] == 0.02
+    with pytest.raises(ValueError, match="METHOD:KEY=VALUE"):
+        contenders.contender("delta-stn:hyper_lr")
+    with pytest.raises(ValueError, match="`--methods` must be of plain"):
+        contenders.contender("nothing")
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_keeps_the_best_loss_within_each_budget():
+    points = [Point(1.0, 0.9, 1.9), Point(2.0, 0.5, 1.5), Point(3.0, 0.7), Point(9.0, 0.4, 1.4)]
+    found = results.scored(points, plain=2.0)
+    assert [results.at(found, budget, "valid") for budget in results.BUDGETS] == [0.5, 0.5, 0.5, 0.4, 0.4]
+    assert results.at(found, 4.0, "test") == 1.5
+    assert found["valid"][0] is None
+    assert results.time_to(found, 0.5) == 1.0
+    assert results.time_to(found, 0.3) == math.inf
+
+
+def test_corrected_p_values_are_those_of_holm():
+    assert results.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_a_comparison_says_who_is_lower():
+    table = np.array([[1.0, 2.0, 2.1], [1.1, 2.3, 2.0], [0.9, 1.9, 2.4], [1.2, 1.1, 2.2], [1.0, 2.0, 2.0]] * 4)
+    first, second = results.comparisons(table, ["a", "b", "c"], of="a")
+    assert (first.second, second.second) == ("b", "c")
+    assert first.wins == 0.8
+    assert first.change == pytest.approx(math.log(0.5))
+    assert first.p < 0.05
+    assert results.mean_ranks(table)[0] == pytest.approx(1.2)
+
+
+def test_groups_join_neighbours_without_a_significant_difference():
+    names, ranks = ["a", "b", "c", "d"], np.array([1.0, 2.0, 3.0, 4.0])
+    pairs = [results.Comparison("a", "c", 1, -1, 0.01), results.Comparison("a", "d", 1, -1, 0.01)]
+    assert results.groups(ranks, names, pairs) == [["a", "b"], ["b", "c", "d"]]
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_suite(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITE, "tiny", tiny)
+    monkeypatch.setattr(suite, "GRID", {"lr": (0.05, 0.1), "momentum": (0.5,), "batch_size": (20,)})
+    monkeypatch.setattr(suite, "PLAIN", tmp_path / "plain.json")
+    monkeypatch.setattr(contenders, "POOL", 3)
+    command.main(["--grid", "--tasks", "tiny", "--json", str(tmp_path / "plain.json")])
+    return tmp_path
+
+
+def test_the_command_runs_stops_goes_on_and_reports(small_suite, capsys):
+    out, record = small_suite / "out", small_suite / "suite.json"
+    arguments = ["--tasks", "tiny", "--methods", "plain,random,delta-stn", "--seeds", "1", "--out", str(out)]
+    with pytest.raises(SystemExit, match="3"):
+        command.main([*arguments, "--minutes", "0.0001"])
+    command.main([*arguments, "--json", str(record)])
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["plain", "random", "delta-stn"]
+    assert all(row["bests"] for row in rows)
+    assert "tiny seed 0  delta-stn: best valid" in capsys.readouterr().out
+    assert "`tiny`" in tables.times({"rows": rows})
+    command.main([*arguments, "--report", "--json", str(small_suite / "again.json")])
+    assert json.loads((small_suite / "again.json").read_text())["rows"] == rows
+
+
+def test_wrong_arguments_end_the_command_with_one_line(small_suite, capsys):
+    for arguments, rule in (
+        (["--tasks", "nothing"], "`--tasks` must be of"),
+        (["--tasks", "tiny"], "`--out` must name"),
+        (["--tasks", "tiny", "--out", "x", "--methods", "nothing"], "`--methods` must be of"),
+        (["--tasks", "wine", "--out", "x"], "must have rows of the task 'wine'"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert rule in capsys.readouterr().err
