@@ -2,7 +2,8 @@
 
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.options import Options
+from ray_deltastn.training.refit import refit
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 
-__all__ = ["Options", "RunWarning", "SelfTuner", "Settings"]
+__all__ = ["Options", "RunWarning", "SelfTuner", "Settings", "refit"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -32,6 +33,7 @@ from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.export import plain_state
 from ray_deltastn.training.health import Health, ResponseSize, divergence
+from ray_deltastn.training.in_force import InForce
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.precision import float32_products
@@ -132,6 +134,7 @@ class SelfTuner:
         self.stop_reason = ""
         self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device)
         self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
+        self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
@@ -204,6 +207,8 @@ class SelfTuner:
                 while self.steps < target:
                     self._train_step()
                     if self.steps % len(self.train) == 0:
+                        self.in_force.note(self.steps)
+                        self.in_force.end_epoch(len(self.train), None if self.method.tunes else self.objective.constant)
                         self.optimizers.end_epoch(lambda: self.scores.valid_scores(self.steps)["loss"])
                 return self._report()
         finally:
@@ -233,6 +238,7 @@ class SelfTuner:
             self.objective.constant = self._fixed_table[row]
 
     def _hyper_steps(self) -> None:
+        self.in_force.note(self.steps)
         self.model.eval()
         progress = (self.steps - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         share = self.settings.hyper_share(progress)
@@ -301,6 +307,17 @@ class SelfTuner:
         """Values of the hyperparameters now, in their own domains."""
         return dict(zip(self.space.names, self.objective.current_values().tolist(), strict=True))
 
+    def schedule(self) -> pd.DataFrame:
+        """The hyperparameters in force during each completed epoch, for a later run.
+
+        Row n holds s(λ̄) with the mean λ̄ of λ over the train steps of epoch n; for a decay this is the geometric mean.
+        `hyperparameters=schedule.to_dict("list")` replays it with the method `fixed`. See also `rd.refit`.
+
+        Returns:
+            One row per epoch, which counts from 1; one column per hyperparameter, in its own domain.
+        """
+        return self.in_force.table()
+
     def export(self) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.
 
@@ -334,6 +351,7 @@ class SelfTuner:
             "steps": self.steps,
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
+            "in_force": self.in_force.state_dict(),
             **self.scores.state_dict(),
         }
 
@@ -370,4 +388,5 @@ class SelfTuner:
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])
+        self.in_force.load_state_dict(state["in_force"])
         self.health.reset()
