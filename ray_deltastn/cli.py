@@ -1,4 +1,4 @@
-"""The command `ray-deltastn`: run an experiment or a comparison, show its progress, or write its report again."""
+"""The command `ray-deltastn`: run an experiment or a comparison, show its progress, or train its best trial again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from rich.progress import TextColumn
 from rich.table import Table
 
 from ray_deltastn._version import __version__
@@ -21,14 +24,19 @@ from ray_deltastn.compare.tables import SHORT, cells
 from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
 from ray_deltastn.reports.experiment import Results, write_report
 from ray_deltastn.reports.page import PAGE
+from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import ResumeError
+from ray_deltastn.tune.refit import REFIT_FOLDER, found_by, refit_trial
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
 
 #: Kinds of YAML files and their configuration classes.
 KINDS: dict[str, type[ExperimentConfig]] = {"experiment": ExperimentConfig, "comparison": CompareConfig}
+
+#: Losses of a report, the one to show first.
+_SHOWN = ("test_loss", "train_loss")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write the pictures and report.html of an experiment or a comparison again"
     )
     report.add_argument("folder", type=Path, help="results folder")
+    again = commands.add_parser("refit", help="train the best trial again on training and validation data together")
+    again.add_argument("folder", type=Path, help="results folder of an experiment")
+    again.add_argument("--of", metavar="TRIAL", help="id of the trial (default: the best trial)")
+    again.add_argument(
+        "--use", choices=get_args(Use), default="schedule", help="the whole schedule, or its last values as constants"
+    )
     written = commands.add_parser("schema", help="print the JSON schema of a YAML file, for editors")
     written.add_argument("kind", choices=KINDS, help="kind of the YAML file")
     return parser
@@ -105,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(table)
             more = {"stopped": "; continue with --resume", "ended": f"; the report is {options.folder / PAGE}"}
             console.print(state + more.get(state, ""), highlight=False)
+        elif options.command == "refit":
+            _refit(console, options)
         elif options.command == "schema":
             print(json.dumps(schema(KINDS[options.kind]), indent=1, ensure_ascii=False))
         else:
@@ -132,6 +148,27 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
     run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
     _show_comparison(console, write_comparison(out))
     _show_end(console, started, out)
+
+
+def _refit(console: Console, options: argparse.Namespace) -> None:
+    results = Results(options.folder)
+    best = results.best if options.of is None else results.best_of(options.of)
+    trial = str(best["trial_id"])
+    found = found_by(options.folder, trial, int(best["epoch"]))
+    home = options.folder / REFIT_FOLDER / f"{trial}-{options.use}"
+    bar = ProgressBar(*ProgressBar.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console)
+    with bar:
+        row = bar.add_task(f"trial {trial}", total=len(found.schedule), loss="")
+
+        def show(report: dict[str, Any]) -> None:
+            shown = next((f"{k.split('_')[0]} loss {report[k]:.4f}" for k in _SHOWN if k in report), "")
+            bar.update(row, completed=report["epoch"], loss=shown)
+
+        last = refit_trial(found, options.use, home, show)
+    for split in ("loss", "accuracy"):
+        if (name := f"test_{split}") in last:
+            console.print(f"test {split}: {best[name]:.4f} in the trial, {last[name]:.4f} now", highlight=False)
+    console.print(f"wrote {home / MODEL_FILE} and {home / SCHEDULE_FILE}", highlight=False)
 
 
 def _show_end(console: Console, started: float, out: Path) -> None:

@@ -62,6 +62,18 @@ class Results:
         """The best report of all trials by the metric of the search."""
         return self.trials.iloc[0]
 
+    def best_of(self, trial: str) -> pd.Series:
+        """The best report of a trial by the metric of the search.
+
+        Raises:
+            ValueError: if there is no such trial.
+        """
+        own = self.trials[self.trials["trial_id"] == trial]
+        if own.empty:
+            raise ValueError(f"`trial` must be one of {', '.join(self.trials['trial_id'])}, got {trial!r}")
+        best: pd.Series = own.iloc[0]
+        return best
+
     @property
     def searched(self) -> list[str]:
         """Names of the searched options."""

@@ -8,15 +8,18 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 
+import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
+from ray_deltastn.training import random_state
 from ray_deltastn.tune.folder.log import ReportLog, read_log
 from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import check_free
 from tests.tune.commands import command, wait_for
-from tests.tune.tiny import finish
+from tests.tune.tiny import build, finish
 
 #: All tests here use an experiment that ran in processes with clusters.
 pytestmark = pytest.mark.ray
@@ -196,3 +199,22 @@ def test_a_trial_id_that_looks_like_a_number_stays_text(trial_id, tmp_path):
     assert results[["config/lr", "config/inner/rate"]].to_numpy().tolist() == [[0.5, 7.0]]
     results.to_csv(tmp_path / "results.csv", index=False)
     assert read_results(tmp_path / "results.csv")["trial_id"].tolist() == [trial_id]
+
+
+def test_refit_trains_again_with_the_schedule_of_a_trial(resumed, capsys):
+    _, _, out, _ = resumed
+    results = read_results(out / "results.csv")
+    trial = str(results.loc[results["valid_loss"].idxmin(), "trial_id"])
+    config = read_log(out)[trial][-1].config
+    assert main(["refit", str(out)]) == 0
+    assert "test loss" in capsys.readouterr().out
+    alone = DeltaSTNTrainable(config)
+    finish(alone)
+    with random_state.isolated(3):
+        task = build(config)
+    options = {name: config[name] for name in ("batch_size", "lr", "momentum", "seed")}
+    expected = rd.refit(task, alone.tuner.schedule(), **options)
+    found = torch.load(out / "refit" / f"{trial}-schedule" / "model.pt", weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert main(["refit", str(out), "--of", "nothing"]) == 1
+    assert "`trial` must be one of" in capsys.readouterr().err
