@@ -151,6 +151,11 @@ class HyperSpace(nn.Module):
         ).T
         return lam.clamp(*steep).clamp(*self._box.to(lam.dtype))
 
+    @property
+    def box(self) -> Tensor:
+        """Smallest and largest λ, (2, h); infinite for a hyperparameter without limits."""
+        return self._box
+
     def first_scales(self) -> list[float]:
         """Declared σ of each hyperparameter, known without a look at the device."""
         return [p.scale_in(self.domains) for p in self.hyperparameters.values()]

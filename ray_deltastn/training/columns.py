@@ -55,5 +55,7 @@ SECONDS = Columns("seconds", ("train", "hyper", "evaluate", "total", "checkpoint
 WARNINGS = Columns(
     "warning", ("saturated", "small_scale", "large_steps", "large_response", "short_run", "damaged_checkpoints")
 )
+#: By hyperparameter: how consistent the hyper steps are, in [0, 1], and the share of them with λ on a limit of its box.
+SIGNALS, AT_BOUND = Columns("signal"), Columns("at_bound")
 #: All groups of a report.
-GROUPS = (VALUES, SCALES, SECONDS, WARNINGS)
+GROUPS = (VALUES, SCALES, SECONDS, WARNINGS, SIGNALS, AT_BOUND)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ray_deltastn.maps import REACH
 from ray_deltastn.methods import Objective
 from ray_deltastn.space import HyperSpace
-from ray_deltastn.training.columns import WARNINGS
+from ray_deltastn.training.columns import AT_BOUND, SIGNALS, WARNINGS
 from ray_deltastn.training.data import Stream
 
 #: |λ| of a bounded hyperparameter above which s is flat: s'(λ) is below 1 % of its largest value.
@@ -65,11 +65,13 @@ class Health:
     def reset(self) -> None:
         """Start a new report."""
         self._large: Tensor = torch.zeros((), device=self.space.lam.device)
+        self._moves = HyperMoves(self.space)
 
     def watch(self, before: Tensor, hyper_lr: float) -> None:
         """Note a hyper step that has moved λ from `before` at this learning rate, without waiting for the device."""
-        move = (self.space.lam.detach() - before).abs().max()
-        self._large += move > LARGE_STEP * hyper_lr
+        move = self.space.lam.detach() - before
+        self._large += move.abs().max() > LARGE_STEP * hyper_lr
+        self._moves.add(move / hyper_lr)
 
     def report(self, response_size: float) -> dict[str, float]:
         """Counts of saturated hyperparameters, small scales and large steps since the last report, and two flags.
@@ -94,6 +96,40 @@ class Health:
             WARNINGS("large_steps"): float(self._large),
             WARNINGS("large_response"): float(large),
             WARNINGS("short_run"): float(self.short),
+            **self._moves.report(),
+        }
+
+
+class HyperMoves:
+    """The moves of λ in the hyper steps of a report: how consistent they are, and how often λ is on a limit.
+
+    The signal of a hyperparameter is |mean| / RMS of its moves, in learning rates: 1 if all moves are equal, near 0 if
+    they are noise. RMSProp divides the hypergradient by its running root mean square, so that this tells the
+    signal-to-noise ratio r of the hypergradient: it is about r/√(1 + r²).
+
+    Args:
+        space: the hyperparameters.
+    """
+
+    def __init__(self, space: HyperSpace) -> None:
+        self.space = space
+        self._count = 0
+        self._sums: Tensor = torch.zeros(3, len(space), device=space.lam.device)  # moves, squares, on a limit
+
+    def add(self, move: Tensor) -> None:
+        """Count a move (h,) in learning rates, without waiting for the device."""
+        lam, (low, high) = self.space.lam.detach(), self.space.box
+        self._count += 1
+        self._sums += torch.stack([move, move.square(), ((lam <= low) | (lam >= high)).to(move)])
+
+    def report(self) -> dict[str, float]:
+        """|mean| / RMS of the moves, and the share of the steps with λ on a limit; zero without a step."""
+        mean, square, bound = (self._sums / max(1, self._count)).double().tolist()
+        signal = [min(1.0, abs(m) / math.sqrt(s)) if s > 0 else 0.0 for m, s in zip(mean, square, strict=True)]
+        names = self.space.names
+        return {
+            **SIGNALS.named(dict(zip(names, signal, strict=True))),
+            **AT_BOUND.named(dict(zip(names, bound, strict=True))),
         }
 
 

@@ -38,6 +38,7 @@ from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.precision import float32_products
 from ray_deltastn.training.scores import Scores
+from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.state import identity, require_parts, require_same
 
@@ -190,8 +191,8 @@ class SelfTuner:
 
         Returns:
             `epoch`, `steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
-            `hyperparameters/<name>` in its own domain, `scale/<name>`, `lr`, `seconds/*`, `warning/*`, `diverged` and
-            `stop_reason`. Losses of a diverged run are infinite.
+            `hyperparameters/<name>` in its own domain, `scale/<name>`, `signal/<name>`, `at_bound/<name>`, `lr`,
+            `seconds/*`, `warning/*`, `diverged` and `stop_reason`. Losses of a diverged run are infinite.
 
         Raises:
             RuntimeError: if the run has ended.
@@ -317,6 +318,20 @@ class SelfTuner:
             One row per epoch, which counts from 1; one column per hyperparameter, in its own domain.
         """
         return self.in_force.table()
+
+    def sensitivity(self) -> pd.DataFrame:
+        """The validation loss that the response predicts along each hyperparameter, see `sensitivity`.
+
+        Returns:
+            One row per hyperparameter and point, with `hyperparameter`, `offset` in units of σ, `value`, `change`,
+            `error` (standard error of the change) and `loss`.
+
+        Raises:
+            ValueError: if the method has no response.
+        """
+        linearized = False if self.settings.hyper_pass == "network" else None
+        with self.arithmetic():
+            return sensitivity(self.objective, self.valid, linearized)
 
     def export(self) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.

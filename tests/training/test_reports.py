@@ -79,6 +79,33 @@ def test_losses_per_example_are_those_of_their_mean():
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
 
 
+def test_signal_and_share_at_a_bound_are_those_of_the_moves_of_lambda(monkeypatch):
+    space = make_space(second=rd.Bounded(0.0, low=0.0, high=0.9))
+    tuner = make_tuner(make_task(space=space), warmup_steps=0, train_interval=1, hyper_lr=0.05, hyper_decay=0.5)
+    moves, at_bound = [], []
+    step = type(tuner.algorithm).hyper_step
+
+    def spied(self, x, y):
+        before = tuner.space.lam.detach().clone()
+        out = step(self, x, y)
+        low, high = tuner.space.box
+        moves.append((tuner.space.lam.detach() - before) / tuner.optimizers.hyper.param_groups[0]["lr"])
+        at_bound.append(((tuner.space.lam <= low) | (tuner.space.lam >= high)).double())
+        return out
+
+    monkeypatch.setattr(type(tuner.algorithm), "hyper_step", spied)
+    for report in tuner.fit():
+        found = torch.stack(moves).double()
+        signal = found.mean(0).abs() / found.square().mean(0).sqrt()
+        signal = signal.nan_to_num()  # a rate that stays on its limit does not move
+        for i, name in enumerate(tuner.space.names):
+            assert report[f"signal/{name}"] == pytest.approx(signal[i].item(), rel=1e-3)
+            assert report[f"at_bound/{name}"] == pytest.approx(torch.stack(at_bound).mean(0)[i].item())
+        moves.clear()
+        at_bound.clear()
+    assert 0 < report["signal/first"] < 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("loss", [F.cross_entropy, NaNAfter(20)])
 def test_every_report_has_the_keys_of_the_first(method, loss):
@@ -103,6 +130,8 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
         "stop_reason",
         *(f"hyperparameters/{name}" for name in names),
         *(f"scale/{name}" for name in names),
+        *(f"signal/{name}" for name in names),
+        *(f"at_bound/{name}" for name in names),
         "seconds/train",
         "seconds/hyper",
         "seconds/evaluate",
