@@ -22,13 +22,14 @@ from ray_deltastn.compare.progress import progress
 from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
 from ray_deltastn.compare.tables import SHORT, cells
 from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
-from ray_deltastn.reports.experiment import Results, write_report
+from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.reports.page import PAGE
-from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use
+from ray_deltastn.reports.results import Results
+from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use, refit
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from ray_deltastn.tune.folder.layout import ResumeError
-from ray_deltastn.tune.refit import REFIT_FOLDER, found_by, refit_trial
+from ray_deltastn.tune.finished import FinishedTrial
+from ray_deltastn.tune.folder.layout import REFIT_FOLDER, ResumeError
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
 
@@ -153,22 +154,26 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
 def _refit(console: Console, options: argparse.Namespace) -> None:
     results = Results(options.folder)
     best = results.best if options.of is None else results.best_of(options.of)
-    trial = str(best["trial_id"])
-    found = found_by(options.folder, trial, int(best["epoch"]))
-    home = options.folder / REFIT_FOLDER / f"{trial}-{options.use}"
-    bar = ProgressBar(*ProgressBar.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console)
-    with bar:
-        row = bar.add_task(f"trial {trial}", total=len(found.schedule), loss="")
+    name = str(best["trial_id"])
+    trial = FinishedTrial(options.folder, name)
+    schedule = trial.schedule(int(best["epoch"]))
+    home = options.folder / REFIT_FOLDER / f"{name}-{options.use}"
+    last: dict[str, Any] = {}
+    with ProgressBar(*ProgressBar.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console) as bar:
+        row = bar.add_task(f"trial {name}", total=len(schedule), loss="")
 
         def show(report: dict[str, Any]) -> None:
-            shown = next((f"{k.split('_')[0]} loss {report[k]:.4f}" for k in _SHOWN if k in report), "")
+            last.update(report)
+            shown = next(f"{key.replace('_', ' ')} {report[key]:.4f}" for key in _SHOWN if key in report)
             bar.update(row, completed=report["epoch"], loss=shown)
 
-        last = refit_trial(found, options.use, home, show)
-    for split in ("loss", "accuracy"):
-        if (name := f"test_{split}") in last:
-            console.print(f"test {split}: {best[name]:.4f} in the trial, {last[name]:.4f} now", highlight=False)
-    console.print(f"wrote {home / MODEL_FILE} and {home / SCHEDULE_FILE}", highlight=False)
+        refit(trial.build(), schedule, use=options.use, folder=home, on_report=show, **trial.refit_options)
+    for what in ("test_loss", "test_accuracy"):
+        if what in last:
+            console.print(
+                f"{what.replace('_', ' ')}: {best[what]:.4f} in the trial, {last[what]:.4f} now", highlight=False
+            )
+    console.print(f"wrote {MODEL_FILE} and {SCHEDULE_FILE} in {home}", highlight=False)
 
 
 def _show_end(console: Console, started: float, out: Path) -> None:

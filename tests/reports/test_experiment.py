@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from ray_deltastn.reports.experiment import Results
+from ray_deltastn.reports import response
+from ray_deltastn.reports.results import Results
+from tests.reports.results import SPACE
 
 
 @pytest.fixture
@@ -44,3 +47,36 @@ def test_trials_that_skipped_a_damaged_checkpoint_are_counted(damaged, folder):
 @pytest.mark.parametrize("damaged", [[0, 0, 0, 0], None], ids=["none", "results of an older version"])
 def test_there_is_no_note_if_no_checkpoint_was_damaged(damaged, folder):
     assert notes(folder, damaged) == []
+
+
+def test_the_pictures_of_the_response_show_the_numbers_of_the_best_trial(tmp_path, monkeypatch):
+    config = {"search": {}, "tune": {"metric": "valid_loss", "mode": "min"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    rows = [
+        {"trial_id": trial, "steps": epoch, "epoch": epoch, "training_iteration": epoch, "valid_loss": loss}
+        | {f"{group}/{name}": 0.1 * epoch for group in ("signal", "scale", "at_bound") for name in SPACE}
+        for trial, loss in (("a", 0.4), ("b", 0.3))
+        for epoch in (1, 2)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    results = Results(tmp_path)
+    drawn = {}
+    monkeypatch.setattr(response, "save", lambda figure, path: drawn.setdefault(path.name, figure.axes))
+    table = pd.DataFrame(
+        [(name, t, 0.2 + 0.1 * t, 0.5 * t, 0.1, 1.0) for name in SPACE for t in (-1.0, 0.0, 1.0)],
+        columns=["hyperparameter", "offset", "value", "change", "error", "loss"],
+    )
+    response.plot_response(results, table)
+    response.plot_signal(results)
+    rate, decay = drawn["response.png"]
+    assert rate.get_lines()[0].get_xydata().tolist() == pytest.approx(np.array([[0.1, -0.5], [0.2, 0.0], [0.3, 0.5]]))
+    assert (rate.get_xscale(), decay.get_xscale()) == ("linear", "log")
+    assert [len(axis.get_lines()) for axis in drawn["signal.png"]] == [len(SPACE)] * 3
+
+
+def test_a_missing_checkpoint_is_a_warning_and_no_picture(folder, caplog):
+    notes(folder, None)
+    response.draw_response(Results(folder))
+    assert "the picture of the response could not be drawn: `trial` must be one of" in caplog.text
+    assert not (folder / "response.png").exists()

@@ -14,6 +14,8 @@ LINEAGE_FILE = "lineage.csv"
 LOCK_FILE = ".lock"
 #: Tune's folder of trials, and the package's copies of Tune's states.
 TRIALS_FOLDER, STATES_FOLDER = "trials", "states"
+#: Folder of the networks that `refit` has trained.
+REFIT_FOLDER = "refit"
 #: The trial's state in a checkpoint folder, and the prefix of Tune's checkpoint folders.
 STATE_FILE, CHECKPOINT = "deltastn.pt", "checkpoint_"
 

@@ -1,0 +1,86 @@
+"""Pictures of what the response of the best trial says, and of how λ has moved."""
+
+from __future__ import annotations
+
+import logging
+
+import pandas as pd
+
+from ray_deltastn.reports.page import panels, save, style
+from ray_deltastn.reports.results import Results
+from ray_deltastn.training.columns import AT_BOUND, SCALES, SIGNALS
+from ray_deltastn.tune.finished import FinishedTrial
+
+RESPONSE, SIGNAL = "response.png", "signal.png"
+#: Width of the band, in standard errors.
+ERRORS = 2.0
+#: Share of the reports over which the lines of `plot_signal` are averaged.
+SMOOTHED = 0.1
+_BLUE, _GREY = "#2563a8", "#9aa3ad"
+logger = logging.getLogger(__name__)
+
+
+def draw_response(results: Results) -> None:
+    """Draw the predicted change of the validation loss along each hyperparameter.
+
+    It needs the newest checkpoint of the best trial and the data of the task. Methods without a response have no such
+    picture.
+    """
+    try:
+        trial = FinishedTrial(results.folder, str(results.best["trial_id"]))
+        tuner = trial.tuner()
+        if tuner.response is None:
+            return
+        table = tuner.sensitivity()
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        TypeError,
+    ) as error:  # the checkpoint, the task or its data may be missing
+        logger.warning("the picture of the response could not be drawn: %s", error)
+        return
+    plot_response(results, table)
+
+
+def plot_response(results: Results, table: pd.DataFrame) -> None:
+    """Draw the table of `SelfTuner.sensitivity`: one panel per hyperparameter, and a band of two standard errors."""
+    names = list(results.space)
+    figure, axes = panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        own = table[table["hyperparameter"] == name]
+        low, high = (own["change"] + sign * ERRORS * own["error"] for sign in (-1, 1))
+        axis.fill_between(own["value"], low, high, color=_BLUE, alpha=0.18, linewidth=0)
+        axis.plot(own["value"], own["change"], color=_BLUE)
+        axis.axvline(own.loc[own["offset"] == 0.0, "value"].iloc[0], color=_GREY, linewidth=1, linestyle="--")
+        axis.axhline(0.0, color=_GREY, linewidth=0.8)
+        axis.set_title(name, fontsize=10)
+        if results.space[name]["kind"] == "Positive":
+            axis.set_xscale("log")
+        style(axis, "value", "change of validation loss" if axis is axes[0] else "")
+    save(figure, results.folder / RESPONSE)
+
+
+def plot_signal(results: Results) -> None:
+    """Draw how consistent the hyper steps of the best trial are, its σ, and the share of steps with λ on a limit."""
+    reports = results.reports[results.reports["trial_id"] == results.best["trial_id"]].sort_values("steps")
+    names = [name for name in results.space if SIGNALS(name) in reports and (reports[SIGNALS(name)] > 0).any()]
+    if not names:
+        return
+    window = max(1, round(SMOOTHED * len(reports)))
+    figure, axes = panels(3)
+    shown = (
+        ("signal: |mean| / RMS of the hyper steps", SIGNALS),
+        ("σ", SCALES),
+        ("share of steps at a limit", AT_BOUND),
+    )
+    for axis, (title, columns) in zip(axes, shown, strict=True):
+        for name in names:
+            axis.plot(
+                reports["epoch"], reports[columns(name)].rolling(window, min_periods=1).mean(), label=name, lw=1.3
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(0.0, None if columns is SCALES else 1.02)
+        style(axis, "epoch", "")
+    axes[0].legend(frameon=False, fontsize=7)
+    save(figure, results.folder / SIGNAL)
