@@ -22,6 +22,16 @@ def test_files_that_the_readme_links_to_exist(link):
     assert (ROOT / link).exists()
 
 
+def test_the_page_about_reuse_runs_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for number, block in enumerate(blocks("docs/reuse.md")):
+        exec(compile(block, f"docs/reuse.md, block {number + 1}", "exec"), namespace)
+    assert len(namespace["schedule"]) == 8
+    accuracy = (namespace["plain"].eval()(namespace["x"]).argmax(1) == namespace["y"]).float().mean()
+    assert accuracy > 0.9
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_of_a_page_run_in_order(page, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
