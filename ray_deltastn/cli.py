@@ -20,7 +20,7 @@ from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.progress import progress
 from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
-from ray_deltastn.compare.tables import SHORT, cells
+from ray_deltastn.compare.tables import SHORT, cells, gain
 from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
 from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.reports.page import PAGE
@@ -190,7 +190,13 @@ def _show_comparison(console: Console, found: Comparison) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for line in [*found.notes(), statement(found), *(map(str, found.differences) if found.asked.seeds > 1 else [])]:
+    told = gain(found.per_seed)
+    for line in [
+        *([told] if told else []),
+        *found.notes(),
+        statement(found),
+        *(map(str, found.differences) if found.asked.seeds > 1 else []),
+    ]:
         console.print(line, highlight=False)
 
 

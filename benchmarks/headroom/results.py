@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.headroom.runs import Point
+from ray_deltastn.compare.differences import holm
 
 #: Budgets of the tables, in plain runs.
 BUDGETS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -132,16 +133,6 @@ def comparisons(table: np.ndarray, names: Sequence[str], of: str | None = None) 
         Comparison(names[a], names[b], wins, change, p)
         for (a, b), (wins, change), p in zip(pairs, found, adjusted, strict=True)
     ]
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """The p values after the step-down correction of Holm (1979)."""
-    order = sorted(range(len(p)), key=p.__getitem__)
-    adjusted, so_far = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = so_far
-    return adjusted
 
 
 def groups(

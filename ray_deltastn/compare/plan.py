@@ -88,7 +88,7 @@ TUNING = (
 
 
 class CompareConfig(ExperimentConfig):
-    """A comparison: the sections of an experiment, and three more keys.
+    """A comparison: the sections of an experiment, and four more keys.
 
     `search` holds the outer options. Methods with constant hyperparameters also search all hyperparameters of the
     task, each in its own range. In `tune`, the comparison sets the searcher, the scheduler, the number of trials, the
@@ -98,11 +98,15 @@ class CompareConfig(ExperimentConfig):
         trials: number of trials of a searching method; the budget is `trials` times `train.epochs`, in epochs.
         single: values of the outer options for single runs.
         self_tuned: options of `Settings` that only self-tuning methods get, such as `hyper_lr`.
+        self_tuned_cost: an epoch of a self-tuning method counts as so many epochs of the budget. With 1, all methods
+            train equally many epochs. With 3, which is about what Δ-STN costs, all take about equally many
+            device-seconds.
     """
 
     trials: int = Field(default=8, ge=1)
     single: dict[str, Any] = Field(default_factory=dict)
     self_tuned: dict[str, Any] = Field(default_factory=dict)
+    self_tuned_cost: float = Field(default=1.0, ge=1.0)
 
     def model_post_init(self, context: Any) -> None:
         """Check rules that involve several sections.
@@ -158,8 +162,18 @@ class CompareConfig(ExperimentConfig):
 
     @property
     def budget(self) -> int:
-        """Training epochs of each method."""
+        """Training epochs of each method; a self-tuning method has fewer if `self_tuned_cost` is above 1."""
         return self.trials * int(self.train["epochs"])
+
+    def trials_of(self, method: str) -> int:
+        """Number of trials of a searching method, at least one."""
+        return max(1, round(self.trials / (self.self_tuned_cost if CONTENDERS[method].tuned else 1.0)))
+
+    def budget_of(self, method: str) -> int:
+        """Training epochs of a method."""
+        if CONTENDERS[method].searcher:
+            return self.trials_of(method) * int(self.train["epochs"])
+        return max(1, round(self.budget / (self.self_tuned_cost if CONTENDERS[method].tuned else 1.0)))
 
 
 @dataclass(frozen=True)
@@ -218,9 +232,9 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
             missing.difference_update(pairs)
     groups: dict[tuple[str, ...], list[int]] = {}
     for seed in range(seeds):
-        single = tuple(name for name in ordered if CONTENDERS[name].searcher is None and (name, seed) in missing)
-        if single:
-            groups.setdefault(single, []).append(seed)
+        single = [name for name in ordered if CONTENDERS[name].searcher is None and (name, seed) in missing]
+        for epochs in dict.fromkeys(map(config.budget_of, single)):
+            groups.setdefault(tuple(n for n in single if config.budget_of(n) == epochs), []).append(seed)
     planned += [_planned(config, group, tuple(of)) for group, of in groups.items()]
     searching = [(name, seed) for seed in range(seeds) for name in ordered if CONTENDERS[name].searcher]
     planned += [_planned(config, (name,), (seed,)) for name, seed in searching if (name, seed) in missing]
@@ -247,7 +261,7 @@ def _single(config: CompareConfig, methods: Sequence[str], seeds: Sequence[int])
     return ExperimentConfig(
         task=config.task,
         options=merged(config.options, options),
-        train=merged({**config.train, **config.self_tuned}, {**chosen, "epochs": config.budget}),
+        train=merged({**config.train, **config.self_tuned}, {**chosen, "epochs": config.budget_of(methods[0])}),
         search={"method": f"choice({list(methods)!r})", "seed": f"choice({list(seeds)!r})"},
         tune=_tune(config, searcher="grid", num_samples=len(methods) * len(seeds), seed=0),
     )
@@ -256,7 +270,7 @@ def _single(config: CompareConfig, methods: Sequence[str], seeds: Sequence[int])
 def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
     contender = CONTENDERS[name]
     constant = not contender.tuned
-    own: dict[str, Any] = {"num_samples": config.trials}
+    own: dict[str, Any] = {"num_samples": config.trials_of(name)}
     if contender.scheduler == "asha":
         # This many trials spend the budget even if each of them ends after its first epoch.
         own |= {"num_samples": config.budget, "budget": config.budget}
@@ -265,7 +279,7 @@ def _searching(config: CompareConfig, name: str, seed: int) -> ExperimentConfig:
         own |= {"metric": "valid_loss"}
     if contender.searcher == "bo" and config.tune.max_concurrent is None:
         # Otherwise the searcher could propose all trials before the first one has a result.
-        own |= {"max_concurrent": max(2, config.trials // 6)}
+        own |= {"max_concurrent": max(2, config.trials_of(name) // 6)}
     return ExperimentConfig(
         task=config.task,
         options=config.options,

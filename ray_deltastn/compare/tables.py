@@ -22,6 +22,10 @@ SHORT = {
     "epochs_to_random": "epochs to random's",
 }
 
+#: Methods whose gain is told, the most important first, and what each is compared with.
+GAINERS = ("hybrid", "delta-stn", "centered-stn", "stn")
+RIVALS = {"fixed": "no tuning", "random": "random search"}
+
 
 def number(value: float, name: str, like: float | None = None) -> str:
     """Format a value of a column; `–` if it is not finite.
@@ -93,24 +97,52 @@ def difference_cells(found: Sequence[Difference]) -> tuple[list[str], list[list[
     return header, [[method, *(texts.get((method, name), "–") for name in names)] for method in methods]
 
 
-def shortfalls(per_seed: pd.DataFrame, methods: Sequence[str], seeds: int, budget: int) -> list[str]:
+def shortfalls(per_seed: pd.DataFrame, budgets: Mapping[str, int], seeds: int) -> list[str]:
     """A line of text for every method and seed that did not spend its budget.
 
     Args:
         per_seed: one row per method and seed, see `outcomes`.
-        methods: requested methods.
+        budgets: epochs of each requested method, with one seed.
         seeds: number of requested seeds.
-        budget: epochs of each method and seed.
     """
     spent = per_seed.set_index(["method", "seed"])["epochs"]
     lines = []
-    for method in methods:
+    for method, budget in budgets.items():
         for seed in range(seeds):
             epochs = spent.get((method, seed), 0)
             if epochs < budget:
                 why = "trials diverged or failed" if epochs else "no finished experiment"
                 lines.append(f"{method}, seed {seed}: {epochs} of {budget} epochs ({why})")
     return lines
+
+
+def gain(per_seed: pd.DataFrame) -> str:
+    """One sentence: what tuning by gradient has gained against no tuning and against random search.
+
+    Args:
+        per_seed: one row per method and seed, see `outcomes`.
+
+    Returns:
+        The sentence, about the first of `GAINERS` with results; empty if there is none, or nothing to compare it with.
+    """
+    means = per_seed.groupby("method")[["best_valid_loss", "test_loss", "device_seconds"]].mean()
+    name = next((name for name in GAINERS if name in means.index), None)
+    rivals = {rival: text for rival, text in RIVALS.items() if rival in means.index}
+    if name is None or not rivals:
+        return ""
+    ours = means.loc[name]
+    told = [_against(ours, means.loc[rival], text) for rival, text in rivals.items()]
+    return (
+        f"The validation loss of {name} is {number(ours['best_valid_loss'], 'loss')} after "
+        f"{number(ours['device_seconds'], 'seconds')} device-seconds, {', and '.join(told)}."
+    )
+
+
+def _against(ours: pd.Series[Any], theirs: pd.Series[Any], name: str) -> str:
+    loss, seconds = theirs["best_valid_loss"], theirs["device_seconds"]
+    change = ours["best_valid_loss"] / loss - 1
+    where = "below" if change < 0 else "above"
+    return f"{abs(change):.0%} {where} {name} ({number(loss, 'loss')} after {number(seconds, 'seconds')})"
 
 
 def write_tables(

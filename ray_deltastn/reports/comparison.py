@@ -46,7 +46,8 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Limitations of the results, one line each."""
-        return shortfalls(self.per_seed, self.asked.methods, self.asked.seeds, self.asked.config.budget)
+        budgets = {method: self.asked.config.budget_of(method) for method in self.asked.methods}
+        return shortfalls(self.per_seed, budgets, self.asked.seeds)
 
 
 def write_comparison(out: Path) -> Comparison:

@@ -21,6 +21,16 @@ def test_every_method_has_the_same_budget():
             assert tune.num_samples * train["epochs"] == config.budget
 
 
+def test_self_tuned_epochs_may_cost_several():
+    config = CompareConfig.read(CONFIG, ["self_tuned_cost=3"])
+    by_name = {one.name: one.config for one in plan(config, list(CONTENDERS), 1)}
+    assert by_name["fixed-s0"].train["epochs"] == 360
+    assert by_name["stn+centered-stn+delta-stn-s0"].train["epochs"] == 120
+    assert by_name["random-s0"].tune.num_samples == 12
+    assert by_name["hybrid-s0"].tune.num_samples == 4
+    assert [config.budget_of(name) for name in ("fixed", "bo", "stn", "hybrid")] == [360, 360, 120, 120]
+
+
 def test_metric_and_concurrency_depend_on_the_method():
     by_name = {one.name: one.config.tune for one in plan(CompareConfig.read(CONFIG), list(CONTENDERS), 1)}
     # PBT ranks trials by their present loss. Model-based search needs results before it proposes all trials.

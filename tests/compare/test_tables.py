@@ -9,7 +9,7 @@ from scipy import stats
 
 from ray_deltastn.compare.differences import differences, holm, p_value
 from ray_deltastn.compare.outcomes import outcomes, spending, summary
-from ray_deltastn.compare.tables import cells, markdown, number, shortfalls
+from ray_deltastn.compare.tables import cells, gain, markdown, number, shortfalls
 
 
 def reports(method, seed, trials):
@@ -61,9 +61,22 @@ def test_a_diverged_seed_is_reported_in_the_tables():
     table = markdown(summary(per_seed))
     assert "1.0000 ± 0.0000 (2 of 3)" in table
     assert "2.1000 ± 0.1000 |" in table
-    assert shortfalls(per_seed, ["random", "stn", "bo"], 3, 1) == [
+    assert shortfalls(per_seed, {"random": 1, "stn": 1, "bo": 1}, 3) == [
         f"bo, seed {seed}: 0 of 1 epochs (no finished experiment)" for seed in range(3)
     ]
+
+
+def test_the_gain_is_told_against_no_tuning_and_random_search():
+    rows = [
+        row for name, loss in (("fixed", 2.0), ("random", 1.25), ("hybrid", 1.0)) for row in reports(name, 0, [[loss]])
+    ]
+    told = gain(outcomes(pd.DataFrame(rows)))
+    assert told.startswith("The validation loss of hybrid is 1.0000 after ")
+    assert "50% below no tuning (2.0000 after" in told
+    assert "20% below random search (1.2500 after" in told
+    assert gain(outcomes(pd.DataFrame(rows[:2]))) == ""
+    worse = [row for name, loss in (("random", 1.0), ("stn", 1.1)) for row in reports(name, 0, [[loss]])]
+    assert "10% above random search" in gain(outcomes(pd.DataFrame(worse)))
 
 
 def test_p_values_are_adjusted_for_their_number():
