@@ -13,7 +13,8 @@ network with its best validation loss; the tables show the test loss of that net
 
 `--out` keeps each run in a file, so that the same command continues after it was stopped. An unfinished run is made
 again. `--minutes` stops all work after that time. The exit status is 3 if something is missing. `--methods` also
-accepts self-tuned runs with other options, such as `delta-stn:hyper_lr=0.02,hyper_decay=1`.
+accepts refits (see `benchmarks.headroom.refits`). `--method` adds a self-tuned run with other options, such as
+`delta-stn:hyper_lr=0.02,hyper_decay=1`.
 """
 
 from __future__ import annotations
@@ -21,24 +22,39 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common.arguments import number, prepare, several, whole
 from benchmarks.common.record import command_line, write
 from benchmarks.headroom.contenders import CONTENDERS, contender
+from benchmarks.headroom.pictures import BUDGET, RANKED, critical_differences, curves
 from benchmarks.headroom.problems import SUITE
+from benchmarks.headroom.refits import REFITS
 from benchmarks.headroom.suite import PLAIN, Work, pick, picked, report, spread_out
 
 UNFINISHED = 3
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw all pictures that the rows suffice for."""
+    curves(rows, folder / "curves.png")
+    curves(rows, folder / "valid_curves.png", "valid")
+    try:
+        critical_differences(rows, RANKED, BUDGET, folder / "ranks.png")
+    except ValueError as error:
+        print(f"no picture of the ranks: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the suite, or report it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.headroom", description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=several(str), default=list(SUITE), help=", ".join(SUITE))
-    parser.add_argument("--methods", type=several(str), default=list(CONTENDERS), help=", ".join(CONTENDERS))
+    parser.add_argument(
+        "--methods", type=several(str), default=[*CONTENDERS, *REFITS], help=", ".join([*CONTENDERS, *REFITS])
+    )
     parser.add_argument("--method", action="append", default=[], help="one more contender, which may have commas")
     parser.add_argument("--seeds", type=whole(), default=5, help="number of seeds")
     parser.add_argument("--first-seed", type=whole(0), default=0)
@@ -63,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = (*options.methods, *options.method)
     try:
         for name in methods:
-            contender(name)
+            if name not in REFITS:
+                contender(name)
         for task in options.tasks:
             picked(task)
     except ValueError as error:
@@ -72,8 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     works = [Work(task, seed, methods, options.out, until) for seed in seeds for task in options.tasks]
     done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
-    if options.json:
-        write(options.json, report(works, command))
+    if options.json or options.plot:
+        found = report(works, command)
+        if options.json:
+            write(options.json, found)
+        if options.plot:
+            draw(found["rows"], options.plot)
     if not all(done):
         sys.exit(UNFINISHED)
 

@@ -75,10 +75,11 @@ def single(name: str, **options: Any) -> Callable[[Runs, float], Trace]:
 
 def random_search(runs: Runs, plain: float) -> Trace:
     """`POOL` runs with constants drawn at random."""
-    return several(_drawn(runs, i) for i in range(POOL))
+    return several(drawn(runs, i) for i in range(POOL))
 
 
-def _drawn(runs: Runs, number: int) -> Iterator[Point]:
+def drawn(runs: Runs, number: int) -> Iterator[Point]:
+    """The run of a proposal of random search."""
     return _constant(runs, f"random-{number}", runs.draw(number))
 
 
@@ -198,7 +199,7 @@ def asha(runs: Runs, plain: float) -> Trace:
         for number in range(ASHA_RUNS):
             trial = study.ask()
             ended = [optuna.trial.TrialState.COMPLETE]
-            yield _pruned(_drawn(runs, number), trial, ended)
+            yield _pruned(drawn(runs, number), trial, ended)
             study.tell(trial, None if ended[0].name == "PRUNED" else _told(trial), state=ended[0])
 
     return several(each())

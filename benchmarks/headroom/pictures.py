@@ -22,6 +22,22 @@ COLOURS = {
     "delta-stn-paper": "#edae49",
     "delta-stn": "#00798c",
 }
+#: Budget of the ranks and tests, in plain runs.
+BUDGET = 4.0
+#: A contender with runs that fit this budget. PBT with eight members needs eight.
+RANKED = (
+    "plain",
+    "random",
+    "tpe",
+    "gp",
+    "asha",
+    "pbt-4",
+    "schedule",
+    "stn",
+    "centered-stn",
+    "delta-stn-paper",
+    "delta-stn",
+)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -90,6 +106,8 @@ def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, p
     import matplotlib.pyplot as plt
 
     blocks = complete(blocks_of(rows), contenders)
+    if len(blocks) < 2:
+        raise ValueError(f"at least two tasks or seeds must have all of {', '.join(contenders)}, got {len(blocks)}")
     table = losses(blocks, contenders, budget)
     ranks = mean_ranks(table)
     order = np.argsort(ranks)

@@ -18,7 +18,6 @@ from benchmarks.headroom.problems import Problem, Splits
 from benchmarks.images import draw
 from ray_deltastn.methods import get_method
 from ray_deltastn.regularizers import Augmentation
-from ray_deltastn.training.columns import VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
 from ray_deltastn.training.presets import values_of
@@ -34,7 +33,7 @@ class Point:
         seconds: CPU seconds since the start of the run, without data loading and without the test split.
         valid: validation loss, infinite if the run has diverged.
         test: test loss; computed only at the first report, at a new best validation loss, and at the end.
-        values: hyperparameters, if the method tunes them.
+        values: hyperparameters in force during the epoch, if the method tunes them.
     """
 
     seconds: float
@@ -94,8 +93,7 @@ class Training:
         if valid < self.best or (self.tuner.done and math.isfinite(valid)):
             self.best = min(valid, self.best)
             test = self.test_loss()
-        names = self.tuner.space.names if self.tuner.method.tunes else ()
-        return Point(self.clock.seconds, valid, test, {name: report[VALUES(name)] for name in names})
+        return Point(self.clock.seconds, valid, test, self.tuner.in_force.latest() if self.tuner.method.tunes else {})
 
     def test_loss(self) -> float:
         """Test loss of the network now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from benchmarks.common.machine import quiet, versions
 from benchmarks.common.record import rounded, write
 from benchmarks.headroom.contenders import CONTENDERS, contender
 from benchmarks.headroom.problems import SUITE
+from benchmarks.headroom.refits import REFITS, refitted
 from benchmarks.headroom.results import limited, scored
 from benchmarks.headroom.runs import Clock, Runs, cheap_arithmetic
 
@@ -46,8 +47,7 @@ class Work:
         quiet()
         try:
             for name, entry in self.entries():
-                valid, seconds = entry["bests"][-1][1] if entry["bests"] else float("inf"), entry["seconds"]
-                print(f"{self.task} seed {self.seed}  {name}: best valid {valid:.4f}, {seconds:.0f} s", flush=True)
+                print(f"{self.task} seed {self.seed}  {name}: {said(entry)}", flush=True)
         except OutOfTimeError:
             return False
         return True
@@ -57,6 +57,10 @@ class Work:
         runs = Runs(self.task, SUITE[self.task](), self.seed, self.out, picked(self.task), self.check)
         plain = [point.seconds for point in CONTENDERS["plain"].trace(runs, 0.0)][-1]
         for name in self.methods:
+            if name in REFITS:
+                before, after = refitted(runs, name)
+                yield name, {"before": before, "after": after}
+                continue
             one = contender(name)
             if name != "trivial-augment" or runs.problem.images:
                 yield name, scored(limited(one.trace(runs, plain), one.largest * plain * 1.02), plain)
@@ -65,6 +69,14 @@ class Work:
         """Raise OutOfTimeError if the time is over."""
         if self.until is not None and time.time() > self.until:
             raise OutOfTimeError
+
+
+def said(entry: Mapping[str, Any]) -> str:
+    """One line about what a record keeps."""
+    if "after" in entry:
+        return f"test loss {entry['before']:.4f} before, {entry['after']:.4f} after"
+    valid = entry["bests"][-1][1] if entry["bests"] else float("inf")
+    return f"best valid {valid:.4f}, {entry['seconds']:.0f} s"
 
 
 def picked(task: str) -> dict[str, Any]:

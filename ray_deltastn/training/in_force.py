@@ -55,6 +55,14 @@ class InForce:
         self._epochs.append(values.clone())
         self._sum.zero_()
 
+    def latest(self) -> dict[str, float]:
+        """The row of the last completed epoch, by name.
+
+        Raises:
+            IndexError: if no epoch is complete.
+        """
+        return dict(zip(self.space.names, self._epochs[-1].tolist(), strict=True))
+
     def table(self) -> pd.DataFrame:
         """One row per completed epoch, which counts from 1; one column per hyperparameter."""
         rows = torch.stack(self._epochs).tolist() if self._epochs else []

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import ray_deltastn as rd
 from benchmarks.common.tables import headroom as tables
 from benchmarks.headroom import __main__ as command
-from benchmarks.headroom import contenders, results, suite
+from benchmarks.headroom import contenders, refits, results, suite
 from benchmarks.headroom.problems import SUITE, Problem, decays, few_digits, perceptron, rates
 from benchmarks.headroom.runs import Point, Runs
 from ray_deltastn.training.presets import PRESETS
@@ -155,6 +156,30 @@ def test_a_self_tuned_run_may_have_other_options(runs):
         contenders.contender("delta-stn:hyper_lr")
     with pytest.raises(ValueError, match="`--methods` must be of plain"):
         contenders.contender("nothing")
+
+
+def test_a_refit_trains_on_both_splits_with_what_was_found(runs, monkeypatch):
+    monkeypatch.setattr(refits, "POOL", 3)
+    before, after = refits.refitted(runs, "refit-schedule")
+    points = list(runs.follow("delta-stn", method="delta-stn"))
+    assert before == min(points, key=lambda p: p.valid).test
+    torch.manual_seed(runs.seed)
+    task = runs.problem.task(runs.splits)
+    schedule = {name: [p.values[name] for p in points] for name in runs.space.names}
+    model = runs.problem.model()
+    model.load_state_dict(rd.refit(task, schedule, seed=0, graph="on", **SHARED))
+    x, y = runs.splits[2]
+    assert after == pytest.approx(torch.nn.functional.cross_entropy(model.eval()(x), y).item(), rel=1e-5)
+    found = {
+        number: list(runs.follow(f"random-{number}", method="fixed", hyperparameters=runs.draw(number)))
+        for number in range(3)
+    }
+    number = min(found, key=lambda i: min(p.valid for p in found[i]))
+    epoch = min(range(12), key=lambda e: found[number][e].valid) + 1
+    before, _ = refits.refitted(runs, "refit-random")
+    assert before == found[number][epoch - 1].test
+    kept = json.loads((runs.folder / "refit-random.json").read_text())["config"]
+    assert (kept["epochs"], kept["values"]) == (epoch, runs.draw(number))
 
 
 # --- results -------------------------------------------------------------------------------------------------------

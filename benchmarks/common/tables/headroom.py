@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.common.markdown import MISSING, grid
 from benchmarks.common.pages import Table
-from benchmarks.headroom.pictures import blocks_of, label
+from benchmarks.headroom.pictures import BUDGET, RANKED, blocks_of, label
 from benchmarks.headroom.problems import SUITE
+from benchmarks.headroom.refits import REFITS
 from benchmarks.headroom.results import (
     BUDGETS,
     Blocks,
@@ -25,22 +26,6 @@ from benchmarks.headroom.results import (
 )
 
 Record = Mapping[str, Any]
-#: Budget of the ranks and tests, in plain runs.
-BUDGET = 4.0
-#: A contender with runs that fit this budget. PBT with eight members needs eight.
-RANKED = (
-    "plain",
-    "random",
-    "tpe",
-    "gp",
-    "asha",
-    "pbt-4",
-    "schedule",
-    "stn",
-    "centered-stn",
-    "delta-stn-paper",
-    "delta-stn",
-)
 #: Contenders in the tables of losses.
 SHOWN = ("plain", "schedule", "random", "gp", "asha", "pbt-4", "stn", "delta-stn-paper", "delta-stn")
 
@@ -142,7 +127,23 @@ def against_sixteen(record: Record) -> str:
     return grid(heads, rows)
 
 
+def refits(record: Record) -> str:
+    """Test loss of the network with the best validation loss, and of the plain network trained again."""
+    rows = []
+    blocks = _blocks(record)
+    for task in _tasks(blocks):
+        own = [block for (of, _), block in blocks.items() if of == task]
+        cells = []
+        for name in REFITS:
+            found = [block[name] for block in own if name in block]
+            cells += [_mean([row["before"] for row in found]), _mean([row["after"] for row in found])]
+        rows.append([f"`{task}`", cells[0], cells[1], cells[3], cells[4], cells[5]])
+    heads = ["task", "Δ-STN", "refit, schedule", "refit, last values", "random search, 16", "refit, its constants"]
+    return grid(heads, rows)
+
+
 TABLES = {
+    "headroom-refits": Table(refits, ("headroom/suite.json",)),
     "headroom-settings": Table(settings, ("headroom/plain.json",)),
     "headroom-losses": Table(by_budget, ("headroom/suite.json",)),
     "headroom-ranks": Table(ranks, ("headroom/suite.json",)),
