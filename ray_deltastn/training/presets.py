@@ -35,7 +35,7 @@ PRESETS: dict[PresetName, Preset] = {
         "sub_batches": "auto",
         "per_scale": True,
         "hyper_pass": "network",
-        "response_clip": 5.0,
+        "response_clip": 1.0,
         "hyper_clip": 2.0,
         "hyper_lr": "auto",
         "hyper_decay": 0.1,

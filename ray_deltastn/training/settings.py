@@ -26,7 +26,7 @@ from ray_deltastn.training.rules import first_rule
 from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
 #: The learning rate of λ that `auto` chooses lets λ cross the clamped line so many times; AUTO_MOST is its limit.
-AUTO_CROSSINGS, AUTO_MOST = 8.0, 0.05
+AUTO_CROSSINGS, AUTO_MOST = 3.0, 0.1
 #: Number of different learning rates of λ in a run. A captured step is captured again for each.
 STAGES = 8
 #: With batch normalisation, `sub_batches: auto` makes two parts or more, at most so many, of about so many examples.
