@@ -65,8 +65,8 @@ class Settings(BaseModel):
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
         hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `recommended`. `auto` is
-            not in the paper: with it the hyper steps planned can take λ eight times across the clamped line, whose
-            length is 4. It is at most 0.05.
+            not in the paper: with it the hyper steps planned can take λ three times across the clamped line, whose
+            length is 4. It is at most 0.1.
         hyper_decay: share of the learning rates of λ and σ that is left at the end of the run; by default the preset's:
             1 for `paper`, 0.1 for `recommended`. They fall in seven equal ratios after the warm-up, so that λ first
             moves far and then settles.
@@ -102,7 +102,7 @@ class Settings(BaseModel):
             changes nothing for them.
         tune_scale: tune σ; otherwise it stays at its initial value.
         clip_grad: largest gradient norm, of w₀ and of Θ each; None for no clipping.
-        response_clip: largest gradient norm of Θ, besides `clip_grad`; by default the preset's: 5 for `recommended`,
+        response_clip: largest gradient norm of Θ, besides `clip_grad`; by default the preset's: 1 for `recommended`,
             none for `paper`. Without a limit Θ can grow for ever while the losses of w₀ show nothing.
         hyper_clip: largest move of λ and of softplus⁻¹(σ) in a hyper step, in units of their learning rates; by
             default the preset's: 2 for `recommended`, none for `paper`. RMSProp's first steps are up to ten learning

@@ -12,13 +12,13 @@ from ray_deltastn.training.settings import Settings
 @pytest.mark.parametrize(
     ("given", "hyper_lr", "domains", "clip", "parts"),
     [
-        ({}, "auto", "clamped", 5.0, "auto"),
-        ({"preset": "recommended"}, "auto", "clamped", 5.0, "auto"),
+        ({}, "auto", "clamped", 1.0, "auto"),
+        ({"preset": "recommended"}, "auto", "clamped", 1.0, "auto"),
         ({"preset": "paper"}, 0.01, "open", None, 1),
         ({"preset": "paper", "domains": "clamped", "hyper_lr": "auto"}, "auto", "clamped", None, 1),
         ({"hyper_lr": 0.02, "response_clip": 3, "sub_batches": 4}, 0.02, "clamped", 3.0, 4),
-        ({"hyper_lr": None, "domains": None}, "auto", "clamped", 5.0, "auto"),  # None means not given
-        ({"method": "stn"}, "auto", "clamped", 5.0, 1),  # its Θ is not trained apart from w₀
+        ({"hyper_lr": None, "domains": None}, "auto", "clamped", 1.0, "auto"),  # None means not given
+        ({"method": "stn"}, "auto", "clamped", 1.0, 1),  # its Θ is not trained apart from w₀
     ],
 )
 def test_preset_decides_what_is_not_given(given, hyper_lr, domains, clip, parts):
@@ -77,13 +77,13 @@ def test_unknown_preset_is_named():
     ("given", "hyper_steps", "rate"),
     [
         ({"preset": "paper"}, 250, 0.01),
-        ({"hyper_decay": 1.0}, 1000, 0.032),  # eight times across a range of 4
-        ({"hyper_decay": 1.0}, 100_000, 0.00032),
-        ({}, 4000, 0.01933138),  # the rate falls to a tenth, and its mean is 0.413835 of the first
-        ({}, 250, 0.05),
-        ({}, 0, 0.05),
+        ({"hyper_decay": 1.0}, 1000, 0.012),  # three times across a range of 4
+        ({"hyper_decay": 1.0}, 100_000, 0.00012),
+        ({}, 4000, 0.00724927),  # the rate falls to a tenth, and its mean is 0.413835 of the first
+        ({}, 250, 0.1),
+        ({}, 0, 0.1),
         ({"hyper_lr": 0.02}, 250, 0.02),
-        ({"preset": "paper", "hyper_lr": "auto"}, 1600, 0.02),
+        ({"preset": "paper", "hyper_lr": "auto"}, 1600, 0.0075),
     ],
 )
 def test_learning_rate_of_hyperparameters_fits_the_length_of_the_run_where_that_is_asked_for(given, hyper_steps, rate):
