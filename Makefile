@@ -17,7 +17,7 @@ install: .venv/.installed
 	touch $@
 
 demo: install
-	$(BIN)/ray-deltastn run configs/digits_hybrid.yaml
+	$(BIN)/ray-deltastn compare configs/mnist1d_compare.yaml --methods fixed,random,hybrid --seeds 1
 
 lint: install docs
 	$(BIN)/ruff check .

@@ -183,8 +183,8 @@ def _show_end(console: Console, started: float, out: Path) -> None:
 
 def _show_comparison(console: Console, found: Comparison) -> None:
     header, rows = cells(found.summary, SHORT)
-    budget = found.asked.config.budget
-    table = Table(title=f"Comparison with a budget of {budget} epochs per method and seed", title_justify="left")
+    title = f"Comparison with a budget of {found.asked.config.budget} epochs per method and seed{found.cost}"
+    table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:

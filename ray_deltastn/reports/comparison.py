@@ -11,7 +11,7 @@ import pandas as pd
 
 from ray_deltastn.compare.differences import Difference
 from ray_deltastn.compare.run import RUNS_FOLDER, Asked, gather
-from ray_deltastn.compare.tables import cells, difference_cells, seed_cells, shortfalls, write_tables
+from ray_deltastn.compare.tables import cells, difference_cells, gain, seed_cells, shortfalls, write_tables
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.page import PAGE, Picture, write_page
 from ray_deltastn.tune.config import option_of
@@ -44,6 +44,12 @@ class Comparison:
     summary: pd.DataFrame
     differences: list[Difference]
 
+    @property
+    def cost(self) -> str:
+        """Text after the budget if epochs of self-tuning methods cost more; otherwise empty."""
+        cost = self.asked.config.self_tuned_cost
+        return f", of which each epoch of a self-tuning method takes {cost:g}" if cost > 1 else ""
+
     def notes(self) -> list[str]:
         """Limitations of the results, one line each."""
         budgets = {method: self.asked.config.budget_of(method) for method in self.asked.methods}
@@ -74,6 +80,7 @@ def write_comparison(out: Path) -> Comparison:
         [option_of(name) for name in asked.config.search],
         read_lineage(copies) if copies.exists() else None,
         out,
+        asked.config.self_tuned_cost,
     )
     _write_page(found, drawn, out)
     return found
@@ -115,6 +122,8 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         task=found.asked.config.task,
         methods=len(found.summary),
         budget=found.asked.config.budget,
+        cost=found.cost,
+        gained=gain(found.per_seed),
         seeds=found.asked.seeds,
         notes=found.notes(),
         header=header,

@@ -42,6 +42,7 @@ def draw(
     outer: list[str],
     copies: pd.DataFrame | None,
     out: Path,
+    cost: float = 1.0,
 ) -> list[str]:
     """Draw the pictures of a comparison; pictures of an earlier call are removed.
 
@@ -51,6 +52,7 @@ def draw(
         outer: names of the outer options in a trial's config.
         copies: copies made by `pbt`, with the columns `method` and `seed`; None if there are none.
         out: folder to write to.
+        cost: a self-tuning method has so many times fewer epochs than the others.
 
     Returns:
         Names of the files.
@@ -61,7 +63,7 @@ def draw(
     searching = [method for method in trials["method"].unique() if CONTENDERS[method].searcher]
     drawn = []
     if len(trials):
-        drawn.append(plot_loss(results, out / LOSS))
+        drawn.append(plot_loss(results, out / LOSS, cost))
         drawn.append(plot_schedules(results, space, copies, out / SCHEDULES))
         if "test_loss" in trials and finite(trials["test_loss"]).notna().any():
             drawn.append(plot_scatter(trials[finite(trials["test_loss"]).notna()], out / SCATTER))
@@ -110,14 +112,20 @@ def together(grid: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return grid[known], losses[:, known]
 
 
-def plot_loss(results: pd.DataFrame, path: Path) -> Path:
+def plot_loss(results: pd.DataFrame, path: Path, cost: float = 1.0) -> Path:
     """Draw the best validation loss so far over epochs and over device-seconds.
 
     The line is the mean over seeds, from the point at which all of them have a loss. The band covers all seeds. × marks
     the end of a run with fewer than 98 % of the reports of the longest run.
+
+    Args:
+        results: one row per report, see `gather`.
+        path: file to write.
+        cost: a self-tuning method has so many times fewer epochs than the others.
     """
     figure, axes = panels(2, width=5.6, height=4.4)
-    longest = results.groupby(["method", "seed"]).size().max()
+    costs = {method: cost if CONTENDERS[method].tuned else 1.0 for method in results["method"].unique()}
+    longest = max(costs[method] * len(reports) for (method, _), reports in results.groupby(["method", "seed"]))
     for axis, spent, label in zip(
         axes, ("spent_epochs", "spent_seconds"), ("training epochs, all trials together", "device-seconds"), strict=True
     ):
@@ -130,7 +138,7 @@ def plot_loss(results: pd.DataFrame, path: Path) -> Path:
             axis.fill_between(grid, losses.min(0), losses.max(0), color=colour, alpha=0.09, linewidth=0)
             axis.plot(grid, losses.mean(0), color=colour, linestyle=line, linewidth=1.8, label=method)
             for _, reports in results[results["method"] == method].groupby("seed"):
-                if len(reports) < 0.98 * longest:
+                if costs[method] * len(reports) < 0.98 * longest:
                     end = spending(reports).iloc[-1]
                     axis.plot(end[spent], end["best_so_far"], "x", color=colour, markersize=7, markeredgewidth=1.8)
         style(axis, label, "")
