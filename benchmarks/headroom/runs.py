@@ -192,6 +192,7 @@ class Runs:
         yield from points
         if done:
             return
+        self.stop()
         known = len(points)
         offset = 0.0
         try:
