@@ -10,11 +10,12 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
+import pandas as pd
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -37,6 +38,8 @@ ASHA_RUNS, ASHA_FACTOR, ASHA_SHARE = 64, 3, 1 / 9
 TURNS, REPLACED, FACTORS, REDRAWN = 10, 0.25, (0.8, 1.2), 0.25
 #: Hand-made schedule: dropout rates rise linearly to this value.
 TOP_RATE = 0.5
+#: Share of the epochs of a self-tuned run before a refit, and the budget of search and refit, in plain runs.
+SHORTER, BUDGET = 0.7, 4.0
 #: Learning rate of the hybrid search, as factors of the shared one, and its range of momentum.
 LR_FACTORS, MOMENTA = (0.25, 4.0), (0.5, 0.97)
 
@@ -305,6 +308,52 @@ def hybrid(runs: Runs, plain: float) -> Trace:
     return several(each())
 
 
+# --- search with a part of the budget, then train on everything ------------------------------------------------------
+
+
+def self_tuned_refit(runs: Runs, plain: float) -> Trace:
+    """A shorter self-tuned run, then the plain network with its schedule on training and validation data.
+
+    The refit has as many train steps as the plain run, so that both together cost at most about four plain runs.
+    """
+    epochs = max(1, round(SHORTER * runs.problem.epochs))
+    points = list(runs.follow("delta-stn-shorter", method="delta-stn", epochs=epochs))
+    yield from points
+    schedule = pd.DataFrame([point.values for point in points])
+    refit = runs.refit(
+        "delta-stn-shorter-refit", schedule, epochs=max(1, round(runs.share_of_training * runs.problem.epochs))
+    )
+    yield _last(refit, points)
+
+
+def random_refit(runs: Runs, plain: float) -> Trace:
+    """Random search with three plain runs' seconds, then the plain network with its best constants on all data.
+
+    The refit stops after as many train steps as the best network had.
+    """
+    total, points = 0.0, []
+    best, number, epoch = math.inf, 0, 1
+    for draw in range(POOL):
+        for count, point in enumerate(drawn(runs, draw), start=1):
+            points.append(replace(point, seconds=total + point.seconds))
+            if points[-1].seconds > (BUDGET - 1) * plain:
+                break
+            yield points[-1]
+            if point.valid < best:
+                best, number, epoch = point.valid, draw, count
+        total = points[-1].seconds
+        if total > (BUDGET - 1) * plain:
+            break
+    refit = runs.refit("random-refit-4", runs.draw(number), epochs=max(1, round(runs.share_of_training * epoch)))
+    yield _last(refit, points)
+
+
+def _last(refit: Point, before: Sequence[Point]) -> Point:
+    """The refit after the points before it, with their best validation loss."""
+    best = min(point.valid for point in before)
+    return replace(refit, seconds=before[-1].seconds + refit.seconds, valid=best)
+
+
 CONTENDERS: dict[str, Contender] = {
     "plain": Contender("plain run", single("plain", method="fixed")),
     "random": Contender("random search", random_search, largest=math.inf),
@@ -322,6 +371,8 @@ CONTENDERS: dict[str, Contender] = {
     "delta-stn-paper": Contender("Δ-STN, `paper`", single("delta-stn-paper", method="delta-stn", preset="paper")),
     "delta-stn": Contender("Δ-STN", single("delta-stn", method="delta-stn")),
     "hybrid": Contender("hybrid", hybrid),
+    "delta-stn-refit": Contender("Δ-STN, refit", self_tuned_refit),
+    "random-refit": Contender("random search, refit", random_refit),
 }
 
 
@@ -347,3 +398,9 @@ def contender(text: str) -> Contender:
             options[key] = value
     rd.Settings(**{"method": name, **options})
     return Contender(f"{name}, {changes}", single(text, method=name, **options))
+
+
+def best_of(run: Iterator[Point]) -> tuple[Point, int]:
+    """The report with the best validation loss, and its epoch."""
+    epoch, best = min(enumerate(run, start=1), key=lambda one: one[1].valid)
+    return best, epoch

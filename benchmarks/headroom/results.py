@@ -38,7 +38,7 @@ def scored(points: Iterable[Point], plain: float) -> dict[str, Any]:
     bests: list[tuple[float, float, float]] = []
     last = None
     for last in points:
-        if last.test is not None and (not bests or last.valid < bests[-1][1]):
+        if last.test is not None and (last.last or not bests or last.valid < bests[-1][1]):
             bests.append((last.seconds / plain, last.valid, last.test))
     found: dict[str, Any] = {"valid": [], "test": []}
     for mark in MARKS:

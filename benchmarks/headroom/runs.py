@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import ray_deltastn as rd
@@ -34,12 +35,14 @@ class Point:
         valid: validation loss, infinite if the run has diverged.
         test: test loss; computed only at the first report, at a new best validation loss, and at the end.
         values: hyperparameters in force during the epoch, if the method tunes them.
+        last: whether this is a network that takes the place of all earlier ones, without a validation loss of its own.
     """
 
     seconds: float
     valid: float
     test: float | None = None
     values: dict[str, float] = field(default_factory=dict)
+    last: bool = False
 
 
 class Clock:
@@ -166,6 +169,39 @@ class Runs:
 
         return self.kept(name, {**decided(options), **self.shared, **options}, train)
 
+    def refit(self, name: str, given: pd.DataFrame | Mapping[str, float], **options: Any) -> Point:
+        """The network trained again on training and validation data, see `rd.refit`; it has no validation loss.
+
+        Args:
+            name: name of the run in the folder.
+            given: a schedule, or constants.
+            options: options of `rd.refit`, besides the shared ones.
+        """
+
+        def train() -> Iterator[Point]:
+            clock = Clock()
+            torch.manual_seed(self.seed)
+            task = self.problem.task(self.splits)
+            settings: Any = {**self.shared, **options, "seed": self.seed, "device": "cpu", "graph": "on"}
+            with clock:
+                weights = rd.refit(task, given, **settings)
+            model = self.problem.model()
+            model.load_state_dict(weights)
+            model.eval()
+            x, y = self.splits[2]
+            with torch.no_grad():
+                yield Point(clock.seconds, 0.0, float(self.problem.loss(model(x), y)), last=True)
+
+        values = given.to_dict("list") if isinstance(given, pd.DataFrame) else dict(given)
+        (point,) = self.kept(name, {**self.shared, **options, "values": values}, train)
+        return point
+
+    @property
+    def share_of_training(self) -> float:
+        """Share of the training data in training and validation data together."""
+        train, valid, _ = self.splits
+        return len(train[0]) / (len(train[0]) + len(valid[0]))
+
     def kept(self, name: str, config: Mapping[str, Any], make: Callable[[], Iterator[Point]]) -> Iterator[Point]:
         """The points of a run that is kept in the folder as `name`.
 
@@ -225,12 +261,17 @@ def decided(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(point: Point) -> dict[str, Any]:
     # A search is told the rounded losses, also of a new run: so it proposes the same when its runs are read again.
-    return {key: rounded(value) for key, value in asdict(point).items() if value not in (None, {})}
+    return {
+        key: rounded(value)
+        for key, value in asdict(point).items()
+        if value is not None and value is not False and value != {}
+    }
 
 
 def _point(row: Mapping[str, Any]) -> Point:
     valid = row.get("valid")
-    return Point(row["seconds"], math.inf if valid is None else valid, row.get("test"), row.get("values", {}))
+    valid = math.inf if valid is None else valid
+    return Point(row["seconds"], valid, row.get("test"), row.get("values", {}), row.get("last", False))
 
 
 def cheap_arithmetic() -> None:

@@ -83,6 +83,18 @@ class InForce:
         self._since = state["since"]
 
 
+def stretched(schedule: pd.DataFrame, epochs: int) -> pd.DataFrame:
+    """A schedule for another number of epochs: epoch n has the row at the same share of the run.
+
+    Args:
+        schedule: one row per epoch, one column per hyperparameter.
+        epochs: number of epochs, at least one.
+    """
+    rows = [int((n + 0.5) * len(schedule) / epochs) for n in range(epochs)]
+    table: pd.DataFrame = schedule.iloc[rows].set_axis(pd.RangeIndex(1, epochs + 1, name="epoch"))
+    return table
+
+
 def final_values(schedule: pd.DataFrame, space: HyperSpace) -> dict[str, float]:
     """Means of a schedule over its last fifth, at least one epoch; for `Positive` the geometric mean.
 

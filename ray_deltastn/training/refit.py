@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from ray_deltastn.task import Task
 from ray_deltastn.training.files import write_whole, written_whole
-from ray_deltastn.training.in_force import final_values
+from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
@@ -54,7 +54,8 @@ def refit(
             same call continues. None writes nothing.
         on_report: called with each report. `valid_loss` in it is a loss on data that were trained on, unless `data` is
             `train`.
-        options: options of the run, see `Settings`. By default the number of epochs is that of the schedule.
+        options: options of the run, see `Settings`. By default the number of epochs is that of the schedule. With
+            another number, a table is stretched or compressed to it.
 
     Returns:
         The `state_dict` of the trained network.
@@ -71,6 +72,8 @@ def refit(
         True
     """
     _check(use, data, options)
+    if isinstance(found, pd.DataFrame) and len(found) and "epochs" in options:
+        found = stretched(found, options["epochs"])
     values = constants_of(found, task, use)
     columns = found.to_dict("list") if isinstance(found, pd.DataFrame) else found
     length = max((len(v) for v in columns.values() if isinstance(v, Sequence)), default=None)

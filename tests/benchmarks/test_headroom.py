@@ -182,6 +182,18 @@ def test_a_refit_trains_on_both_splits_with_what_was_found(runs, monkeypatch):
     assert (kept["epochs"], kept["values"]) == (epoch, runs.draw(number))
 
 
+@pytest.mark.parametrize(("name", "search"), [("delta-stn-refit", "delta-stn-shorter"), ("random-refit", "random-0")])
+def test_a_refit_takes_the_place_of_the_network_of_its_search(name, search, runs):
+    plain = list(runs.follow("plain", method="fixed"))[-1].seconds
+    points = list(contenders.contender(name).trace(runs, plain))
+    assert [p.last for p in points] == [False] * (len(points) - 1) + [True]
+    assert points[-1].valid == min(p.valid for p in points[:-1])
+    assert points[-1].seconds > points[-2].seconds
+    found = results.scored(points, plain)
+    assert found["test"][-1] == points[-1].test
+    assert (runs.folder / f"{search}.json").exists()
+
+
 # --- results -------------------------------------------------------------------------------------------------------
 
 

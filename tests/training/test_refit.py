@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import ray_deltastn as rd
-from ray_deltastn.training.in_force import final_values
+from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.refit import constants_of, joined
 from tests.tune import tiny
 
@@ -85,6 +85,17 @@ def test_final_values_are_means_over_the_last_fifth():
     assert final_values(table, space) == pytest.approx({"rate": 0.3, "decay": 1e-3, "holes": 4.0})
     with pytest.raises(ValueError, match="at least one epoch"):
         final_values(table[:0], space)
+
+
+def test_a_schedule_is_stretched_or_compressed_to_another_number_of_epochs():
+    table = pd.DataFrame({"rate": [0.1, 0.2, 0.3, 0.4]}, index=pd.RangeIndex(1, 5, name="epoch"))
+    assert stretched(table, 2)["rate"].tolist() == [0.2, 0.4]
+    assert stretched(table, 8)["rate"].tolist() == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4]
+    assert list(stretched(table, 3).index) == [1, 2, 3]
+    pd.testing.assert_frame_equal(stretched(table, 4), table)
+    found = pd.DataFrame({"dropout": [0.1, 0.3], "decay": [0.01, 0.01]})
+    replayed = rd.refit(build({}), found, **OPTIONS)
+    assert same(replayed, rd.refit(build({}), {"dropout": [0.1] * 3 + [0.3] * 3, "decay": 0.01}, **OPTIONS))
 
 
 # --- training again ------------------------------------------------------------------------------------------------
