@@ -137,6 +137,7 @@ class SelfTuner:
         self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
+        self._row = 0
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
@@ -234,9 +235,15 @@ class SelfTuner:
 
     def _set_constant(self, step: int) -> None:
         """Take the constants of a step: the row of its epoch, or the last row."""
-        if not self.method.tunes:
-            row = min(step // len(self.train), len(self._fixed_table) - 1)
-            self.objective.constant = self._fixed_table[row]
+        if self.method.tunes:
+            return
+        row = min(step // len(self.train), len(self._fixed_table) - 1)
+        if self.objective.constant is None:
+            self.objective.constant = self._fixed_table[row].clone()
+        elif row != self._row:
+            # In place: a captured step reads this tensor, and would have to be captured again for another one.
+            self.objective.constant.copy_(self._fixed_table[row])
+        self._row = row
 
     def _hyper_steps(self) -> None:
         self.in_force.note(self.steps)

@@ -45,9 +45,8 @@ class _Captured:
 class GraphedSteps:
     """The updates of `Steps`, each step captured once per shape of its minibatch and replayed.
 
-    A capture holds the numbers of its moment: learning rates, other options of the optimisers, and the row of constant
-    hyperparameters. If one of them changes, the steps of the kind that uses it are captured again. No step is taken
-    twice.
+    A capture holds the numbers of its moment: learning rates and other options of the optimisers. If one of them
+    changes, the steps of the kind that uses it are captured again. No step is taken twice.
 
     Args:
         steps: the steps to capture.

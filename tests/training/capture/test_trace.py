@@ -246,6 +246,18 @@ def test_what_changes_in_the_middle_is_captured_anew(change):
     assert found[0] == found[1]
 
 
+def test_a_schedule_of_constants_is_captured_once(monkeypatch):
+    made = []
+    original = Trace.__init__
+    monkeypatch.setattr(Trace, "__init__", lambda self, *a, **k: (made.append(self), original(self, *a, **k))[1])
+    rows = [0.05 * n for n in range(12)]
+    plain, traced = (
+        make_tuner("fixed", graph=graph, epochs=12, hyperparameters={"dropout": rows}) for graph in ("off", "on")
+    )
+    assert told(plain.fit()) == told(traced.fit())
+    assert len(made) == len(traced.algorithm._captured)
+
+
 def test_a_run_with_a_trace_resumes_to_the_bit():
     plain, first, second = (make_tuner("delta-stn", graph=graph, epochs=9) for graph in ("off", "on", "on"))
     expected = told(plain.fit())
