@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     command = command_line("benchmarks.headroom", arguments)
+    if options.out is not None:
+        command = command.replace(str(options.out), "DIR")  # a record has no paths of a machine
     unknown = [task for task in options.tasks if task not in SUITE]
     if unknown:
         parser.error(f"`--tasks` must be of {', '.join(SUITE)}, got {unknown[0]!r}")

@@ -21,6 +21,8 @@ COLOURS = {
     "stn": "#d1495b",
     "delta-stn-paper": "#edae49",
     "delta-stn": "#00798c",
+    "delta-stn-refit": "#005f73",
+    "random-refit": "#24407a",
 }
 #: Budget of the ranks and tests, in plain runs.
 BUDGET = 4.0
@@ -37,13 +39,22 @@ RANKED = (
     "centered-stn",
     "delta-stn-paper",
     "delta-stn",
+    "delta-stn-refit",
+    "random-refit",
 )
+#: Contenders with a band over the seeds; more bands would hide each other.
+BANDS = ("delta-stn", "delta-stn-refit", "random")
 Rows = Sequence[Mapping[str, Any]]
 
 
 def label(name: str) -> str:
     """Name of a contender in pictures and tables."""
     return CONTENDERS[name].label if name in CONTENDERS else name
+
+
+def _plain(name: str) -> str:
+    """Name of a contender without Markdown."""
+    return label(name).replace("`", "")
 
 
 def blocks_of(rows: Rows) -> Blocks:
@@ -55,7 +66,7 @@ def blocks_of(rows: Rows) -> Blocks:
 
 
 def curves(rows: Rows, path: Path, which: str = "test", tasks: Sequence[str] | None = None) -> None:
-    """Draw the loss over the budget, one panel per task: the mean over the seeds, and a band from least to most."""
+    """Draw the loss over the budget, one panel per task: means over the seeds, and bands for `BANDS`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -76,6 +87,7 @@ def curves(rows: Rows, path: Path, which: str = "test", tasks: Sequence[str] | N
         axis.set_xscale("log", base=2)
         axis.set_xticks(BUDGETS, [f"{budget:g}" for budget in BUDGETS])
         axis.set_xlim(0.2, 16)
+        _limit(axis)
         axis.set_title(task, fontsize=10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -90,12 +102,29 @@ def curves(rows: Rows, path: Path, which: str = "test", tasks: Sequence[str] | N
     plt.close(figure)
 
 
+def _limit(axis: Any) -> None:
+    """Show the lines from two plain runs on; bands and bad starts may leave the picture."""
+    shown = [np.asarray(line.get_ydata())[np.asarray(line.get_xdata()) >= 2.0] for line in axis.get_lines()]
+    values = np.concatenate([values for values in shown if len(values)])
+    low, high = values.min(), np.quantile(values, 0.9)
+    axis.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+
+
 def _curve(axis: Any, runs: np.ndarray, colour: str, name: str) -> None:
     known = ~np.isnan(runs).any(axis=0)
     marks, runs = np.array(MARKS)[known], runs[:, known]
-    main = name.startswith("delta-stn") and "paper" not in name
-    axis.plot(marks, runs.mean(axis=0), color=colour, lw=2.4 if main else 1.3, label=label(name), zorder=3 + main)
-    axis.fill_between(marks, runs.min(axis=0), runs.max(axis=0), color=colour, alpha=0.12, lw=0)
+    main = name in ("delta-stn", "delta-stn-refit")
+    axis.plot(
+        marks,
+        runs.mean(axis=0),
+        color=colour,
+        lw=2.4 if main else 1.3,
+        ls="--" if "refit" in name else "-",
+        label=_plain(name),
+        zorder=3 + main,
+    )
+    if name in BANDS:
+        axis.fill_between(marks, runs.min(axis=0), runs.max(axis=0), color=colour, alpha=0.13, lw=0)
 
 
 def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, path: Path) -> None:
@@ -129,14 +158,14 @@ def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, p
         depth = first + 0.8 * (place if left else len(order) - 1 - place)
         end = 0.6 if left else len(order) + 0.4
         name, value = contenders[index], ranks[index]
-        main = name == "delta-stn"
+        main = name in ("delta-stn", "delta-stn-refit")
         axis.plot(
             [value, value, end], [top, top - depth, top - depth], color=COLOURS[name] if main else "#888888", lw=0.9
         )
         axis.text(
             end + (-0.1 if left else 0.1),
             top - depth,
-            f"{label(name)}  {value:.1f}" if left else f"{value:.1f}  {label(name)}",
+            f"{_plain(name)}  {value:.1f}" if left else f"{value:.1f}  {_plain(name)}",
             ha="right" if left else "left",
             va="center",
             fontsize=9,
@@ -145,7 +174,9 @@ def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, p
     axis.set_xlim(-3.2, len(order) + 4.2)
     axis.axis("off")
     axis.set_title(
-        f"mean rank in test loss after {budget:g} plain runs ({len(blocks)} tasks × seeds; 1 is best)", fontsize=10
+        f"mean rank in test loss after {budget:g} plain runs ({len(blocks)} tasks × seeds; 1 is best)",
+        fontsize=10,
+        pad=14,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -1,7 +1,19 @@
 """All tables of the pages, by name; each module makes the tables of one topic."""
 
 from benchmarks.common.pages import Table
-from benchmarks.common.tables import comparisons, digits, images, mnist1d, noise, ray, response, speed, toy, versions
+from benchmarks.common.tables import (
+    comparisons,
+    digits,
+    headroom,
+    images,
+    mnist1d,
+    noise,
+    ray,
+    response,
+    speed,
+    toy,
+    versions,
+)
 
-_TOPICS = (versions, toy, response, images, digits, mnist1d, comparisons, speed, noise, ray)
+_TOPICS = (versions, toy, response, headroom, images, digits, mnist1d, comparisons, speed, noise, ray)
 TABLES: dict[str, Table] = {name: table for topic in _TOPICS for name, table in topic.TABLES.items()}

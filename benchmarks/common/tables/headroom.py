@@ -27,7 +27,18 @@ from benchmarks.headroom.results import (
 
 Record = Mapping[str, Any]
 #: Contenders in the tables of losses.
-SHOWN = ("plain", "schedule", "random", "gp", "asha", "pbt-4", "stn", "delta-stn-paper", "delta-stn")
+SHOWN = (
+    "plain",
+    "random",
+    "gp",
+    "asha",
+    "pbt-4",
+    "stn",
+    "delta-stn-paper",
+    "delta-stn",
+    "random-refit",
+    "delta-stn-refit",
+)
 
 
 def _blocks(record: Record) -> Blocks:
@@ -80,15 +91,16 @@ def ranks(record: Record) -> str:
 
 
 def tests(record: Record) -> str:
-    """Δ-STN against each other contender: Wilcoxon's signed-rank test with Holm's correction."""
+    """Δ-STN, with and without a refit, against each other contender: Wilcoxon's test with Holm's correction."""
     blocks = complete(_blocks(record), RANKED)
-    found = comparisons(losses(blocks, RANKED, BUDGET), RANKED, of="delta-stn")
-    rows = [
-        [label(pair.second), f"{pair.wins:.0%}", f"{math.expm1(pair.change):+.1%}".replace("-", "−"), f"{pair.p:.2g}"]
-        for pair in sorted(found, key=lambda pair: pair.change)
-    ]
-    heads = ["Δ-STN against", "lower test loss in", "median difference in test loss", "p (Wilcoxon, Holm)"]
-    return grid(heads, rows)
+    table = losses(blocks, RANKED, BUDGET)
+    rows = []
+    for name in ("delta-stn-refit", "delta-stn"):
+        for pair in sorted(comparisons(table, RANKED, of=name), key=lambda pair: pair.change):
+            change = f"{math.expm1(pair.change):+.1%}".replace("-", "−")
+            rows.append([label(name), label(pair.second), f"{pair.wins:.0%}", change, f"{pair.p:.2g}"])
+    heads = ["contender", "against", "lower test loss in", "median difference in test loss", "p (Wilcoxon, Holm)"]
+    return grid(heads, rows, left=2)
 
 
 def times(record: Record) -> str:
@@ -113,18 +125,20 @@ def _share(values: Sequence[float]) -> str:
 
 
 def against_sixteen(record: Record) -> str:
-    """Test loss of Δ-STN after four plain runs, and of random search's best of sixteen."""
+    """Test losses after four plain runs, and of random search's best of sixteen."""
     blocks = _blocks(record)
     rows = []
     for task in _tasks(blocks):
-        own = [b for (of, _), b in blocks.items() if of == task and "delta-stn" in b and "random" in b]
-        ours = [at(block["delta-stn"], BUDGET, "test") for block in own]
+        own = [b for (of, _), b in blocks.items() if of == task and "random" in b]
         theirs = [at(block["random"], BUDGETS[-1], "test") for block in own]
-        wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
-        change = f"{np.mean(ours) / np.mean(theirs) - 1:+.1%}".replace("-", "−")
-        rows.append([f"`{task}`", _mean(ours), _mean(theirs), change, f"{wins} of {len(own)}"])
-    heads = ["task", "Δ-STN, 4 plain runs", "random search, 16", "difference", "seeds in which Δ-STN is lower"]
-    return grid(heads, rows)
+        row = [f"`{task}`", f"{len(own)}", _mean(theirs)]
+        for name in ("delta-stn", "delta-stn-refit", "random-refit"):
+            pairs = [(at(b[name], BUDGET, "test"), t) for b, t in zip(own, theirs, strict=True) if name in b]
+            wins = sum(ours < rival for ours, rival in pairs)
+            row.append(f"{_mean([ours for ours, _ in pairs])} ({wins})" if pairs else MISSING)
+        rows.append(row)
+    names = ("delta-stn", "delta-stn-refit", "random-refit")
+    return grid(["task", "seeds", "random search, 16 runs", *(f"{label(n)}, 4 plain runs" for n in names)], rows)
 
 
 def refits(record: Record) -> str:
