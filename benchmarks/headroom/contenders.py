@@ -6,10 +6,8 @@ contender keeps, at any time, the network with the best validation loss that it 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +20,8 @@ from torchvision.transforms import v2
 
 import ray_deltastn as rd
 from benchmarks.common.record import rounded
-from benchmarks.headroom.runs import Clock, Point, Runs, Training
+from benchmarks.headroom.population import population
+from benchmarks.headroom.runs import Clock, Point, Runs
 from ray_deltastn.domains import Hyperparameter
 from ray_deltastn.regularizers import PassValues
 
@@ -34,8 +33,6 @@ POOL = 16
 SHARED = 4
 #: Runs that ASHA may begin: a factor of three, and a ninth of a run at least.
 ASHA_RUNS, ASHA_FACTOR, ASHA_SHARE = 64, 3, 1 / 9
-#: Turns of population-based training, the share that is replaced in each, and how values change.
-TURNS, REPLACED, FACTORS, REDRAWN = 10, 0.25, (0.8, 1.2), 0.25
 #: Hand-made schedule: dropout rates rise linearly to this value.
 TOP_RATE = 0.5
 #: Share of the epochs of a self-tuned run before a refit, and the budget of search and refit, in plain runs.
@@ -223,63 +220,6 @@ def _pruned(run: Iterator[Point], trial: optuna.trial.Trial, ended: list[optuna.
         if trial.should_prune():
             ended[0] = optuna.trial.TrialState.PRUNED
             return
-
-
-# --- population-based training -------------------------------------------------------------------------------------
-
-
-def population(size: int) -> Callable[[Runs, float], Trace]:
-    """Population-based training (Jaderberg et al. 2017) with `size` members, which are trained in turn."""
-
-    def trace(runs: Runs, plain: float) -> Trace:
-        config = {**runs.shared, "method": "fixed", "members": size}
-        return runs.kept(f"pbt-{size}", config, lambda: _population(runs, size))
-
-    return trace
-
-
-def _population(runs: Runs, size: int) -> Iterator[Point]:
-    clock, chance = Clock(), random.Random(runs.seed)
-    values = [runs.draw(i) for i in range(size)]
-    members = [runs.training(clock, method="fixed", hyperparameters=v) for v in values]
-    epochs = runs.problem.epochs
-    for turn in range(1, TURNS + 1):
-        scores = []
-        for member in members:
-            valid = math.inf
-            while not member.done and member.tuner.epoch < epochs * turn // TURNS:
-                point = member.step()
-                valid = point.valid
-                yield point
-            scores.append(valid)
-        if turn == TURNS:
-            return
-        order = sorted(range(size), key=scores.__getitem__)
-        few = max(1, round(REPLACED * size))
-        for bad in order[-few:]:
-            good = chance.choice(order[:few])
-            values[bad] = _explored(runs, values[good], chance)
-            members[bad] = _copied(runs, members[good], values[bad], clock)
-
-
-def _explored(runs: Runs, values: Mapping[str, float], chance: random.Random) -> dict[str, float]:
-    """Values times 0.8 or 1.2 within their ranges, or drawn again with a probability of ¼."""
-    fresh = runs.draw(chance.randrange(POOL, 1000))
-    found = {}
-    for name, value in values.items():
-        low, high = runs.space.hyperparameters[name].search_range(name)
-        moved = min(max(value * chance.choice(FACTORS), low), high)
-        moved = float(round(moved)) if runs.space.hyperparameters[name].integer else moved
-        found[name] = fresh[name] if chance.random() < REDRAWN else moved
-    return found
-
-
-def _copied(runs: Runs, source: Training, values: Mapping[str, float], clock: Clock) -> Training:
-    """A run with other constants that continues from the state of another run."""
-    made = runs.training(clock, method="fixed", hyperparameters=dict(values))
-    with clock:
-        made.tuner.load_state_dict(copy.deepcopy(source.tuner.state_dict()))
-    return made
 
 
 # --- self-tuned runs -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray_deltastn.methods import get_method
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
+from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE, TRIALS_FOLDER
@@ -66,7 +68,9 @@ class FinishedTrial:
     def tuner(self) -> SelfTuner:
         """The trial's tuner, as it was at its newest checkpoint, on the CPU if the trial's device is not here."""
         options = {**self.options, "device": "auto"}
-        tuner = SelfTuner(self.build(), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)  # the trial has given them
+            tuner = SelfTuner(self.build(), **options)
         tuner.load_state_dict(self.state)
         return tuner
 

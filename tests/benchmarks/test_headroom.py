@@ -12,7 +12,7 @@ import torch
 import ray_deltastn as rd
 from benchmarks.common.tables import headroom as tables
 from benchmarks.headroom import __main__ as command
-from benchmarks.headroom import contenders, refits, results, suite
+from benchmarks.headroom import contenders, population, refits, results, suite
 from benchmarks.headroom.problems import SUITE, Problem, decays, few_digits, perceptron, rates
 from benchmarks.headroom.runs import Point, Runs
 from ray_deltastn.training.presets import PRESETS
@@ -133,7 +133,7 @@ def test_a_member_of_a_population_goes_on_from_the_state_of_a_better_one(runs):
     source = runs.training(clock, method="fixed", hyperparameters=runs.draw(0))
     for _ in range(3):
         source.step()
-    copied = contenders._copied(runs, source, runs.draw(1), clock)
+    copied = population.copied(runs, source, runs.draw(1), clock)
     assert copied.tuner.epoch == 3
     assert copied.tuner.hyperparameters() == pytest.approx(runs.draw(1))
     for a, b in zip(source.tuner.model.parameters(), copied.tuner.model.parameters(), strict=True):
