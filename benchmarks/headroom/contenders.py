@@ -49,7 +49,6 @@ class Contender:
         label: its name in tables.
         trace: function from the runs and the plain run's seconds to its points.
         largest: budget, in plain runs, at which it stops.
-        knows: whether it tunes hyperparameters at all.
     """
 
     label: str

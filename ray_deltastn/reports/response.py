@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pandas as pd
 
 from ray_deltastn.reports.page import panels, save, style
 from ray_deltastn.reports.results import Results
 from ray_deltastn.training.columns import AT_BOUND, SCALES, SIGNALS
+from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.finished import FinishedTrial
 
 RESPONSE, SIGNAL = "response.png", "signal.png"
@@ -16,6 +18,8 @@ RESPONSE, SIGNAL = "response.png", "signal.png"
 ERRORS = 2.0
 #: Share of the reports over which the lines of `plot_signal` are averaged.
 SMOOTHED = 0.1
+#: Seconds that the picture of the response may take, and the number of examples that tells how long it takes.
+SECONDS, FEWEST = 20.0, 20
 _BLUE, _GREY = "#2563a8", "#9aa3ad"
 logger = logging.getLogger(__name__)
 
@@ -28,19 +32,30 @@ def draw_response(results: Results) -> None:
     """
     try:
         trial = FinishedTrial(results.folder, str(results.best["trial_id"]))
+        if not trial.tunes:
+            return
         tuner = trial.tuner()
         if tuner.response is None:
             return
-        table = tuner.sensitivity()
-    except (
-        OSError,
-        ImportError,
-        ValueError,
-        TypeError,
-    ) as error:  # the checkpoint, the task or its data may be missing
+        table = tuner.sensitivity(_affordable(tuner))
+    except Exception as error:  # the checkpoint, the task or its data may be missing; a picture must not end a run
         logger.warning("the picture of the response could not be drawn: %s", error)
         return
     plot_response(results, table)
+
+
+def _affordable(tuner: SelfTuner) -> int:
+    """Number of validation examples for a picture that takes about `SECONDS`, by the time of a few examples.
+
+    Raises:
+        ValueError: if they are fewer than `FEWEST`.
+    """
+    started = time.perf_counter()
+    tuner.sensitivity(FEWEST)
+    affordable = int(FEWEST * SECONDS / max(time.perf_counter() - started, 1e-6))
+    if affordable < FEWEST:
+        raise ValueError(f"the network is too slow on this machine: {FEWEST} examples took more than {SECONDS:g} s")
+    return affordable
 
 
 def plot_response(results: Results, table: pd.DataFrame) -> None:

@@ -16,13 +16,18 @@ PARTS = 20
 COLUMNS = ("hyperparameter", "offset", "value", "change", "error", "loss")
 
 
-def sensitivity(objective: Objective, valid: Stream, linearized: bool | None) -> pd.DataFrame:
-    """L_V(w₀ + Θ(λ − λ₀ + t σ_i e_i)) for each hyperparameter i and t in [−2, 2], on all validation data.
+def sensitivity(
+    objective: Objective, valid: Stream, linearized: bool | None, examples: int | None = None
+) -> pd.DataFrame:
+    """L_V(w₀ + Θ(λ − λ₀ + t σ_i e_i)) for each hyperparameter i and t in [−2, 2].
+
+    It takes up to `POINTS` + 1 passes over the examples for each hyperparameter.
 
     Args:
         objective: the objective, with its response.
         valid: validation data.
         linearized: whether the prediction is that of the linearised network; None means as the method does.
+        examples: number of validation examples, the first ones; None means all.
 
     Returns:
         One row per hyperparameter and point: `hyperparameter`; `offset`, t; `value`, s(λ + t σ_i e_i); `change` of the
@@ -42,7 +47,7 @@ def sensitivity(objective: Objective, valid: Stream, linearized: bool | None) ->
     objective.model.eval()
     rows = []
     with torch.no_grad():
-        parts = _parts(valid)
+        parts = _parts(valid, examples)
         sizes = torch.tensor([len(x) for x, _ in parts], dtype=torch.float64)
         center = _losses(objective, parts, torch.zeros_like(lam), linearized)
         for i, name in enumerate(space.names):
@@ -61,9 +66,14 @@ def sensitivity(objective: Objective, valid: Stream, linearized: bool | None) ->
     return table
 
 
-def _parts(valid: Stream) -> list[tuple[Tensor, Tensor]]:
+def _parts(valid: Stream, examples: int | None) -> list[tuple[Tensor, Tensor]]:
     """The validation data in about `PARTS` parts of one pass."""
-    batches = list(valid.in_order())
+    batches, left = [], examples
+    for x, y in valid.in_order():
+        batches.append((x[:left], y[:left]))
+        left = None if left is None else left - len(batches[-1][0])
+        if left == 0:
+            break
     each = max(1, PARTS // len(batches))
     return [
         (x, y)

@@ -326,8 +326,11 @@ class SelfTuner:
         """
         return self.in_force.table()
 
-    def sensitivity(self) -> pd.DataFrame:
+    def sensitivity(self, examples: int | None = None) -> pd.DataFrame:
         """The validation loss that the response predicts along each hyperparameter, see `sensitivity`.
+
+        Args:
+            examples: number of validation examples, the first ones; None means all.
 
         Returns:
             One row per hyperparameter and point, with `hyperparameter`, `offset` in units of σ, `value`, `change`,
@@ -338,7 +341,7 @@ class SelfTuner:
         """
         linearized = False if self.settings.hyper_pass == "network" else None
         with self.arithmetic():
-            return sensitivity(self.objective, self.valid, linearized)
+            return sensitivity(self.objective, self.valid, linearized, examples)
 
     def export(self) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.

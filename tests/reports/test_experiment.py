@@ -1,6 +1,7 @@
 """Notes below the final table of an experiment."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,17 @@ def test_the_pictures_of_the_response_show_the_numbers_of_the_best_trial(tmp_pat
     assert rate.get_lines()[0].get_xydata().tolist() == pytest.approx(np.array([[0.1, -0.5], [0.2, 0.0], [0.3, 0.5]]))
     assert (rate.get_xscale(), decay.get_xscale()) == ("linear", "log")
     assert [len(axis.get_lines()) for axis in drawn["signal.png"]] == [len(SPACE)] * 3
+
+
+def test_the_picture_of_the_response_takes_as_many_examples_as_there_is_time_for(monkeypatch):
+    clock = iter([0.0, 2.0, 0.0, 30.0])
+    monkeypatch.setattr(response.time, "perf_counter", lambda: next(clock))
+    asked = []
+    tuner = SimpleNamespace(sensitivity=asked.append)
+    assert response._affordable(tuner) == response.FEWEST * 10
+    with pytest.raises(ValueError, match="too slow on this machine"):
+        response._affordable(tuner)
+    assert asked == [response.FEWEST] * 2
 
 
 def test_a_missing_checkpoint_is_a_warning_and_no_picture(folder, caplog):

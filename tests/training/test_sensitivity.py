@@ -73,6 +73,16 @@ def test_the_error_is_that_of_the_mean_over_parts_of_the_data():
     assert row["error"] == pytest.approx(torch.tensor(changes).std().item() / 20**0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("count", [1, 12, 39, 40, 1000])
+def test_some_of_the_examples_give_the_losses_on_these_examples(count):
+    tuner = trained("centered-stn")
+    table = tuner.sensitivity(examples=count)
+    x, y = tuner.task.valid
+    tuner.task.valid = x[:count], y[:count]
+    for row in table.itertuples():
+        assert row.loss == pytest.approx(loss_at(tuner, row.hyperparameter, row.offset), rel=1e-4)
+
+
 def test_looking_changes_nothing_and_the_prediction_is_that_of_the_hyper_pass():
     tuner, other = trained(), trained()
     tuner.sensitivity()
