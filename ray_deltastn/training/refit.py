@@ -164,6 +164,7 @@ def joined(train: Any, valid: Any) -> Any:
         pin_memory=train.pin_memory,
         drop_last=train.drop_last,
         worker_init_fn=train.worker_init_fn,
+        generator=train.generator,
     )
 
 

@@ -161,7 +161,9 @@ def loader(**options):
 
 
 def test_loaders_are_joined_with_the_options_of_the_first():
-    train, valid = loader(shuffle=True, drop_last=True)
+    generator = torch.Generator().manual_seed(5)
+    train, valid = loader(shuffle=True, drop_last=True, generator=generator)
+    assert joined(train, valid).generator is generator
     both = joined(train, valid)
     assert len(both.dataset) == 80
     assert both.drop_last
