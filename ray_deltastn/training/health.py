@@ -49,7 +49,13 @@ class Health:
         self._low, self._high = torch.tensor(flat, device=space.lam.device).T
         self._has_warned = False
         self.reset()
-        if self.short:
+        if tunes and reach == 0:
+            warnings.warn(
+                "λ will never move, because the warm-up takes the whole run: lower `warmup`, or raise `epochs`",
+                RunWarning,
+                stacklevel=3,
+            )
+        elif self.short:
             warnings.warn(
                 f"`hyper steps × mean hyper_lr >= {CROSSING:g}` should hold for λ to cross its range, got {reach:.3g}: "
                 "train longer, lower `warmup`, or raise `hyper_lr`, `hyper_decay` or `valid_interval`",

@@ -18,6 +18,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.options import Options
+from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 
@@ -25,8 +26,8 @@ Use = Literal["schedule", "final"]
 Data = Literal["train+valid", "train"]
 Given = pd.DataFrame | Mapping[str, Any]
 
-#: Files of `folder`: the trained network, the hyperparameters, and the state of an unfinished run.
-MODEL_FILE, SCHEDULE_FILE, PROGRESS_FILE = "model.pt", "schedule.json", "refit.pt"
+#: The state of an unfinished run in `folder`, beside the trained network and the hyperparameters.
+PROGRESS_FILE = "refit.pt"
 #: Options that `refit` decides.
 _DECIDED = ("method", "hyperparameters")
 

@@ -20,6 +20,7 @@ from ray_deltastn.response import Coverage, Response
 from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
+from ray_deltastn.training.best import Best
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
@@ -61,6 +62,7 @@ class SelfTuner:
         done: whether the run has ended.
         stop_reason: why the run has ended; empty before.
         last_report: the latest report, empty before the first.
+        best: the best network so far, and its report.
         algorithm: the train step and the hyper step, see `Steps`.
 
     Raises:
@@ -137,6 +139,7 @@ class SelfTuner:
         self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
+        self.best = Best(s.monitor, s.monitor_mode)
         self._row = 0
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
@@ -191,7 +194,7 @@ class SelfTuner:
         """Train up to the next report (an epoch, or `steps_per_report`) and return it.
 
         Returns:
-            `epoch`, `steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
+            `epoch`, `steps`, `hyper_steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
             `hyperparameters/<name>` in its own domain, `scale/<name>`, `signal/<name>`, `at_bound/<name>`, `lr`,
             `seconds/*`, `warning/*`, `diverged` and `stop_reason`. Losses of a diverged run are infinite.
 
@@ -295,6 +298,7 @@ class SelfTuner:
         report: dict[str, Any] = {
             "epoch": self.epoch,
             "steps": self.steps,
+            "hyper_steps": self.settings.hyper_steps(len(self.train), self.steps) if self.method.tunes else 0,
             "train_loss": train_loss,
             **scores,
             "best_valid_loss": self.scores.best_valid_loss,
@@ -309,6 +313,8 @@ class SelfTuner:
         }
         self.health.reset()
         self.last_report = report
+        if not reason:
+            self.best.see(report, self.export)
         return report
 
     def hyperparameters(self) -> dict[str, float]:
@@ -343,11 +349,22 @@ class SelfTuner:
         with self.arithmetic():
             return sensitivity(self.objective, self.valid, linearized, examples)
 
-    def export(self) -> dict[str, Tensor]:
+    def export(self, best: bool = False) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.
 
         For `stn` the weights are r(λ), folded in; for the others they are w₀ as trained.
+
+        Args:
+            best: the network of the report with the best `monitor` instead of the present one, on the CPU. That report
+                is `best.report`.
+
+        Raises:
+            ValueError: if the best network is asked for before a report with a finite number.
         """
+        if best:
+            if not self.best.weights:
+                raise ValueError(f"`export(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
+            return {name: value.clone() for name, value in self.best.weights.items()}
         folded = self.response is not None and not self.method.centered
         return plain_state(self.model, self.response if folded else None, self.space.lam.detach())
 
@@ -377,6 +394,7 @@ class SelfTuner:
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
             "in_force": self.in_force.state_dict(),
+            "best": self.best.state_dict(),
             **self.scores.state_dict(),
         }
 
@@ -414,4 +432,5 @@ class SelfTuner:
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])
         self.in_force.load_state_dict(state["in_force"])
+        self.best.load_state_dict(state["best"])
         self.health.reset()
