@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.regularizers import L2
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
@@ -28,6 +29,18 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
+
+
+def warn_of_decay(task: Task, optimizer: str) -> None:
+    """Warn if an L2 penalty is trained with AdamW, whose own weight decay is something else."""
+    names = [penalty.names[0] for penalty in task.penalties if isinstance(penalty, L2)]
+    if optimizer == "adamw" and names:
+        warnings.warn(
+            f"`L2` is not the weight decay of AdamW: train again with '{names[0]}' as a penalty in the loss "
+            "(`rd.refit`, or ½·s·‖w‖² in plain PyTorch), or use `optimizer: adam`, whose `weight_decay` it is",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def check_differentiable(task: Task, method: Method) -> None:

@@ -61,7 +61,7 @@ class Settings(BaseModel):
             schedule in proportion.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
-            decay, use the penalty `L2` instead.
+            decay, use the penalty `L2` instead, which is not AdamW's decay.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
         hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `recommended`. `auto` is

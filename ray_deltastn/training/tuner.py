@@ -29,6 +29,7 @@ from ray_deltastn.training.checks import (
     check_statistics,
     try_out,
     uses_batch_statistics,
+    warn_of_decay,
 )
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
@@ -93,6 +94,7 @@ class SelfTuner:
         self.method = get_method(method)
         check_differentiable(task, self.method)
         s = self.settings
+        warn_of_decay(task, s.optimizer)
         self.device = s.torch_device()
         self.model = placed(task.model, self.device, s.channels_last)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
