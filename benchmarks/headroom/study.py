@@ -10,8 +10,9 @@ the same initial weights and order of the data. `--out` may be the folder of `be
 | group    | what changes                                                                       |
 |----------|------------------------------------------------------------------------------------|
 | `rate`   | the learning rate of λ: a quarter, a half, twice and four times the automatic one  |
-| `tricks` | options, and changes of λ's step of `benchmarks.headroom.tricks`                   |
+| `tricks` | options of λ's step, and changes of it in `benchmarks.headroom.tricks`             |
 | `cost`   | shares of each minibatch that train Θ                                              |
+| `others` | more options: warm-up, perturbations, limits, σ                                     |
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ TRICKS = {
     "tau-0.01": Variant("τ = 0.01", {"entropy_weight": 0.01}),
     "cycle-2": Variant("T_train = 2", {"train_interval": 2}),
     "cycle-20": Variant("T_train = 20", {"train_interval": 20}),
+}
+OTHERS = {
     "warmup-0": Variant("no warm-up", {"warmup": 0}),
     "warmup-0.3": Variant("warm-up of 30 % of the run", warmup=0.3),
     "two-perturbations": Variant("two perturbations for each example", {"perturbations": 2}),
@@ -92,7 +95,7 @@ COSTS = {
     "quarter-pairs": Variant("¼, in pairs ±ε", {"response_fraction": 0.25, "antithetic": True}),
     "eighth": Variant("⅛", {"response_fraction": 0.125}),
 }
-GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS}
+GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS, "others": OTHERS}
 #: The one variant that has no validation data of its own; it is judged by the refit with its schedule.
 ROTATING = "rotating"
 
