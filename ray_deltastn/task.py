@@ -28,7 +28,8 @@ class Task:
         penalty: one or more penalties in the training objective.
         valid_loss: loss on validation data. The default is `loss`.
         valid_penalty: one or more penalties in the validation objective, which then depends on λ directly (Eqn. 2.4).
-        metrics: name → `metric(output, target)`, a mean over the batch, reported as `valid_<name>` and `test_<name>`.
+        metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>` and `test_<name>`.
+            One with the name `accuracy` takes the place of the built-in one.
 
     Raises:
         TypeError: if an argument has the wrong type.

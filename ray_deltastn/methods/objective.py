@@ -104,6 +104,9 @@ class Objective:
         """
         if self.response is None:
             return None
+        # One row is enough if the rows are equal. It also serves layers whose output has no batch axis.
+        if eps is not None and (not self.space.differs_in_a_batch or eps.stride(0) == 0):
+            eps = eps[:1]
         if self.method.centered:
             displacement = (lam - lam.detach())[None] if lam.requires_grad else None
             if eps is None:

@@ -29,7 +29,8 @@ with warnings.catch_warnings():
 
 
 @contextmanager
-def _rules_for_attention() -> Iterator[None]:
+def rules_for_attention() -> Iterator[None]:
+    """Context in which attention has a forward-mode rule."""
     # The fused attention kernels and the inference path of nn.MultiheadAttention have no forward-mode rule.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -59,7 +60,7 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
         TypeError: if the model's output is not a tensor.
         NotImplementedError: if a layer has no forward-mode rule, such as the fused kernels of LSTM and GRU.
     """
-    rules = _rules_for_attention() if response.attends else nullcontext()
+    rules = rules_for_attention() if response.attends else nullcontext()
     with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
         output = model(x)
         if not isinstance(output, Tensor):

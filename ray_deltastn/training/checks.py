@@ -14,11 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
-from ray_deltastn.regularizers import L2
+from ray_deltastn.regularizers import L2, Regularizer
+from ray_deltastn.response.look import FEW, LostTangentError, look
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.random_state import isolated
 
 
 class _Attention(TorchFunctionMode):
@@ -68,8 +70,11 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream) -> None:
-    """Run the model, the loss and, if the method linearises, the two-stream pass on a few validation examples.
+def try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the model, the loss and, if the method has one, the response on a few validation examples.
+
+    Returns:
+        Their outputs and targets.
 
     Raises:
         TypeError: if the model's output is not a tensor, or a layer has no forward-mode rule.
@@ -79,13 +84,12 @@ def try_out(objective: Objective, valid: Stream) -> None:
     was_training = model.training
     model.eval()
     try:
-        _try_out(objective, valid)
+        return _try_out(objective, valid)
     finally:
         model.train(was_training)
 
 
-def _try_out(objective: Objective, valid: Stream) -> None:
-    model = objective.model
+def _try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = next(iter(valid.in_order()))
     x, y = x[:4], y[:4]
     with torch.no_grad():
@@ -101,29 +105,51 @@ def _try_out(objective: Objective, valid: Stream) -> None:
             if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
-        if objective.response is not None:
-            delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
-            entered: list[tuple[str, str]] = []
-            handles = [
-                m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
-                for name, m in model.named_modules()
-            ]
-            try:
-                objective.predict(x, delta)
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward" not in str(error).lower():
-                    raise
-                name, kind = entered[-1]
-                raise TypeError(
-                    f"every layer must have a forward-mode rule for '{objective.method.name}', got none in layer "
-                    f"'{name}' ({kind}): {str(error).splitlines()[0]}"
-                ) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
-            objective.response.drop_uncalled()
-            modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
-            objective.response.attends = attention.seen or modules
+    if objective.response is not None:
+        modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
+        objective.response.attends = attention.seen or modules
+        _look(objective, x)
+    return output, y
+
+
+def _look(objective: Objective, x: torch.Tensor) -> None:
+    """Look at the response, and name the layer if one has no forward-mode rule."""
+    response, method, model = objective.response, objective.method, objective.model
+    assert response is not None
+    few = x[torch.arange(max(FEW), device=x.device) % len(x)]
+    space = objective.space
+    readers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Regularizer) and any(space.hyperparameters[own].per == "example" for own in layer.names)
+    }
+    entered: list[tuple[str, str]] = []
+    handles = [
+        m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
+        for name, m in model.named_modules()
+    ]
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        # cuDNN's recurrent layers have no backward pass in evaluation mode.
+        with isolated(0), torch.backends.cudnn.flags(enabled=False):
+            output: torch.Tensor = model(objective.in_order(inputs))
+        return output
+
+    try:
+        look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward" not in str(error).lower():
+            raise
+        name, kind = entered[-1]
+        raise TypeError(
+            f"every operation must have a forward-mode rule for '{method.name}', got none in layer '{name}' ({kind}) "
+            f"or in what follows it: {str(error).splitlines()[0]}; use 'centered-stn'"
+        ) from error
+    except LostTangentError as error:
+        raise TypeError(f"{error}; use 'centered-stn' instead of '{method.name}'") from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:

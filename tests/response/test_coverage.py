@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ray_deltastn.response import Response, linearised_forward
+from ray_deltastn.response.look import look
 from tests.networks import BATCH, BY_NAME
 from tests.oracles import (
     randomise,
@@ -182,9 +183,7 @@ def test_a_tied_parameter_is_listed_once(name):
 def test_layers_never_called_are_reported_after_a_trial_pass():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     response = Response(model, H)
-    with response.displaced(torch.zeros(1, H)):
-        model["used"](torch.ones(1, 2))
-    response.drop_uncalled()
+    look(lambda x: model["used"](x), torch.ones(3, 2), response, linearised=True, readers={})
     assert set(response.coverage.covered) == {"used.weight", "used.bias"}
     assert response.coverage.uncovered == dict.fromkeys(["idle.weight", "idle.bias"], "layer 'idle' is never called")
 
