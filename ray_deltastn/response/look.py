@@ -27,6 +27,7 @@ from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normaliz
 from ray_deltastn.response.layout import FRONT, Layout, find_layout
 from ray_deltastn.response.linearise import rules_for_attention
 from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.trees import joined, rows, taken, tensors
 
 #: Largest relative error of a part, and largest error as a share of the largest part: rounding in float32.
 RELATIVE, ABSOLUTE = 1e-2, 1e-5
@@ -36,19 +37,18 @@ FEW = (2, 3)
 #: More axes than a tensor has.
 MANY = 1000
 
-Predict = Callable[[Tensor], Tensor]
+Predict = Callable[[Any], Any]
 
 
 class LostTangentError(TypeError):
     """An operation of the network has no forward-mode rule, so that tangents of its inputs are lost."""
 
 
-def look(predict: Predict, x: Tensor, response: Response, linearised: bool, readers: Mapping[str, Any] | None) -> None:
+def look(predict: Predict, x: Any, response: Response, linearised: bool, readers: Mapping[str, Any] | None) -> None:
     """Drop the parameters whose response would be wrong, and find where each layer has the batch.
 
     Args:
-        predict: the network in evaluation mode, with the same random numbers in each call. The axis 0 of its output is
-            the batch.
+        predict: the network in evaluation mode, with the same random numbers in each call.
         x: inputs of three examples.
         response: its response.
         linearised: whether passes are linearised (3.13).
@@ -64,9 +64,9 @@ def look(predict: Predict, x: Tensor, response: Response, linearised: bool, read
     if readers is not None:
         _find_layouts(response, calls)
         _find_readers(readers, calls)
-    if isinstance(x, FakeTensor) or isinstance(response.U, FakeTensor):
+    if isinstance(response.U, FakeTensor):
         return  # without numbers there is nothing to compare
-    two, each = x[: FEW[0]], readers is not None
+    two, each = taken(x, slice(FEW[0])), readers is not None
     u, expected = _oracle(predict, two, response, each)
     if not all(bool(torch.isfinite(part).all()) for part in expected.values()):
         return
@@ -91,21 +91,21 @@ class _Call:
     last: tuple[bool, ...] = ()
 
 
-def _calls(predict: Predict, x: Tensor, layers: Sequence[nn.Module]) -> dict[nn.Module, list[_Call]]:
+def _calls(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[_Call]]:
     """The calls of each layer with two and with three examples."""
     outputs: list[tuple[nn.Module, Tensor]] = []
     handles = [layer.register_forward_hook(lambda m, args, out: outputs.append((m, out))) for layer in layers]
     found: dict[nn.Module, list[_Call]] = {layer: [] for layer in layers}
-    readable = not isinstance(x, FakeTensor)
+    readable = not any(isinstance(t, FakeTensor) for t in tensors(x))
     try:
         with torch.no_grad():
             for batch in FEW:
                 outputs.clear()
-                predict(x[:batch])
+                predict(taken(x, slice(batch)))
                 first = list(outputs)
                 # Rows that change with the last example belong to it.
                 outputs.clear()
-                predict(torch.cat([x[: batch - 1], x[:1]]))
+                predict(joined(taken(x, slice(batch - 1)), taken(x, slice(1))))
                 for (layer, one), (_, other) in zip(first, outputs, strict=True):
                     changed: tuple[bool, ...] = ()
                     if readable and one.dim() and one.shape[0] not in (0, batch) and one.shape[0] % batch == 0:
@@ -186,45 +186,67 @@ def _reason(response: Response, slot: Slot, per_example: bool) -> str:
     return f"it is also used outside layer {where}{mixes}"
 
 
-def _oracle(predict: Predict, x: Tensor, response: Response, per_example: bool) -> tuple[Tensor, dict[Slot, Tensor]]:
-    """The random u (B, …), and ⟨∂s/∂W_r, W_resp,r⟩ for each parameter: (B or 1, k)."""
+def _oracle(predict: Predict, x: Any, response: Response, per_example: bool) -> tuple[list[Tensor], dict[Slot, Tensor]]:
+    """The random u for each output (B, …), and ⟨∂s/∂W_r, W_resp,r⟩ for each parameter: (B or 1, k)."""
     parameters = [slot.parameter for slot in response.slots]
+    count = rows(x)
     with _gradients_of(parameters), torch.enable_grad():
-        output = predict(x)
+        outputs = _by_example(predict(x), count)
+        if not outputs:
+            raise ValueError(
+                f"the output of `model` must have a tensor with one entry per example, got none for {count}"
+            )
         generator = torch.Generator().manual_seed(0)
-        u = torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output)
-        products = (output * u).flatten(1).sum(1)
+        u = [torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out) for out in outputs]
+        products = _products(outputs, u)
         if not products.requires_grad:
-            return u, {slot: torch.zeros(len(x) if per_example else 1, 1) for slot in response.slots}
+            return u, {slot: torch.zeros(count if per_example else 1, 1) for slot in response.slots}
         scalars = list(products) if per_example else [products.sum()]
-        rows: dict[Slot, list[Tensor]] = {slot: [] for slot in response.slots}
+        by_row: dict[Slot, list[Tensor]] = {slot: [] for slot in response.slots}
         for scalar in scalars:
             found = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
             for slot, gradient in zip(response.slots, found, strict=True):
                 along = slot.by_row(response.direction(slot).detach())
-                by_row = torch.zeros_like(along) if gradient is None else slot.by_row(gradient)
-                rows[slot].append((by_row * along).sum(-1))
-    return u, {slot: torch.stack(parts) for slot, parts in rows.items()}
+                own = torch.zeros_like(along) if gradient is None else slot.by_row(_dense(gradient))
+                by_row[slot].append((own * along).sum(-1))
+    return u, {slot: torch.stack(parts) for slot, parts in by_row.items()}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _by_example(output: Any, count: int) -> list[Tensor]:
+    """The real tensors of an output that have one entry per example."""
+    return [t for t in tensors(output) if t.dim() and t.shape[0] == count and t.is_floating_point()]
+
+
+def _products(outputs: Sequence[Tensor], u: Sequence[Tensor]) -> Tensor:
+    """⟨u, f(x)⟩ of each example, (B,)."""
+    return torch.stack([(one * other).flatten(1).sum(1) for one, other in zip(outputs, u, strict=True)]).sum(0)
 
 
 def _ours(
-    predict: Predict, x: Tensor, response: Response, u: Tensor, per_example: bool, linearised: bool
+    predict: Predict, x: Any, response: Response, u: list[Tensor], per_example: bool, linearised: bool
 ) -> dict[Slot, Tensor]:
     """∂s/∂(Uδ) of each parameter at δ = 0, (B or 1, k)."""
-    count = len(x) if per_example else 1
-    rows = response.U.new_zeros(count, len(response.U)).requires_grad_()
+    count = rows(x)
+    changes = response.U.new_zeros(count if per_example else 1, len(response.U)).requires_grad_()
     rules = rules_for_attention() if linearised and response.attends else nullcontext()
     with torch.enable_grad():
         if linearised:
-            with fwAD.dual_level(), response.displaced_rows(rows, linearised=True), rules:
-                changed = fwAD.unpack_dual(predict(x)).tangent
+            with fwAD.dual_level(), response.displaced_rows(changes, linearised=True), rules:
+                outputs = _by_example(predict(x), count)
+                pairs = [(fwAD.unpack_dual(out).tangent, one) for out, one in zip(outputs, u, strict=True)]
         else:
-            with response.displaced_rows(rows):
-                changed = predict(x)
+            with response.displaced_rows(changes):
+                pairs = list(zip(_by_example(predict(x), count), u, strict=True))
+        kept = [(out, one) for out, one in pairs if out is not None and out.requires_grad]
         gradient = None
-        if changed is not None and changed.requires_grad:
-            (gradient,) = torch.autograd.grad((changed * u).sum(), rows, allow_unused=True)
-    found = torch.zeros_like(rows) if gradient is None else gradient
+        if kept:
+            total = _products(*zip(*kept, strict=True)).sum()
+            (gradient,) = torch.autograd.grad(total, changes, allow_unused=True)
+    found = torch.zeros_like(changes) if gradient is None else gradient
     return {slot: found[:, slot.start : slot.stop] for slot in response.slots}
 
 

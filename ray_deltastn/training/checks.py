@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
 from ray_deltastn.regularizers import L2, Regularizer
 from ray_deltastn.response.look import FEW, LostTangentError, look
+from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
@@ -70,15 +71,15 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+def try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
     """Run the model, the loss and, if the method has one, the response on a few validation examples.
 
     Returns:
         Their outputs and targets.
 
     Raises:
-        TypeError: if the model's output is not a tensor, or a layer has no forward-mode rule.
-        ValueError: if the loss has a wrong shape.
+        TypeError: if an operation has no forward-mode rule.
+        ValueError: if the output has no tensor with one entry per example, or the loss has a wrong shape.
     """
     model = objective.model
     was_training = model.training
@@ -89,22 +90,21 @@ def try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.Te
         model.train(was_training)
 
 
-def _try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = next(iter(valid.in_order()))
-    x, y = x[:4], y[:4]
+def _try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
+    x, y = taken(next(iter(valid.in_order())), slice(4))
+    count = rows(x)
     with torch.no_grad():
         with _Attention() as attention:
-            output = objective.predict(x, None)
-        if not output.dim() or output.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
-                "examples"
-            )
-        for what, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
-            loss = function(output, y)
-            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
+            output = _accepted("`model` must accept its inputs", x, lambda: objective.predict(x, None))
+        shapes = [tuple(t.shape) for t in tensors(output)]
+        if not any(shape and shape[0] == count for shape in shapes):
+            what = f"output of shape {shapes[0]}" if shapes else described(output)
+            raise ValueError(f"`output.shape[0]` must be the batch size, got {what} for {count} examples")
+        for which, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
+            loss = _accepted(f"`{which}` must accept the output of `model`", output, lambda f=function: f(output, y))  # type: ignore[misc]
+            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (count,)):
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-                raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
+                raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
@@ -112,11 +112,26 @@ def _try_out(objective: Objective, valid: Stream) -> tuple[torch.Tensor, torch.T
     return output, y
 
 
-def _look(objective: Objective, x: torch.Tensor) -> None:
+def _accepted(rule: str, given: Any, call: Callable[[], Any]) -> Any:
+    """The result of a call that gets nested tensors; an error about them is one line.
+
+    Raises:
+        TypeError: if the call fails with nested tensors.
+    """
+    try:
+        return call()
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        if isinstance(given, torch.Tensor):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TypeError(f"{rule}, got {described(given)}: {reason}") from error
+
+
+def _look(objective: Objective, x: Any) -> None:
     """Look at the response, and name the layer if one has no forward-mode rule."""
     response, method, model = objective.response, objective.method, objective.model
     assert response is not None
-    few = x[torch.arange(max(FEW), device=x.device) % len(x)]
+    few = mapped(lambda t: t[torch.arange(max(FEW), device=t.device) % len(t)] if t.dim() else t, x)
     space = objective.space
     readers = {
         name: layer
@@ -129,11 +144,10 @@ def _look(objective: Objective, x: torch.Tensor) -> None:
         for name, m in model.named_modules()
     ]
 
-    def predict(inputs: torch.Tensor) -> torch.Tensor:
+    def predict(inputs: Any) -> Any:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
         with isolated(0), torch.backends.cudnn.flags(enabled=False):
-            output: torch.Tensor = model(objective.in_order(inputs))
-        return output
+            return called(model, objective.in_order(inputs))
 
     try:
         look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
@@ -214,7 +228,7 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     objective.model.train()
     try:
         with torch.no_grad(), RunningStatistics(objective.model).held():
-            objective.train_loss(x[:1], y[:1])
+            objective.train_loss(taken(x, slice(1)), taken(y, slice(1)))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

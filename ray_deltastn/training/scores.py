@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Loss, Objective
+from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
 from ray_deltastn.training.data import Stream
 
-Metric = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[[Any, Any], Tensor]
 
 
 def evaluate(
@@ -48,8 +49,10 @@ def evaluate(
                 correct.append(accuracy(output, y))
             found.update({name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()})
             for name, value in found.items():
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=x.device)) + value * len(x)
-            count += len(x)
+                totals[name] = totals.get(
+                    name, torch.zeros((), dtype=torch.float64, device=value.device)
+                ) + value * rows(x)
+            count += rows(x)
     model.train(was_training)
     shares = {name: total.item() / count for name, total in totals.items()}
     if correct:
@@ -106,9 +109,9 @@ class Scores:
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
         for name, metric in self.metrics.items():
             shape = tuple(torch.as_tensor(metric(output, target)).shape)
-            if shape not in ((), (1,), (len(target),)):
+            if shape not in ((), (1,), (rows(target),)):
                 raise ValueError(
-                    f"`metrics[{name!r}]` must return a mean () or one value per example ({len(target)},), got shape "
+                    f"`metrics[{name!r}]` must return a mean () or one value per example ({rows(target)},), got shape "
                     f"{shape}"
                 )
 

@@ -158,11 +158,11 @@ class SelfTuner:
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
         seeds = [random_state.seed_of(s.seed, split) for split in range(3)]
-        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0])
-        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1])
+        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0], task.pair)
+        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1], task.pair)
         self.test = None
         if task.test is not None:
-            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2])
+            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2], task.pair)
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
         self.hyper_steps = s.hyper_steps(len(self.train))

@@ -269,7 +269,7 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
     if all(interval is None for interval in intervals):
         return epochs
     batch_size = int(min(config.extremes("batch_size")))
-    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0))
+    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0, task.pair))
     return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
 
 
@@ -281,7 +281,7 @@ def _grace(config: ExperimentConfig, task: Task, reports: int) -> int:
     for values in itertools.product(*map(config.extremes, searched)):
         settings = Settings(**{**config.train, **dict(zip(searched, values, strict=True))})
         if get_method(settings.method).tunes:
-            epoch = len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0))
+            epoch = len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0, task.pair))
             cycles = math.ceil(HYPER_STEPS / settings.valid_interval)
             steps = settings.warmup_train_steps(epoch) + cycles * settings.train_interval
             found = max(found, math.ceil(steps / (settings.steps_per_report or epoch)))

@@ -67,18 +67,26 @@ def test_the_error_for_another_batch_size_names_the_layer():
         predict(model, response, torch.ones(2, H, dtype=torch.float64), x, False)
 
 
-def test_linearised_output_must_be_a_tensor():
+def test_every_tensor_of_a_nested_output_is_linearised():
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(2, 2)
 
         def forward(self, x):
-            return self.layer(x), x
+            return {"both": (self.layer(x), 2 * self.layer(x)), "count": torch.arange(len(x)), "name": "pair"}
 
     model = Pair()
-    with pytest.raises(TypeError, match="tuple"):
-        linearised_forward(model, torch.ones(1, 2), Response(model, H), torch.ones(1, H))
+    response = Response(model, H)
+    nn.init.normal_(response.U)
+    delta, x = torch.randn(3, H), torch.randn(3, 2)
+    found = linearised_forward(model, x, response, delta)
+    one = linearised_forward(model.layer, x, Response(model.layer, H), delta)
+    assert found["name"] == "pair"
+    assert torch.equal(found["count"], torch.arange(3))
+    assert torch.equal(2 * found["both"][0], found["both"][1])
+    assert found["both"][0].shape == one.shape
+    assert not torch.equal(found["both"][0], one)
 
 
 def test_directions_are_initialised_like_the_weights_of_their_layer():
