@@ -23,6 +23,9 @@ from ray_deltastn.training.data import Stream
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.random_state import isolated
 
+#: Share of the trainable weights with a response below which a run warns.
+LOW_COVERAGE = 0.5
+
 
 class _Attention(TorchFunctionMode):
     """Records whether fused attention is called inside the context."""
@@ -164,6 +167,13 @@ def _look(objective: Objective, x: Any) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    if response.coverage.share < LOW_COVERAGE:
+        warnings.warn(
+            f"at least half of the trainable weights should respond to the hyperparameters, got "
+            f"{response.coverage.share:.0%}; the largest part without a response is {response.coverage.largest_gap}",
+            RunWarning,
+            stacklevel=4,
+        )
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
