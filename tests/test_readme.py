@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +36,7 @@ def test_the_page_about_reuse_runs_in_order(tmp_path, monkeypatch):
 def test_the_page_about_your_own_model_trains_on_one_dictionary(capsys):
     (block,) = [block for block in blocks("docs/model.md") if "attention_mask" in block]
     namespace = {"__name__": "__main__"}
+    torch.manual_seed(0)
     exec(compile(block, "docs/model.md", "exec"), namespace)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 8
