@@ -28,6 +28,7 @@ from ray_deltastn.regularizers import (
     RandomHorizontalFlip,
     Regularizer,
     ScalingNoise,
+    tune_dropouts,
 )
 from ray_deltastn.response import Coverage, Response, linearised_forward
 from ray_deltastn.space import HyperSpace
@@ -88,4 +89,5 @@ __all__ = [
     "load_schedule",
     "load_weights",
     "refit",
+    "tune_dropouts",
 ]

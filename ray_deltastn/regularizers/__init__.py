@@ -6,6 +6,7 @@ from ray_deltastn.regularizers.color import ColorJitter
 from ray_deltastn.regularizers.cutout import Cutout
 from ray_deltastn.regularizers.dropout import ChannelDropout, Dropout
 from ray_deltastn.regularizers.flip import RandomHorizontalFlip
+from ray_deltastn.regularizers.given import tune_dropouts
 from ray_deltastn.regularizers.noise import GaussianNoise, ScalingNoise
 from ray_deltastn.regularizers.penalties import L2
 
@@ -23,4 +24,5 @@ __all__ = [
     "RandomHorizontalFlip",
     "Regularizer",
     "ScalingNoise",
+    "tune_dropouts",
 ]

@@ -1,0 +1,92 @@
+"""The dropout layers of a given network become tuned ones, in groups, and nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import alexnet, mobilenet_v2
+
+import ray_deltastn as rd
+
+
+def network():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3, inplace=True))
+    return nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.5), block, nn.Linear(8, 3))
+
+
+def test_all_layers_share_one_rate_by_default():
+    model = network()
+    found = rd.tune_dropouts(model)
+    assert {name: one.initial for name, one in found.items()} == {"dropout": 0.3}
+    assert [type(model[i]) for i in (0, 3)] == [rd.Dropout] * 2
+    assert model[4][1].names == ("dropout",)
+
+
+def test_groups_are_by_the_first_expression_that_matches_and_others_stay():
+    model = network()
+    found = rd.tune_dropouts(model, {"input": "^0$", "block": "^4"}, high=0.8, per="batch")
+    assert {name: (one.initial, one.high, one.per) for name, one in found.items()} == {
+        "input": (0.1, 0.8, "batch"),
+        "block": (0.3, 0.8, "batch"),
+    }
+    assert model[0].names == ("input",)
+    assert model[4][1].names == ("block",)
+    assert type(model[3]) is nn.Dropout
+
+
+def test_weights_keys_and_outputs_in_evaluation_mode_stay():
+    model = network()
+    before, x = copy.deepcopy(model).eval(), torch.randn(5, 8)
+    rd.tune_dropouts(model)
+    assert list(model.state_dict()) == list(before.state_dict())
+    assert torch.equal(model.eval()(x), before(x))
+
+
+@pytest.mark.parametrize(("kind", "ours"), [(nn.Dropout1d, "ChannelDropout"), (nn.Dropout2d, "ChannelDropout")])
+def test_dropout_of_channels_stays_one_of_channels(kind, ours):
+    model = nn.Sequential(kind(0.2))
+    rd.tune_dropouts(model)
+    assert type(model[0]).__name__ == ours
+
+
+def test_a_rate_of_zero_starts_above_zero():
+    model = nn.Sequential(nn.Dropout(0.0))
+    assert rd.tune_dropouts(model)["dropout"].initial == 0.01
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        (
+            {"head": "head"},
+            r"`groups\['head'\]` must match a dropout layer .*got 'head'; the dropout layers are: 0, 3, 4\.1",
+        ),
+        ({"all": "", "rest": ""}, r"`groups\['rest'\]` must match"),
+    ],
+)
+def test_an_expression_without_a_layer_is_refused_with_the_layers(groups, reason):
+    with pytest.raises(ValueError, match=reason):
+        rd.tune_dropouts(network(), groups)
+
+
+def test_a_network_without_dropout_is_refused():
+    with pytest.raises(ValueError, match="the dropout layers are: none"):
+        rd.tune_dropouts(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [alexnet, mobilenet_v2])
+def test_a_network_of_torchvision_is_tuned_without_rewriting(make):
+    torch.manual_seed(0)
+    model = make(num_classes=3)
+    found = rd.tune_dropouts(model, {"classifier": "^classifier"})
+    x, y = torch.randn(8, 3, 64, 64), torch.randint(0, 3, (8,))
+    task = rd.Task(rd.HyperSpace(**found), model, F.cross_entropy, (x, y), (x, y))
+    tuner = rd.SelfTuner(task, epochs=1, batch_size=8, warmup=0, train_interval=1, lr=1e-3)
+    report = tuner.step()
+    assert tuner.coverage.share == 1.0
+    assert report["hyperparameters/classifier"] != found["classifier"].initial
+    plain = make(num_classes=3)
+    plain.load_state_dict(tuner.export())
