@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
 from ray_deltastn.training.columns import SECONDS
 from ray_deltastn.training.files import write_whole
+from ray_deltastn.tune.console import PlainConsole
 from ray_deltastn.tune.experiment import check_task, run_experiment
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
@@ -108,12 +109,13 @@ def run_comparison(
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         asked.write(out)
-        console = Console(soft_wrap=True)
+        console = PlainConsole(soft_wrap=True)
         for number, one in enumerate(planned, 1):
             folder = out / RUNS_FOLDER / one.name
             if (folder / RESULTS_FILE).exists():
                 continue
-            console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
+            with contextlib.suppress(OSError, UnicodeError):  # an error of the output must not end a run
+                console.print(f"{number}/{len(planned)}  {one.name}", style="bold")
             if unfinished(folder) and not any(map(state_files, (folder / TRIALS_FOLDER, folder / STATES_FOLDER))):
                 shutil.rmtree(folder)  # it was killed before Tune wrote a state, so it starts again
             run_experiment(one.config, folder, unfinished(folder), trust, address)

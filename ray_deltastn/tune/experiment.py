@@ -52,7 +52,12 @@ from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
+from ray_deltastn.tune.stopping import Terminated, terminable
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
+
+
+class TrialsFailedError(RuntimeError):
+    """Every trial of an experiment has failed; the message is one line with the error of the first."""
 
 
 class _AllTrialsRestored(Callback):
@@ -78,6 +83,7 @@ class _Ended(Callback):
 
     def __init__(self, before: Collection[str]) -> None:
         self.trials = set(before)
+        self._failed: list[str] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that ended (called by Tune)."""
@@ -86,6 +92,11 @@ class _Ended(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that failed and is not restarted (called by Tune)."""
         self.trials.add(trial.trial_id)
+        self._failed.append(trial.trial_id)
+
+    def place_of(self, trial: Any) -> int:
+        """Place of a trial among those that failed; a trial that failed before the experiment was resumed is last."""
+        return self._failed.index(trial.trial_id) if trial.trial_id in self._failed else len(self._failed)
 
 
 def run_experiment(
@@ -111,6 +122,8 @@ def run_experiment(
         ValueError: if the task or an option breaks a rule, or a machine of the cluster cannot access `out`. It is
             raised before any trial starts.
         ConnectionError: if no cluster runs at the address.
+        TrialsFailedError: if every trial fails. The experiment can be resumed: then each trial is tried again.
+        Terminated: after SIGTERM. Like KeyboardInterrupt after Ctrl-C, it is raised when the state is saved.
     """
     out = out.resolve()  # Tune's file layer (Arrow) refuses relative paths.
     if resume and not (out / CONFIG_FILE).exists():
@@ -119,11 +132,26 @@ def run_experiment(
         check_owner(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports = check_task(config)
-    if not ray.is_initialized():
-        # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
-        where = address or os.environ.get("RAY_ADDRESS") or "local"
-        dashboard = False if where == "local" else None
+    with terminable() as rearm:
+        if not ray.is_initialized():
+            _start_ray(address)
+        rearm()
+        return _run_on_cluster(config, space, reports, out, resume)
+
+
+def _start_ray(address: str | None) -> None:
+    # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    dashboard = False if where == "local" else None
+    try:
         ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+    except SystemExit:  # Ray's own handler of SIGTERM
+        raise Terminated from None
+
+
+def _run_on_cluster(
+    config: ExperimentConfig, space: dict[str, dict[str, Any]], reports: int, out: Path, resume: bool
+) -> pd.DataFrame:
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
@@ -156,7 +184,7 @@ def _run(
 ) -> pd.DataFrame:
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
-        progress.console.print("Tune's newest state was damaged; continuing from the previous one", highlight=False)
+        progress.say("Tune's newest state was damaged; continuing from the previous one")
     known = check_resumable(config, out) if resume else {}
     if resume:
         check_maps(out, space)
@@ -216,22 +244,33 @@ def _run(
     if len(ended.trials) < config.tune.num_samples and not (budget and budget.stop_all()):
         # Tune returns normally after an interrupt and marks all trials as terminated.
         raise KeyboardInterrupt
-    failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
+    failed = [trial for trial in analysis.trials if trial.status == "ERROR"]
     if not is_written(out / TRIALS_FOLDER) or any(map(lacked_room, analysis.trials)):
         # The experiment can be resumed once the disk has free space, so it must not count as ended.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     if failed:
-        where = out / TRIALS_FOLDER / failed[0] / "error.txt"
-        progress.console.print(
-            f"{len(failed)} of {len(analysis.trials)} trials failed; the error of the first is in {where}",
-            highlight=False,
-        )
+        first = min(failed, key=ended.place_of)
+        where = out / TRIALS_FOLDER / first.trial_id / "error.txt"
+        if len(failed) == len(analysis.trials):
+            raise TrialsFailedError(f"all {len(failed)} trials failed, the first with {reason_of(first)}; see {where}")
+        progress.say(f"{len(failed)} of {len(analysis.trials)} trials failed; the error of the first is in {where}")
     log = out / TRIALS_FOLDER / "pbt_global.txt"
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out, {trial.trial_id for trial in analysis.trials})
     write_results(results, out)
     return results
+
+
+def reason_of(trial: Any) -> str:
+    """The error of a failed trial on one line: its type and its message."""
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None)  # of an error that a worker has raised
+    if cause is not None:
+        return " ".join(f"{type(cause).__name__}: {cause}".split())
+    # A worker that died has raised nothing. Tune's text holds all failures of the trial.
+    text = str(error or trial.get_error()).rpartition("Failure #")[2]
+    return " ".join((text.strip().splitlines() or ["no message"])[-1 if error is None else 0].split())
 
 
 def lacked_room(trial: Any) -> bool:
