@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.progress import progress
-from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
+from ray_deltastn.compare.run import run_comparison
 from ray_deltastn.compare.tables import SHORT, cells, gain
 from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
 from ray_deltastn.reports.experiment import write_report
@@ -30,14 +31,22 @@ from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.console import PlainConsole, one_line, plain, replace_unprintable
 from ray_deltastn.tune.experiment import TrialsFailedError, run_experiment
 from ray_deltastn.tune.finished import FinishedTrial
-from ray_deltastn.tune.folder.layout import REFIT_FOLDER, STATES_FOLDER, TRIALS_FOLDER, ResumeError
+from ray_deltastn.tune.folder.layout import COMPARISON_FILE, REFIT_FOLDER, STATES_FOLDER, TRIALS_FOLDER, ResumeError
 from ray_deltastn.tune.folder.states import state_files
+from ray_deltastn.tune.reading import load_yaml
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
 from ray_deltastn.tune.stopping import Terminated, terminable
 
 #: Kinds of YAML files and their configuration classes.
 KINDS: dict[str, type[ExperimentConfig]] = {"experiment": ExperimentConfig, "comparison": CompareConfig}
+
+#: Commands that run trials and the kinds of their YAML files.
+_KIND_OF = {"run": "experiment", "compare": "comparison"}
+_A = {"run": "an experiment", "compare": "a comparison"}
+
+#: Exit status after SIGTERM.
+TERMINATED = 143
 
 #: Losses of a report, the one to show first.
 _SHOWN = ("test_loss", "train_loss")
@@ -107,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replace_unprintable()
     options = _parser().parse_args(arguments)
     try:
-        with terminable():
+        with terminable(lambda: _leave(options)):
             COMMANDS[options.command](PlainConsole(), options)
     except (ConfigError, ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
@@ -116,8 +125,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+        options.told = True
+        return TERMINATED if isinstance(stop, Terminated) else 130
     return 0
+
+
+def _leave(options: argparse.Namespace) -> None:
+    """End the process at once, because it was told to stop and still runs; what is on the disk can be resumed."""
+    if not hasattr(options, "told"):
+        print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr, flush=True)
+    os._exit(TERMINATED)
 
 
 def _stopped(options: argparse.Namespace) -> str:
@@ -131,6 +148,36 @@ def _stopped(options: argparse.Namespace) -> str:
     return "stopped; continue with --resume" if saved else "stopped before any trial; nothing is saved"
 
 
+def _read(options: argparse.Namespace) -> Any:
+    """Read the YAML file of a command that runs trials.
+
+    Raises:
+        ConfigError: if the file breaks a rule; if it is meant for the other command, the message names that command.
+    """
+    path = options.config
+    try:
+        return KINDS[_KIND_OF[options.command]].read(path, options.set)
+    except ConfigError:
+        meant = _meant_for(path)
+        if meant in (None, options.command):
+            raise
+        raise ConfigError(
+            f"`{path}` must be {_A[options.command]}, got {_A[meant]}; use `ray-deltastn {meant} {path}`"
+        ) from None
+
+
+def _meant_for(path: Path) -> str | None:
+    """The command that a YAML file is written for; None if neither can read it."""
+    own = CompareConfig.model_fields.keys() - ExperimentConfig.model_fields.keys()
+    try:
+        if own & load_yaml(path, ()).keys():
+            return "compare"
+        ExperimentConfig.read(path)
+    except ConfigError:
+        return None
+    return "run"
+
+
 def _out(options: argparse.Namespace) -> Path:
     """Results folder of a command that runs trials."""
     out: Path = options.out or Path("results", options.config.stem)
@@ -139,7 +186,7 @@ def _out(options: argparse.Namespace) -> Path:
 
 def _run(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
-    config = ExperimentConfig.read(options.config, options.set)
+    config = _read(options)
     out = _out(options)
     run_experiment(config, out, options.resume, options.trust, options.address)
     _show(console, write_report(out))
@@ -148,7 +195,7 @@ def _run(console: Console, options: argparse.Namespace) -> None:
 
 def _compare(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
-    config = CompareConfig.read(options.config, options.set)
+    config = _read(options)
     out = _out(options)
     methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
     run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)

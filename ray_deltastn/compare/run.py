@@ -15,12 +15,14 @@ from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
 from ray_deltastn.training.columns import SECONDS
 from ray_deltastn.training.files import write_whole
 from ray_deltastn.tune.console import PlainConsole
-from ray_deltastn.tune.experiment import check_task, run_experiment
+from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import (
+    COMPARISON_FILE,
     CONFIG_FILE,
     DRIVER_FILE,
     LINEAGE_FILE,
     RESULTS_FILE,
+    RUNS_FOLDER,
     SPACE_FILE,
     STATES_FOLDER,
     TRIALS_FOLDER,
@@ -28,9 +30,9 @@ from ray_deltastn.tune.folder.layout import (
 )
 from ray_deltastn.tune.folder.results import read_lineage, read_results, write_results
 from ray_deltastn.tune.folder.states import state_files
-from ray_deltastn.tune.guards import alone, unfinished
+from ray_deltastn.tune.guards import alone, check_own, check_same, unfinished
+from ray_deltastn.tune.task_check import check_task
 
-COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 #: Default number of seeds.
 SEEDS = 3
 
@@ -131,6 +133,8 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
         raise ResumeError(
             f"`{out}` must not hold an experiment of `ray-deltastn run`, got a {CONFIG_FILE}; choose another folder"
         )
+    if not (out / COMPARISON_FILE).exists():
+        check_own(out)
     begun = any((out / RUNS_FOLDER).glob(f"*/{CONFIG_FILE}"))
     if (out / COMPARISON_FILE).exists() and not begun and not (out / RESULTS_FILE).exists() and not resume:
         return None  # the earlier command ended before any trial started
@@ -141,13 +145,7 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
     if not resume:
         raise ResumeError(f"`{out}` must not hold a comparison; continue it with --resume, or remove the folder")
     before = Asked.read(out)
-    then, now = before.config.model_dump(), config.model_dump()
-    for section in now:
-        if then[section] != now[section]:
-            raise ResumeError(
-                f"`{section}` must be the same as in the comparison to resume, got {now[section]!r} instead of "
-                f"{then[section]!r}"
-            )
+    check_same(config.model_dump(), before.config.model_dump(), "comparison")
     return before
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-import itertools
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -17,21 +14,12 @@ from typing import Any
 
 import pandas as pd
 import ray
-import torch
 from ray import tune
 from ray.tune import Callback
 
-from ray_deltastn.domains import DomainsName
-from ray_deltastn.methods import get_method
-from ray_deltastn.task import Task
-from ray_deltastn.tasks import build_task
-from ray_deltastn.tasks.options import Watched
 from ray_deltastn.training import random_state
-from ray_deltastn.training.checks import check_differentiable
-from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
-from ray_deltastn.training.settings import Settings
-from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.config import ExperimentConfig, option_of
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
@@ -47,12 +35,22 @@ from ray_deltastn.tune.folder.loggers import loggers
 from ray_deltastn.tune.folder.pruning import PruneCheckpoints
 from ray_deltastn.tune.folder.results import collect, write_results
 from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
-from ray_deltastn.tune.guards import alone, check_free, check_maps, check_owner, check_resumable, check_shared, slots_of
+from ray_deltastn.tune.guards import (
+    alone,
+    check_free,
+    check_maps,
+    check_owner,
+    check_resumable,
+    check_shared,
+    make_free,
+    slots_of,
+)
 from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.stopping import Terminated, terminable
+from ray_deltastn.tune.task_check import check_task
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 
@@ -130,6 +128,8 @@ def run_experiment(
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     if resume and not trust:
         check_owner(out)
+    if not resume:
+        check_free(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports = check_task(config)
     with terminable() as rearm:
@@ -166,7 +166,7 @@ def _run_on_cluster(
     )
     scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports)
     if not resume:
-        check_free(out)
+        make_free(out)
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
@@ -292,72 +292,3 @@ def _note_driver(path: Path, searcher: float, wall: float) -> None:
     spent = {"searcher_seconds": searcher, "wall_seconds": wall}
     total = {key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}
     write_whole(path, json.dumps(total) + "\n")
-
-
-def _reports(config: ExperimentConfig, task: Task) -> int:
-    """Return the number of reports of a whole trial; of the longest trial, if trials differ."""
-    epochs = int(max(config.extremes("epochs")))
-    intervals = config.extremes("steps_per_report")
-    if all(interval is None for interval in intervals):
-        return epochs
-    batch_size = int(min(config.extremes("batch_size")))
-    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0))
-    return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
-
-
-def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
-    """Return the sets of maps that trials of this experiment can have."""
-    searched = [name for name in ("preset", "domains") if name in config.search]
-    values = itertools.product(*map(config.extremes, searched))
-    given = [{**config.train, **dict(zip(searched, one, strict=True))} for one in values]
-    return list(dict.fromkeys(Settings(**one).domains for one in given))
-
-
-def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
-    """Build the task once, as a trial does, and check the experiment against it.
-
-    Returns:
-        Three values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
-        value if `preset` or `domains` is searched); the experiment, in which `hyperparameters: all` is replaced by the
-        name and range of each hyperparameter; and the largest number of reports of one trial.
-
-    Raises:
-        ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
-            domain, or the task never reports the metric.
-    """
-    searched = [option_of(name) for name in config.search if name.startswith("options.")]
-    watched = Watched({"task": config.task, **config.options, **config.train})
-    with random_state.isolated(0):
-        task = build_task(watched)
-    sets = _sets_of_maps(config)
-    for domains in sets:
-        task.space.use(domains)
-    for method in config.methods():
-        check_differentiable(task, get_method(method))
-    for name in (*config.options, *searched):
-        # A task may read an option later or not at all, so only a name that looks misspelt is refused.
-        near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)
-        if name not in watched.read and near:
-            raise ValueError(unknown_key(f"options.{name}", [f"options.{near[0]}"]))
-    splits = ["valid"] + ([] if task.test is None else ["test"])
-    known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
-    if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
-        raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
-    about = {
-        name: {
-            "kind": type(p).__name__,
-            "map": p.map_in(sets[0]).name,
-            "initial": p.initial,
-            "low": p.bounds[0],
-            "high": p.bounds[1],
-        }
-        for name, p in task.space.hyperparameters.items()
-    }
-    if "hyperparameters" in config.search:
-        config = config.with_ranges(task.space.search_ranges())
-    constants = {name.partition(".")[2]: name for name in config.search if name.startswith("hyperparameters.")}
-    task.space.require(constants, "`search.hyperparameters`")
-    for name, key in constants.items():
-        for value in config.extremes(key):
-            task.space.hyperparameters[name].check_value(name, value)
-    return about, config, _reports(config, task)

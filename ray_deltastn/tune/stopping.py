@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+#: Seconds after SIGTERM in which a command can stop in an orderly way. Docker kills a container after ten.
+LATE = 8.0
+
 
 class Terminated(KeyboardInterrupt):
     """The process has received SIGTERM."""
@@ -17,13 +20,19 @@ class Terminated(KeyboardInterrupt):
 class _ActsAsInterrupt:
     """Handler of SIGTERM: the first one does what Ctrl-C would do at this moment; further ones are ignored."""
 
-    def __init__(self) -> None:
+    def __init__(self, when_late: Callable[[], None] | None) -> None:
         self.received = False
+        self.when_late = when_late
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             return
         self.received = True
+        if self.when_late is not None:
+            # A batch system may have stopped Ray's processes too. Then Tune waits for them for a minute.
+            timer = threading.Timer(LATE, self.when_late)
+            timer.daemon = True
+            timer.start()
         # While trials run, this is Tune's handler: it saves the state of the experiment and then ends it.
         interrupt: Any = signal.getsignal(signal.SIGINT)
         if not callable(interrupt):  # a shell starts its background jobs without Ctrl-C
@@ -32,10 +41,14 @@ class _ActsAsInterrupt:
 
 
 @contextmanager
-def terminable() -> Iterator[Callable[[], None]]:
+def terminable(when_late: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
     """Context in which SIGTERM acts as Ctrl-C, and `Terminated` is raised at the end if it has come.
 
     Contexts may be nested. In threads other than the main one nothing changes, because Python handles signals there.
+
+    Args:
+        when_late: called in another thread if the process still runs `LATE` seconds after SIGTERM; it must end the
+            process. Only the outermost context decides.
 
     Yields:
         A function that sets the handler again. Ray replaces it when it starts.
@@ -47,7 +60,7 @@ def terminable() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     before: Any = signal.getsignal(signal.SIGTERM)
-    handler = before if isinstance(before, _ActsAsInterrupt) else _ActsAsInterrupt()
+    handler = before if isinstance(before, _ActsAsInterrupt) else _ActsAsInterrupt(when_late)
 
     def arm() -> None:
         signal.signal(signal.SIGTERM, handler)
