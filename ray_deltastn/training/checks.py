@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +19,7 @@ from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 
 
 class _Attention(TorchFunctionMode):
@@ -55,62 +57,85 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream) -> None:
+def try_out(objective: Objective, valid: Stream, train: Stream | None = None) -> None:
     """Run the model, the loss and, if the method linearises, the two-stream pass on a few validation examples.
+
+    If the training examples have other types or shapes, the model and the loss also run on a few of them.
 
     Raises:
         TypeError: if the model's output is not a tensor, or a layer has no forward-mode rule.
-        ValueError: if the loss has a wrong shape.
+        ValueError: if data, model and loss do not fit together, or the loss has a wrong shape or is a sum.
     """
     model = objective.model
     was_training = model.training
     model.eval()
     try:
-        _try_out(objective, valid)
+        with torch.no_grad():
+            x, y = next(iter(valid.in_order()))
+            _try_out(objective, x[:4], y[:4])
+            if train is not None:
+                _try_out_train(objective, train, x, y)
     finally:
         model.train(was_training)
 
 
-def _try_out(objective: Objective, valid: Stream) -> None:
+def _try_out(objective: Objective, x: Tensor, y: Tensor) -> None:
     model = objective.model
-    x, y = next(iter(valid.in_order()))
-    x, y = x[:4], y[:4]
-    with torch.no_grad():
-        with _Attention() as attention:
-            output = objective.predict(x, None)
-        if not output.dim() or output.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
-                "examples"
-            )
-        for what, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
-            loss = function(output, y)
-            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
-                got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-                raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
-        if objective.response is not None:
-            delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
-            entered: list[tuple[str, str]] = []
-            handles = [
-                m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
-                for name, m in model.named_modules()
-            ]
+    with _Attention() as attention:
+        output = predicted(objective, x, "valid")
+    if not output.dim() or output.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} examples"
+        )
+    for what, function in {"loss": objective.loss, "valid_loss": objective.valid_loss}.items():
+        loss = lost(function, what, output, y, "valid")
+        if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
+        require_mean(function, what, output, y, loss)
+    if objective.response is not None:
+        delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
+        with entered(model) as layers:
             try:
                 objective.predict(x, delta)
             except (NotImplementedError, RuntimeError) as error:
                 if "forward" not in str(error).lower():
                     raise
-                name, kind = entered[-1]
+                name, kind = layers[-1]
                 raise TypeError(
                     f"every layer must have a forward-mode rule for '{objective.method.name}', got none in layer "
                     f"'{name}' ({kind}): {str(error).splitlines()[0]}"
                 ) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
-            objective.response.drop_uncalled()
-            modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
-            objective.response.attends = attention.seen or modules
+        objective.response.drop_uncalled()
+        modules = any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
+        objective.response.attends = attention.seen or modules
+
+
+def _try_out_train(objective: Objective, train: Stream, valid_x: Tensor, valid_y: Tensor) -> None:
+    """Run the model and the loss on training examples, unless they look like those of validation."""
+    x, y = train.first()
+    if all(a.dtype == b.dtype and a.shape[1:] == b.shape[1:] for a, b in ((x, valid_x), (y, valid_y))):
+        return
+    if objective.augment:  # augmentations may change the type of the inputs
+        try:
+            with _kept_generator(objective):
+                objective.train_loss(x, y)
+            return
+        except MISFITS:
+            pass  # the lines below raise the error again, with its cause
+    lost(objective.loss, "loss", predicted(objective, x, "train"), y, "train")
+
+
+@contextmanager
+def _kept_generator(objective: Objective) -> Iterator[None]:
+    """Context that leaves the random generator of the run as it was."""
+    generator = objective.generator
+    state = None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -169,12 +194,10 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     if not layers or not smallest or max(1, round(response_fraction * smallest)) > 1:
         return
     x, y = next(iter(train.in_order()))
-    generator = objective.generator
-    state = None if generator is None else generator.get_state()
     was_training = objective.model.training
     objective.model.train()
     try:
-        with torch.no_grad(), RunningStatistics(objective.model).held():
+        with torch.no_grad(), RunningStatistics(objective.model).held(), _kept_generator(objective):
             objective.train_loss(x[:1], y[:1])
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -186,5 +209,3 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
         ) from None
     finally:
         objective.model.train(was_training)
-        if generator is not None and state is not None:
-            generator.set_state(state)

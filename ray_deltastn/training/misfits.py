@@ -1,0 +1,152 @@
+"""Errors for data, a model and a loss that do not fit together: one line that says which of them is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_deltastn.methods import Loss, Objective
+
+#: What PyTorch raises for tensors that do not fit.
+MISFITS = (RuntimeError, IndexError, ValueError)
+#: Largest relative difference between two equal losses, and smallest between two different ones.
+_SAME, _OTHER = 1e-3, 1e-2
+
+
+@contextmanager
+def entered(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Context that records the layers that are called, by name and class; the last one has raised an error."""
+    layers: list[tuple[str, str]] = []
+    handles = [
+        m.register_forward_pre_hook(lambda m, args, n=name: layers.append((n, type(m).__name__)))
+        for name, m in model.named_modules()
+    ]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def predicted(objective: Objective, x: Tensor, split: str) -> Tensor:
+    """Output of the network on a few examples.
+
+    Args:
+        objective: the objective, with its model.
+        x: inputs (B, …).
+        split: name of the split, for the error.
+
+    Raises:
+        ValueError: if the network does not accept the inputs.
+    """
+    with entered(objective.model) as layers:
+        try:
+            return objective.predict(x, None)
+        except MISFITS as error:
+            if _lacks_memory(error):
+                raise
+            reason, last = error, list(layers)
+    kind = next((p.dtype for p in objective.model.parameters() if p.is_floating_point()), torch.float32)
+    if x.dtype != kind and _works(partial(objective.predict, x.to(kind), None)):
+        model = f" or the model with `model.to({x.dtype})`" if x.is_floating_point() else ""
+        raise ValueError(
+            f"`{split}` must hold inputs of the type of the model, {_type(kind)}, got {_type(x.dtype)}; convert the "
+            f"data with `x.to({kind})`{model}"
+        ) from reason
+    where = f" in layer '{last[-1][0]}' ({last[-1][1]})" if last and last[-1][0] else ""
+    raise ValueError(
+        f"`model` must accept the inputs of `{split}`, got {_about(x)} and this error{where}: {_line(reason)}"
+    ) from reason
+
+
+def lost(function: Loss, what: str, output: Tensor, y: Tensor, split: str) -> Any:
+    """What a loss returns for a few examples.
+
+    Args:
+        function: the loss.
+        what: its name in the task.
+        output: output of the network (B, …).
+        y: targets (B, …).
+        split: name of the split.
+
+    Raises:
+        ValueError: if the loss does not accept them.
+    """
+    try:
+        return function(output, y)
+    except MISFITS as error:
+        if _lacks_memory(error):
+            raise
+        for kind in (torch.int64, output.dtype):
+            if y.dtype != kind and _works(partial(function, output, y.to(kind))):
+                raise ValueError(
+                    f"`{split}` must hold targets of type {_type(kind)} for `{what}`, got {_type(y.dtype)}; convert "
+                    f"them with `y.to({kind})`"
+                ) from error
+        raise ValueError(
+            f"`{what}` must accept the output of the model and the targets of `{split}`, got an output of "
+            f"{_about(output)}, targets of {_about(y)} and this error: {_line(error)}"
+        ) from error
+
+
+def require_mean(function: Loss, what: str, output: Tensor, y: Tensor, loss: Tensor) -> None:
+    """Refuse a loss that is the sum of its examples' losses instead of their mean.
+
+    The losses of two parts of the examples tell: their sum is the loss of all, or their weighted mean is. Tensors
+    without numbers (fake or meta tensors) are not checked.
+
+    Args:
+        function: the loss.
+        what: its name in the task.
+        output: output of the network (B, …).
+        y: targets (B, …).
+        loss: what the loss returns for them.
+
+    Raises:
+        ValueError: if the loss is a sum.
+    """
+    count = len(output)
+    if loss.dim() or count < 2:
+        return
+    parts: Sequence[slice] = (slice(0, count // 2), slice(count // 2, count))
+    try:
+        first, second = (float(function(output[part], y[part])) for part in parts)
+        whole = float(loss)
+    except MISFITS:  # a tensor without numbers, or a loss that needs more examples
+        return
+    mean = (first * (count // 2) + second * (count - count // 2)) / count
+    size = abs(first) + abs(second)
+    if abs(whole - first - second) <= _SAME * size and abs(whole - mean) > _OTHER * size:
+        raise ValueError(
+            f"`{what}` must return a mean over the examples, got a sum: {whole:.4g} for {count} examples, and "
+            f'{first:.4g} and {second:.4g} for two parts of them; use `reduction="mean"`'
+        )
+
+
+def _works(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except (*MISFITS, TypeError):
+        return False
+    return True
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+
+
+def _about(x: Tensor) -> str:
+    return f"{_type(x.dtype)} {tuple(x.shape)}"
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
