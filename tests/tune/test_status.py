@@ -48,8 +48,8 @@ def out(tmp_path):
 def cells(out):
     console = Console(width=200)
     state, table = status(out, console)
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    header = [column.header for column in table.columns]
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    header = [str(column.header) for column in table.columns]
     return state, table.title, {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
