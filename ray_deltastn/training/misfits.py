@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -97,8 +97,8 @@ def lost(function: Loss, what: str, output: Tensor, y: Tensor, split: str) -> An
 def require_mean(function: Loss, what: str, output: Tensor, y: Tensor, loss: Tensor) -> None:
     """Refuse a loss that is the sum of its examples' losses instead of their mean.
 
-    The losses of two parts of the examples tell: their sum is the loss of all, or their weighted mean is. Tensors
-    without numbers (fake or meta tensors) are not checked.
+    The examples are split into two parts in every way. If the loss of all is always the sum of the losses of the parts,
+    and not their weighted mean, it is a sum. Tensors without numbers (fake or meta tensors) are not checked.
 
     Args:
         function: the loss.
@@ -113,19 +113,20 @@ def require_mean(function: Loss, what: str, output: Tensor, y: Tensor, loss: Ten
     count = len(output)
     if loss.dim() or count < 2:
         return
-    parts: Sequence[slice] = (slice(0, count // 2), slice(count // 2, count))
     try:
-        first, second = (float(function(output[part], y[part])) for part in parts)
         whole = float(loss)
+        parts = [(float(function(output[:n], y[:n])), float(function(output[n:], y[n:]))) for n in range(1, count)]
     except MISFITS:  # a tensor without numbers, or a loss that needs more examples
         return
-    mean = (first * (count // 2) + second * (count - count // 2)) / count
-    size = abs(first) + abs(second)
-    if abs(whole - first - second) <= _SAME * size and abs(whole - mean) > _OTHER * size:
-        raise ValueError(
-            f"`{what}` must return a mean over the examples, got a sum: {whole:.4g} for {count} examples, and "
-            f'{first:.4g} and {second:.4g} for two parts of them; use `reduction="mean"`'
-        )
+    for size, (first, second) in enumerate(parts, 1):
+        scale = abs(first) + abs(second)
+        mean = (first * size + second * (count - size)) / count
+        if not (abs(whole - first - second) <= _SAME * scale and abs(whole - mean) > _OTHER * scale):
+            return
+    raise ValueError(
+        f"`{what}` must return a mean over the examples, got a sum: {whole:.4g} for {count} examples, "
+        f'{parts[0][0]:.4g} for the first and {parts[0][1]:.4g} for the rest; use `reduction="mean"`'
+    )
 
 
 def _works(call: Callable[[], Any]) -> bool:

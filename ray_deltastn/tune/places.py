@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_deltastn.training.options import OTHER_NAMES
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.tune.reading import ConfigError
 
 #: Key of a trial's config → the place in the file that sets it. The options of `Settings` have theirs in `train` or
 #: `search`.
@@ -95,7 +96,7 @@ def full_key(key: str, data: Mapping[str, Any], sections: Mapping[str, Collectio
         sections: names of all sections of the file, with the keys that belong to them and to nothing else.
 
     Raises:
-        ValueError: if the key belongs to several sections.
+        ConfigError: if the key belongs to several sections.
     """
     head, dot, rest = key.partition(".")
     if head in sections:
@@ -106,7 +107,7 @@ def full_key(key: str, data: Mapping[str, Any], sections: Mapping[str, Collectio
         return f"self_tuned.{head}{dot}{rest}"
     places = [f"{section}.{head}{dot}{rest}" for section, names in sections.items() if head in names]
     if len(places) > 1:
-        raise ValueError(f"`--set {key}` must name its section, {' or '.join(f'`{p}`' for p in places)}, got none")
+        raise ConfigError(f"`--set {key}` must name its section, {' or '.join(f'`{p}`' for p in places)}, got none")
     return places[0] if places else key
 
 

@@ -15,7 +15,7 @@ from ray_deltastn.tune.console import PlainConsole, one_line, plain
 from ray_deltastn.tune.folder.log import ReportLog
 from ray_deltastn.tune.progress import Progress
 from tests.tune.commands import ENVIRONMENT, ROOT
-from tests.tune.test_status import report
+from tests.tune.logged import report
 
 TEXTS = ("[/INST]", "[relu]", "[bold]", "[/s]", ":smile:", "[link=x]", "\\[a]", "a\\", "$x$")
 

@@ -1,0 +1,58 @@
+"""Trials that fail: the last line says with which error."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ray_deltastn.cli import main
+from ray_deltastn.tune.experiment import reason_of
+
+CONFIG = """
+task: tests.tune.tiny:build
+train: {epochs: 6, batch_size: 16, warmup: 1}
+options: {fault: raise}
+search: {lr: "loguniform(0.01, 0.3)"}
+tune: {searcher: random, num_samples: 2, max_failures: 0}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_if_every_trial_fails_the_last_line_is_the_error_of_the_first(command, tmp_path, capsys, ray_cluster):
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    content = CONFIG if command == "run" else CONFIG.split("tune:")[0] + "single: {lr: 0.1}\ntune: {max_failures: 0}\n"
+    config.write_text(content)
+    more = [] if command == "run" else ["--methods", "fixed", "--seeds", "1"]
+    assert main([command, str(config), "--out", str(out), *more]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ray-deltastn: all ")
+    assert "RuntimeError: a fault on demand" in line
+    assert "error.txt" in line
+
+
+def trial(error, text=""):
+    return SimpleNamespace(get_pickled_error=lambda: error, get_error=lambda: text)
+
+
+class Raised(Exception):
+    """What Ray gives for an error in a worker."""
+
+    def __init__(self, cause):
+        super().__init__("a traceback\nof many lines")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("failed", "reason"),
+    [
+        (trial(Raised(ValueError("a rule\nin two lines"))), "ValueError: a rule in two lines"),
+        (trial(Raised(KeyError("name"))), "KeyError: 'name'"),
+        (trial(RuntimeError("The actor died.\nIts node is gone.")), "The actor died."),
+        (trial(None, "Failure # 1 (at 3)\nold\nFailure # 2 (at 4)\nTraceback\nTypeError: new\n"), "TypeError: new"),
+        (trial(None, None), "None"),
+        (trial(None, ""), "no message"),
+    ],
+    ids=["lines", "key", "dead-worker", "text", "nothing", "empty"],
+)
+def test_the_reason_of_a_failure_takes_one_line(failed, reason):
+    assert reason_of(failed) == reason
