@@ -17,9 +17,13 @@ def name_of(value: Any) -> Any:
         ('ray_deltastn.tasks.names:name_of', 'digits-mlp', 3)
     """
     if isinstance(value, functools.partial):
-        given = [*map(repr, map(name_of, value.args)), *(f"{k}={name_of(v)!r}" for k, v in value.keywords.items())]
-        return f"partial({', '.join([str(name_of(value.func)), *given])})"
+        given = [*map(_shown, (value.func, *value.args)), *(f"{k}={_shown(v)}" for k, v in value.keywords.items())]
+        return f"partial({', '.join(given)})"
     if not callable(value):
         return value
     named: Any = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def _shown(value: Any) -> str:
+    return str(name_of(value)) if callable(value) else repr(value)

@@ -34,7 +34,7 @@ def trial(error, text=""):
     return SimpleNamespace(get_pickled_error=lambda: error, get_error=lambda: text)
 
 
-class Raised(Exception):
+class WorkerError(Exception):
     """What Ray gives for an error in a worker."""
 
     def __init__(self, cause):
@@ -45,8 +45,8 @@ class Raised(Exception):
 @pytest.mark.parametrize(
     ("failed", "reason"),
     [
-        (trial(Raised(ValueError("a rule\nin two lines"))), "ValueError: a rule in two lines"),
-        (trial(Raised(KeyError("name"))), "KeyError: 'name'"),
+        (trial(WorkerError(ValueError("a rule\nin two lines"))), "ValueError: a rule in two lines"),
+        (trial(WorkerError(KeyError("name"))), "KeyError: 'name'"),
         (trial(RuntimeError("The actor died.\nIts node is gone.")), "The actor died."),
         (trial(None, "Failure # 1 (at 3)\nold\nFailure # 2 (at 4)\nTraceback\nTypeError: new\n"), "TypeError: new"),
         (trial(None, None), "None"),
