@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from ray_deltastn.reports.page import PAGE
 from ray_deltastn.reports.results import Results
 from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use, refit
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.console import PlainConsole, one_line, plain, replace_unprintable
+from ray_deltastn.tune.console import PlainConsole, lasting_output, one_line, plain
 from ray_deltastn.tune.experiment import TrialsFailedError, run_experiment
 from ray_deltastn.tune.finished import FinishedTrial
 from ray_deltastn.tune.folder.layout import COMPARISON_FILE, REFIT_FOLDER, STATES_FOLDER, TRIALS_FOLDER, ResumeError
@@ -113,10 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 after success, 1 after an error (one line on standard error), 130 after Ctrl-C, 143 after
         SIGTERM.
     """
-    replace_unprintable()
+    with lasting_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    told = threading.Event()
     try:
-        with terminable(lambda: _leave(options)):
+        with terminable(lambda: _leave(options, told)):
             COMMANDS[options.command](PlainConsole(), options)
     except (ConfigError, ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
@@ -125,14 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr)
-        options.told = True
+        told.set()
         return TERMINATED if isinstance(stop, Terminated) else 130
     return 0
 
 
-def _leave(options: argparse.Namespace) -> None:
+def _leave(options: argparse.Namespace, told: threading.Event) -> None:
     """End the process at once, because it was told to stop and still runs; what is on the disk can be resumed."""
-    if not hasattr(options, "told"):
+    if not told.is_set():
         print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr, flush=True)
     os._exit(TERMINATED)
 

@@ -6,7 +6,8 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -28,9 +29,7 @@ class PlainConsole(Console):
     def on_broken_pipe(self) -> None:
         """Show nothing more (called by Rich, which would end the process)."""
         self.quiet = True
-        with contextlib.suppress(OSError, ValueError):
-            # Python writes the rest of its buffer when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        _silence(cast("TextIO", self.file))
 
 
 def one_line(value: Any, longest: int | None = None) -> str:
@@ -49,8 +48,54 @@ def plain(value: Any) -> Text:
     return Text(one_line(value))
 
 
-def replace_unprintable() -> None:
-    """Let standard output and error replace the characters that their encoding lacks; otherwise they raise."""
-    for stream in (sys.stdout, sys.stderr):
+class _Lasting:
+    """A stream that goes silent if its reader or its device is gone; otherwise it is the stream itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _silence(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _silence(self._stream)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _silence(stream: TextIO) -> None:
+    """Send the rest of a stream, which Python writes when it exits, to nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Context in which no text and no closed pipe makes a write to standard output or error fail, Tune's own included.
+
+    Characters that the encoding of the output lacks become `?`.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # Python has no streams if it runs without a console on Windows.
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        sys.stdout, sys.stderr = before

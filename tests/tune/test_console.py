@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.console import PlainConsole, one_line, plain
+from ray_deltastn.tune.console import PlainConsole, lasting_output, one_line, plain
 from ray_deltastn.tune.folder.log import ReportLog
 from ray_deltastn.tune.progress import Progress
 from tests.tune.commands import ENVIRONMENT, ROOT
@@ -89,6 +89,27 @@ def test_an_output_that_fails_ends_the_display_and_not_the_run(kind, error, term
     progress.on_experiment_end([])
     progress.close()
     assert progress.broken or progress.console.quiet
+
+
+class Gone(io.TextIOWrapper):
+    """Standard output whose reader is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError("gone")
+
+
+def test_a_command_whose_reader_is_gone_ends_well(stopped, monkeypatch):
+    gone = Gone(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", gone)
+    assert main(["status", str(stopped)]) == 0
+    assert sys.stdout is gone
+
+
+def test_inside_a_command_any_print_outlives_its_reader(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Gone(io.BytesIO()))
+    with lasting_output():
+        print("Tune prints too", flush=True)
+        sys.stdout.writelines(["a", "b"])
 
 
 def test_a_row_that_cannot_be_shown_ends_the_display_and_not_the_run():
