@@ -14,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
-from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
+from ray_deltastn.regularizers import PassValues
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.data import Stream
+from ray_deltastn.training.data import Stream, stream
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 
@@ -71,12 +72,45 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
     model.eval()
     try:
         with torch.no_grad():
-            x, y = next(iter(valid.in_order()))
-            _try_out(objective, x[:4], y[:4])
+            x, y = valid.first()
+            _try_out(objective, x, y)
             if train is not None:
                 _try_out_train(objective, train, x, y)
     finally:
         model.train(was_training)
+
+
+def try_out_task(task: Task) -> None:
+    """Run the model and the loss of a task on a few examples of each split, on the CPU and without a method.
+
+    Args:
+        task: the task; its hyperparameters and weights stay as they are.
+
+    Raises:
+        TypeError: see `try_out`.
+        ValueError: see `try_out`.
+    """
+    model = task.model.to("cpu")
+    pass_values = PassValues(task.space, torch.Generator())
+    objective = Objective(
+        model,
+        task.loss,
+        task.space,
+        pass_values,
+        get_method("fixed"),
+        None,
+        valid_loss=task.valid_loss,
+        augment=task.augmentations,
+    )
+    objective.constant = task.space.fixed_values({})
+    train, valid = (stream(getattr(task, name), 4, name, torch.device("cpu"), 0) for name in ("train", "valid"))
+    for regularizer in task.regularizers:
+        regularizer.bind(pass_values)
+    try:
+        try_out(objective, valid, train)
+    finally:
+        for regularizer in task.regularizers:
+            regularizer.bind(None)
 
 
 def _try_out(objective: Objective, x: Tensor, y: Tensor) -> None:

@@ -15,7 +15,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
 from ray_deltastn.training import random_state
-from ray_deltastn.training.checks import check_differentiable
+from ray_deltastn.training.checks import check_differentiable, try_out_task
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
@@ -50,7 +50,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
 
     Raises:
         ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
-            domain, or the task never reports the metric.
+            domain, data, model and loss do not fit together, or the task never reports the metric.
     """
     searched = [option_of(name) for name in config.search if name.startswith("options.")]
     watched = Watched({"task": config.task, **config.options, **config.train})
@@ -87,4 +87,9 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     for name, key in constants.items():
         for value in config.extremes(key):
             task.space.hyperparameters[name].check_value(name, value)
+    task.space.fixed_values(config.train.get("hyperparameters", {}))
+    if config.tune.gpu == 0 and config.train.get("device", "auto") in ("auto", "cpu"):
+        # Parts of a task may need a GPU, which this machine may not have.
+        with random_state.isolated(0):
+            try_out_task(task)
     return about, config, _reports(config, task)

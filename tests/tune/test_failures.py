@@ -1,11 +1,14 @@
 """Trials that fail: the last line says with which error."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch.nn.functional as F
 
 from ray_deltastn.cli import main
 from ray_deltastn.tune.experiment import reason_of
+from tests.tune.tiny import build
 
 CONFIG = """
 task: tests.tune.tiny:build
@@ -28,6 +31,38 @@ def test_if_every_trial_fails_the_last_line_is_the_error_of_the_first(command, t
     assert line.startswith("ray-deltastn: all ")
     assert "RuntimeError: a fault on demand" in line
     assert "error.txt" in line
+
+
+def sums(config):
+    """A task whose loss is a sum."""
+    return replace(build(config), loss=lambda output, y: F.cross_entropy(output, y, reduction="sum"))
+
+
+def doubles(config):
+    """A task whose training inputs are not of the type of the model."""
+    task = build(config)
+    return replace(task, train=(task.train[0].double(), task.train[1]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"task={__name__}:sums", ["`loss` must return a mean"]),
+        (f"task={__name__}:doubles", ["`train`", "float32, got float64"]),
+        ("train={method: fixed, hyperparameters: {decay: '0.1'}}", ["'0.1', a text", "'decay'"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_task_that_does_not_fit_is_refused_before_any_trial(command, override, words, tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(CONFIG if command == "run" else CONFIG.split("tune:")[0] + "single: {lr: 0.1}\n")
+    if command == "compare" and "decay" in override:
+        pytest.skip("a comparison has no constants")
+    assert main([command, str(config), "--out", str(tmp_path / "out"), "--set", override]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
 
 
 def trial(error, text=""):
