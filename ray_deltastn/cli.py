@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +21,7 @@ from rich.table import Table
 from ray_deltastn._version import __version__
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig
 from ray_deltastn.compare.progress import progress
-from ray_deltastn.compare.run import COMPARISON_FILE, run_comparison
+from ray_deltastn.compare.run import run_comparison
 from ray_deltastn.compare.tables import SHORT, cells, gain
 from ray_deltastn.reports.comparison import Comparison, statement, write_comparison
 from ray_deltastn.reports.experiment import write_report
@@ -28,14 +30,25 @@ from ray_deltastn.reports.results import Results
 from ray_deltastn.training.refit import Use, refit
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.experiment import run_experiment
+from ray_deltastn.tune.console import PlainConsole, lasting_output, one_line, plain
+from ray_deltastn.tune.experiment import TrialsFailedError, run_experiment
 from ray_deltastn.tune.finished import FinishedTrial
-from ray_deltastn.tune.folder.layout import REFIT_FOLDER, ResumeError
+from ray_deltastn.tune.folder.layout import COMPARISON_FILE, REFIT_FOLDER, STATES_FOLDER, TRIALS_FOLDER, ResumeError
+from ray_deltastn.tune.folder.states import state_files
+from ray_deltastn.tune.reading import load_yaml
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
+from ray_deltastn.tune.stopping import Terminated, terminable
 
 #: Kinds of YAML files and their configuration classes.
 KINDS: dict[str, type[ExperimentConfig]] = {"experiment": ExperimentConfig, "comparison": CompareConfig}
+
+#: Commands that run trials and the kinds of their YAML files.
+_KIND_OF = {"run": "experiment", "compare": "comparison"}
+_A = {"run": "an experiment", "compare": "a comparison"}
+
+#: Exit status after SIGTERM.
+TERMINATED = 143
 
 #: Losses of a report, the one to show first.
 _SHOWN = ("test_loss", "train_loss")
@@ -99,57 +112,126 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command line without the program's name; by default `sys.argv[1:]`.
 
     Returns:
-        Exit status: 0 after success, 1 after an error (one line on standard error), 130 after an interrupt.
+        Exit status: 0 after success, 1 after an error (one line on standard error), 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
+    with lasting_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    console = Console()
+    told = threading.Event()
     try:
-        if options.command == "run":
-            started = time.monotonic()
-            config = ExperimentConfig.read(options.config, options.set)
-            out = options.out or Path("results", options.config.stem)
-            run_experiment(config, out, options.resume, options.trust, options.address)
-            results = write_report(out)
-            _show(console, results)
-            _show_end(console, started, out)
-        elif options.command == "compare":
-            _compare(console, options)
-        elif options.command == "status" and (options.folder / COMPARISON_FILE).exists():
-            console.print(progress(options.folder))
-        elif options.command == "status":
-            state, table = read_status(options.folder, console)
-            console.print(table)
-            more = {"stopped": "; continue with --resume", "ended": f"; the report is {options.folder / PAGE}"}
-            console.print(state + more.get(state, ""), highlight=False)
-        elif options.command == "refit":
-            _refit(console, options)
-        elif options.command == "schema":
-            print(json.dumps(schema(KINDS[options.kind]), indent=1, ensure_ascii=False))
-        else:
-            if (options.folder / COMPARISON_FILE).exists():
-                _show_comparison(console, write_comparison(options.folder))
-            else:
-                _show(console, write_report(options.folder))
-            console.print(f"wrote {options.folder / PAGE}", highlight=False)
-    except (ConfigError, ResumeError, ImportError, OSError, ValueError, TypeError) as error:
+        with terminable(lambda: _leave(options, told)):
+            COMMANDS[options.command](PlainConsole(), options)
+    except (ConfigError, ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
         advice = "; free disk space, then continue with --resume" if full else ""
-        print(f"ray-deltastn: {error}{advice}", file=sys.stderr)
+        print(f"ray-deltastn: {' '.join(str(error).splitlines())}{advice}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("ray-deltastn: stopped; continue with --resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr)
+        told.set()
+        return TERMINATED if isinstance(stop, Terminated) else 130
     return 0
+
+
+def _leave(options: argparse.Namespace, told: threading.Event) -> None:
+    """End the process at once, because it was told to stop and still runs; what is on the disk can be resumed."""
+    if not told.is_set():
+        print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr, flush=True)
+    os._exit(TERMINATED)
+
+
+def _stopped(options: argparse.Namespace) -> str:
+    """What a command that was stopped says."""
+    if options.command == "refit":
+        return "stopped; the same command continues"
+    if options.command not in ("run", "compare"):
+        return "stopped"
+    out = _out(options)
+    saved = (out / COMPARISON_FILE).exists() or any(map(state_files, (out / TRIALS_FOLDER, out / STATES_FOLDER)))
+    return "stopped; continue with --resume" if saved else "stopped before any trial; nothing is saved"
+
+
+def _read(options: argparse.Namespace) -> Any:
+    """Read the YAML file of a command that runs trials.
+
+    Raises:
+        ConfigError: if the file breaks a rule; if it is meant for the other command, the message names that command.
+    """
+    path = options.config
+    try:
+        return KINDS[_KIND_OF[options.command]].read(path, options.set)
+    except ConfigError:
+        meant = _meant_for(path)
+        if meant in (None, options.command):
+            raise
+        raise ConfigError(
+            f"`{path}` must be {_A[options.command]}, got {_A[meant]}; use `ray-deltastn {meant} {path}`"
+        ) from None
+
+
+def _meant_for(path: Path) -> str | None:
+    """The command that a YAML file is written for; None if neither can read it."""
+    own = CompareConfig.model_fields.keys() - ExperimentConfig.model_fields.keys()
+    try:
+        if own & load_yaml(path, ()).keys():
+            return "compare"
+        ExperimentConfig.read(path)
+    except ConfigError:
+        return None
+    return "run"
+
+
+def _out(options: argparse.Namespace) -> Path:
+    """Results folder of a command that runs trials."""
+    out: Path = options.out or Path("results", options.config.stem)
+    return out
+
+
+def _run(console: Console, options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    config = _read(options)
+    out = _out(options)
+    run_experiment(config, out, options.resume, options.trust, options.address)
+    _show(console, write_report(out))
+    _show_end(console, started, out)
 
 
 def _compare(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
-    config = CompareConfig.read(options.config, options.set)
-    out = options.out or Path("results", options.config.stem)
+    config = _read(options)
+    out = _out(options)
     methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
     run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
     _show_comparison(console, write_comparison(out))
     _show_end(console, started, out)
+
+
+def _status(console: Console, options: argparse.Namespace) -> None:
+    if (options.folder / COMPARISON_FILE).exists():
+        console.print(progress(options.folder))
+        return
+    state, table = read_status(options.folder, console)
+    console.print(table)
+    more = {"stopped": "; continue with --resume", "ended": f"; the report is {options.folder / PAGE}"}
+    console.print(one_line(state + more.get(state, "")))
+
+
+def _report(console: Console, options: argparse.Namespace) -> None:
+    if (options.folder / COMPARISON_FILE).exists():
+        _show_comparison(console, write_comparison(options.folder))
+    else:
+        _show(console, write_report(options.folder))
+    console.print(one_line(f"wrote {options.folder / PAGE}"))
+
+
+def _schema(console: Console, options: argparse.Namespace) -> None:
+    # JSON has escapes for the characters that the encoding of the output lacks.
+    escaped = not str(sys.stdout.encoding).lower().startswith("utf")
+    print(json.dumps(schema(KINDS[options.kind]), indent=1, ensure_ascii=escaped))
 
 
 def _refit(console: Console, options: argparse.Namespace) -> None:
@@ -171,15 +253,13 @@ def _refit(console: Console, options: argparse.Namespace) -> None:
         refit(trial.build(), schedule, use=options.use, folder=home, on_report=show, **trial.refit_options)
     for what in ("test_loss", "test_accuracy"):
         if what in last:
-            console.print(
-                f"{what.replace('_', ' ')}: {best[what]:.4f} in the trial, {last[what]:.4f} now", highlight=False
-            )
-    console.print(f"wrote {MODEL_FILE} and {SCHEDULE_FILE} in {home}", highlight=False)
+            console.print(f"{what.replace('_', ' ')}: {best[what]:.4f} in the trial, {last[what]:.4f} now")
+    console.print(one_line(f"wrote {MODEL_FILE} and {SCHEDULE_FILE} in {home}"))
 
 
 def _show_end(console: Console, started: float, out: Path) -> None:
     seconds = time.monotonic() - started
-    console.print(f"finished in {seconds:.0f} s; results are in {out}, the report is {out / PAGE}", highlight=False)
+    console.print(one_line(f"finished in {seconds:.0f} s; results are in {out}, the report is {out / PAGE}"))
 
 
 def _show_comparison(console: Console, found: Comparison) -> None:
@@ -189,7 +269,7 @@ def _show_comparison(console: Console, found: Comparison) -> None:
     for name in header:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console.print(table)
     told = gain(found.per_seed)
     for line in [
@@ -198,7 +278,7 @@ def _show_comparison(console: Console, found: Comparison) -> None:
         statement(found),
         *(map(str, found.differences) if found.asked.seeds > 1 else []),
     ]:
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _show(console: Console, results: Results) -> None:
@@ -206,7 +286,18 @@ def _show(console: Console, results: Results) -> None:
     table.add_column()
     table.add_column(justify="right")
     for name, value in results.best_table():
-        table.add_row(name, value)
+        table.add_row(plain(name), plain(value))
     console.print(table)
     for note in results.notes():
-        console.print(note, highlight=False)
+        console.print(note)
+
+
+#: What each command does.
+COMMANDS: dict[str, Callable[[Console, argparse.Namespace], None]] = {
+    "run": _run,
+    "compare": _compare,
+    "status": _status,
+    "report": _report,
+    "refit": _refit,
+    "schema": _schema,
+}

@@ -80,7 +80,8 @@ class Hyperparameter:
             del numbers["scale"]
         for what, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise ValueError(f"`{what}` must be a finite number, got {number!r} for '{name}'")
+                text = ", a text," if isinstance(number, str) else ""
+                raise ValueError(f"`{what}` must be a finite number, got {number!r}{text} for '{name}'")
         self._check_map(name)
         got = f"got low={low}, initial={self.initial}, high={high} for '{name}'"
         s = self.map_in(domains)
@@ -125,8 +126,9 @@ class Hyperparameter:
         low, high = self.bounds
         for v in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high:
+                text = ", a text" if isinstance(v, str) else ""
                 raise ValueError(
-                    f"`low <= value <= high` must hold, got low={low}, value={v!r}, high={high} for '{name}'"
+                    f"`low <= value <= high` must hold, got low={low}, value={v!r}{text}, high={high} for '{name}'"
                 )
 
     def search_range(self, name: str) -> tuple[float, float]:

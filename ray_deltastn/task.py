@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import Augmentation, Penalty, Regularizer
@@ -82,9 +83,21 @@ class Task:
         for name in self.space.names:
             if name not in used:
                 raise ValueError(
-                    f"every hyperparameter of `space` must be used by a regulariser, got none for '{name}'; give it to "
-                    "a layer of the model, to `augment` or to `penalty`"
+                    f"every hyperparameter of `space` must be used by a regulariser, got none for '{name}'; "
+                    f"{self._advice(name)}"
                 )
+
+    def _advice(self, name: str) -> str:
+        """What to do with a hyperparameter that nothing uses."""
+        low, high = self.space.hyperparameters[name].bounds
+        for layer, module in self.model.named_modules():
+            if isinstance(module, _DropoutNd) and 0 <= low < high <= 1:
+                kind = "Dropout" if isinstance(module, nn.Dropout | nn.AlphaDropout) else "ChannelDropout"
+                return (
+                    f"the model has {type(module).__name__} '{layer}', which reads none: replace it by "
+                    f"rd.{kind}('{name}')"
+                )
+        return "give it to a layer of the model, to `augment` or to `penalty`"
 
     @property
     def pair(self) -> Callable[[Any], tuple[Any, Any]] | None:

@@ -103,10 +103,10 @@ class CompareConfig(ExperimentConfig):
             device-seconds.
     """
 
-    trials: int = Field(default=8, ge=1)
+    trials: int = Field(default=8, ge=1, strict=True)
     single: dict[str, Any] = Field(default_factory=dict)
     self_tuned: dict[str, Any] = Field(default_factory=dict)
-    self_tuned_cost: float = Field(default=1.0, ge=1.0)
+    self_tuned_cost: float = Field(default=1.0, ge=1.0, strict=True)
 
     def model_post_init(self, context: Any) -> None:
         """Check rules that involve several sections.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ray_deltastn.compare.run import RUNS_FOLDER, Asked
-from ray_deltastn.tune.folder.layout import CONFIG_FILE
+from ray_deltastn.compare.run import Asked
+from ray_deltastn.tune.console import plain
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, RUNS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.status import state_of
 
@@ -30,5 +31,5 @@ def progress(out: Path) -> Table:
         trials = read_log(folder)
         losses = [report.result["valid_loss"] for reports in trials.values() for report in last_of_each(reports)]
         best = f"{min(losses):.4f}" if losses else "–"
-        table.add_row(one.name, state, str(len(trials)), str(len(losses)), best)
+        table.add_row(plain(one.name), state, str(len(trials)), str(len(losses)), best)
     return table

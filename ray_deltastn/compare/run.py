@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
 from ray_deltastn.training.columns import SECONDS
 from ray_deltastn.training.files import write_whole
-from ray_deltastn.tune.experiment import check_task, run_experiment
+from ray_deltastn.tune.console import PlainConsole
+from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import (
+    COMPARISON_FILE,
     CONFIG_FILE,
     DRIVER_FILE,
     LINEAGE_FILE,
     RESULTS_FILE,
+    RUNS_FOLDER,
     SPACE_FILE,
     STATES_FOLDER,
     TRIALS_FOLDER,
@@ -27,9 +30,9 @@ from ray_deltastn.tune.folder.layout import (
 )
 from ray_deltastn.tune.folder.results import read_lineage, read_results, write_results
 from ray_deltastn.tune.folder.states import state_files
-from ray_deltastn.tune.guards import alone, unfinished
+from ray_deltastn.tune.guards import alone, check_own, check_same, unfinished
+from ray_deltastn.tune.task_check import check_task
 
-COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 #: Default number of seeds.
 SEEDS = 3
 
@@ -108,12 +111,13 @@ def run_comparison(
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         asked.write(out)
-        console = Console(soft_wrap=True)
+        console = PlainConsole(soft_wrap=True)
         for number, one in enumerate(planned, 1):
             folder = out / RUNS_FOLDER / one.name
             if (folder / RESULTS_FILE).exists():
                 continue
-            console.print(f"{number}/{len(planned)}  {one.name}", style="bold", highlight=False)
+            with contextlib.suppress(OSError, UnicodeError):  # an error of the output must not end a run
+                console.print(f"{number}/{len(planned)}  {one.name}", style="bold")
             if unfinished(folder) and not any(map(state_files, (folder / TRIALS_FOLDER, folder / STATES_FOLDER))):
                 shutil.rmtree(folder)  # it was killed before Tune wrote a state, so it starts again
             run_experiment(one.config, folder, unfinished(folder), trust, address)
@@ -129,6 +133,8 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
         raise ResumeError(
             f"`{out}` must not hold an experiment of `ray-deltastn run`, got a {CONFIG_FILE}; choose another folder"
         )
+    if not (out / COMPARISON_FILE).exists():
+        check_own(out)
     begun = any((out / RUNS_FOLDER).glob(f"*/{CONFIG_FILE}"))
     if (out / COMPARISON_FILE).exists() and not begun and not (out / RESULTS_FILE).exists() and not resume:
         return None  # the earlier command ended before any trial started
@@ -139,13 +145,7 @@ def _before(config: CompareConfig, out: Path, resume: bool) -> Asked | None:
     if not resume:
         raise ResumeError(f"`{out}` must not hold a comparison; continue it with --resume, or remove the folder")
     before = Asked.read(out)
-    then, now = before.config.model_dump(), config.model_dump()
-    for section in now:
-        if then[section] != now[section]:
-            raise ResumeError(
-                f"`{section}` must be the same as in the comparison to resume, got {now[section]!r} instead of "
-                f"{then[section]!r}"
-            )
+    check_same(config.model_dump(), before.config.model_dump(), "comparison")
     return before
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator
 
 from ray_deltastn.compare.outcomes import best_trial, finite, spending
 from ray_deltastn.compare.plan import CONTENDERS
-from ray_deltastn.reports.page import panels, save, style
+from ray_deltastn.reports.page import literal, panels, save, style
 from ray_deltastn.training.columns import VALUES
 
 LOSS, SCHEDULES, SCATTER, OUTER = "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
@@ -212,7 +212,7 @@ def plot_schedules(
                     label=method if number == 0 else None,
                 )
     for axis, (name, about) in zip(axes, space.items(), strict=True):
-        axis.set_title(name, fontsize=10)
+        axis.set_title(literal(name), fontsize=10)
         if about["kind"] == "Positive":
             axis.set_yscale("log")
         style(axis, "share of the run", "")
@@ -298,12 +298,12 @@ def plot_outer(trials: pd.DataFrame, outer: list[str], path: Path) -> Path:
             for place, mark in marks.items():
                 inside = 0 < place < 1
                 away, side = (0.0, "center") if inside else (0.04, "bottom") if place else (-0.04, "top")
-                axis.text(number, place + away, mark, ha="left" if inside else "center", va=side, fontsize=8)
+                axis.text(number, place + away, literal(mark), ha="left" if inside else "center", va=side, fontsize=8)
         axis.set(xlim=(-0.3, heights.shape[1] - 0.7), ylim=(-0.12, 1.12), yticks=[])
         slanted = len(outer) > 2
         axis.set_xticks(
             range(heights.shape[1]),
-            [*(name.split(".")[-1] for name in outer), "loss"],
+            [*(literal(name.split(".")[-1]) for name in outer), "loss"],
             rotation=30 * slanted,
             ha="right" if slanted else "center",
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ray_deltastn.regularizers import PassValues, Regularizer
 from ray_deltastn.regularizers.strength import as_float
+from ray_deltastn.reports.page import literal
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.networks import Normalize
@@ -74,7 +75,7 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"{level}: {value:g}", fontsize=8, pad=2)
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(literal(name), fontsize=8)
     figure.savefig(path, dpi=150)
     return Path(path)
 

@@ -13,7 +13,7 @@ import torch
 from ray_deltastn import domains
 from ray_deltastn.maps import MAPS
 from ray_deltastn.reports.contact_sheet import NoImagesError, contact_sheet
-from ray_deltastn.reports.page import PAGE, Picture, panels, save, style, write_page
+from ray_deltastn.reports.page import PAGE, Picture, literal, panels, save, style, write_page
 from ray_deltastn.reports.response import RESPONSE, SIGNAL, draw_response, plot_signal
 from ray_deltastn.reports.results import Results
 from ray_deltastn.tasks import build_task
@@ -46,7 +46,7 @@ def plot_schedules(results: Results) -> Path:
         low, high = _band(results, reports, name)
         axis.fill_between(reports["epoch"], low, high, color=_BLUE, alpha=0.18, linewidth=0, label="s(λ ± σ)")
         axis.plot(reports["epoch"], reports[VALUES(name)], color=_BLUE, label="s(λ)")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(literal(name), fontsize=10)
         if results.space[name]["kind"] == "Positive":
             axis.set_yscale("log")
         style(axis, "epoch", "")

@@ -92,6 +92,11 @@ def style(axis: Any, x: str, y: str) -> None:
     axis.set_ylabel(y)
 
 
+def literal(text: str) -> str:
+    """A text of a user for a picture; Matplotlib would read what is between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return the path."""
     figure.savefig(path, dpi=130)

@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 
-from ray_deltastn.reports.page import panels, save, style
+from ray_deltastn.reports.page import literal, panels, save, style
 from ray_deltastn.reports.results import Results
 from ray_deltastn.training.columns import AT_BOUND, SCALES, SIGNALS
 from ray_deltastn.training.tuner import SelfTuner
@@ -69,7 +69,7 @@ def plot_response(results: Results, table: pd.DataFrame) -> None:
         axis.plot(own["value"], own["change"], color=_BLUE)
         axis.axvline(own.loc[own["offset"] == 0.0, "value"].iloc[0], color=_GREY, linewidth=1, linestyle="--")
         axis.axhline(0.0, color=_GREY, linewidth=0.8)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(literal(name), fontsize=10)
         if results.space[name]["kind"] == "Positive":
             axis.set_xscale("log")
         style(axis, "value", "change of validation loss" if axis is axes[0] else "")
@@ -92,7 +92,10 @@ def plot_signal(results: Results) -> None:
     for axis, (title, columns) in zip(axes, shown, strict=True):
         for name in names:
             axis.plot(
-                reports["epoch"], reports[columns(name)].rolling(window, min_periods=1).mean(), label=name, lw=1.3
+                reports["epoch"],
+                reports[columns(name)].rolling(window, min_periods=1).mean(),
+                label=literal(name),
+                lw=1.3,
             )
         axis.set_title(title, fontsize=10)
         axis.set_ylim(0.0, None if columns is SCALES else 1.02)

@@ -11,6 +11,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.tasks.digits import digits_mlp
 from ray_deltastn.tasks.images import cifar10_alexnet, cifar10_resnet18, cifar10_vgg16, fashion_cnn, mnist_mlp
 from ray_deltastn.tasks.mnist1d import mnist1d_mlp
+from ray_deltastn.tasks.names import name_of
 
 READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "digits-mlp": digits_mlp,
@@ -66,5 +67,5 @@ def build_task(config: Mapping[str, Any]) -> Task:
         raise ValueError(f"`config` must hold 'task', got the keys {sorted(config)}")
     task = find_task(config["task"])(config)
     if not isinstance(task, Task):
-        raise TypeError(f"`task` must build a Task, got {type(task).__name__} from {config['task']!r}")
+        raise TypeError(f"`task` must build a Task, got {type(task).__name__} from {name_of(config['task'])!r}")
     return task

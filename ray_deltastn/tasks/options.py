@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_deltastn.domains import Hyperparameter
+from ray_deltastn.training.rules import shown
 
 
 def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) -> int:
@@ -19,7 +20,7 @@ def whole(config: Mapping[str, Any], name: str, default: int, least: int = 0) ->
     given = config.get(name, default)
     value = _number(given)
     if not (value >= least and value % 1 == 0):
-        raise ValueError(f"`{name}` must be a whole number >= {least}, got {given!r}")
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {shown(given)}")
     return given if isinstance(given, int) else int(value)
 
 
@@ -31,7 +32,7 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
     """
     value = _number(config.get(name, default))
     if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number, got {config[name]!r}")
+        raise ValueError(f"`{name}` must be a finite number, got {shown(config[name])}")
     return value
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
-from ray_deltastn.methods import Method, Objective, RunningStatistics
-from ray_deltastn.regularizers import L2, Regularizer
+from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
+from ray_deltastn.regularizers import L2, PassValues, Regularizer
 from ray_deltastn.response.look import FEW, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.data import Stream
+from ray_deltastn.training.data import Stream, stream
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 from ray_deltastn.training.random_state import isolated
 
 #: Share of the trainable weights with a response below which a run warns.
@@ -74,60 +76,84 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
+def try_out(objective: Objective, valid: Stream, train: Stream | None = None) -> tuple[Any, Any]:
     """Run the model, the loss and, if the method has one, the response on a few validation examples.
 
-    Returns:
-        Their outputs and targets.
+    If the training examples have other types or shapes, the model and the loss also run on a few of them.
 
     Raises:
-        TypeError: if an operation has no forward-mode rule.
-        ValueError: if the output has no tensor with one entry per example, or the loss has a wrong shape.
+        TypeError: if an operation has no forward-mode rule, or the model or the loss does not accept nested tensors.
+        ValueError: if data, model and loss do not fit together, the output has no tensor with one entry per example, or
+            the loss has a wrong shape or is a sum.
     """
     model = objective.model
     was_training = model.training
     model.eval()
     try:
-        return _try_out(objective, valid)
+        x, y = valid.first()
+        output = _try_out(objective, x, y)
+        if train is not None:
+            _try_out_train(objective, train, x, y)
+        return output, y
     finally:
         model.train(was_training)
 
 
-def _try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
-    x, y = taken(next(iter(valid.in_order())), slice(4))
+def try_out_task(task: Task) -> None:
+    """Run the model and the loss of a task on a few examples of each split, on the CPU and without a method.
+
+    Args:
+        task: the task; its hyperparameters and weights stay as they are.
+
+    Raises:
+        TypeError: see `try_out`.
+        ValueError: see `try_out`.
+    """
+    model = task.model.to("cpu")
+    pass_values = PassValues(task.space, torch.Generator())
+    objective = Objective(
+        model,
+        task.loss,
+        task.space,
+        pass_values,
+        get_method("fixed"),
+        None,
+        valid_loss=task.valid_loss,
+        augment=task.augmentations,
+    )
+    objective.constant = task.space.fixed_values({})
+    train, valid = (
+        stream(getattr(task, name), 4, name, torch.device("cpu"), 0, task.pair) for name in ("train", "valid")
+    )
+    for regularizer in task.regularizers:
+        regularizer.bind(pass_values)
+    try:
+        try_out(objective, valid, train)
+    finally:
+        for regularizer in task.regularizers:
+            regularizer.bind(None)
+
+
+def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     count = rows(x)
     with torch.no_grad():
         with _Attention() as attention:
-            output = _accepted("`model` must accept its inputs", x, lambda: objective.predict(x, None))
+            output = predicted(objective, x, "valid")
         shapes = [tuple(t.shape) for t in tensors(output)]
         if not any(shape and shape[0] == count for shape in shapes):
             what = f"output of shape {shapes[0]}" if shapes else described(output)
             raise ValueError(f"`output.shape[0]` must be the batch size, got {what} for {count} examples")
-        for which, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
-            loss = _accepted(f"`{which}` must accept the output of `model`", output, lambda f=function: f(output, y))  # type: ignore[misc]
+        for which, function in {"loss": objective.loss, "valid_loss": objective.valid_loss}.items():
+            loss = lost(function, which, output, y, "valid")
             if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (count,)):
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
+            require_mean(function, which, output, y, loss)
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
         _look(objective, x)
-    return output, y
-
-
-def _accepted(rule: str, given: Any, call: Callable[[], Any]) -> Any:
-    """The result of a call that gets nested tensors; an error about them is one line.
-
-    Raises:
-        TypeError: if the call fails with nested tensors.
-    """
-    try:
-        return call()
-    except (TypeError, AttributeError, KeyError, IndexError) as error:
-        if isinstance(given, torch.Tensor):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TypeError(f"{rule}, got {described(given)}: {reason}") from error
+    return output
 
 
 def _look(objective: Objective, x: Any) -> None:
@@ -141,32 +167,26 @@ def _look(objective: Objective, x: Any) -> None:
         for name, layer in model.named_modules()
         if isinstance(layer, Regularizer) and any(space.hyperparameters[own].per == "example" for own in layer.names)
     }
-    entered: list[tuple[str, str]] = []
-    handles = [
-        m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
-        for name, m in model.named_modules()
-    ]
 
     def predict(inputs: Any) -> Any:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
         with isolated(0), torch.backends.cudnn.flags(enabled=False):
             return called(model, objective.in_order(inputs))
 
+    layers: list[tuple[str, str]] = []
     try:
-        look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
+        with entered(model) as layers:
+            look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
     except (NotImplementedError, RuntimeError) as error:
         if "forward" not in str(error).lower():
             raise
-        name, kind = entered[-1]
+        name, kind = layers[-1]
         raise TypeError(
             f"every operation must have a forward-mode rule for '{method.name}', got none in layer '{name}' ({kind}) "
             f"or in what follows it: {str(error).splitlines()[0]}; use 'centered-stn'"
         ) from error
     except LostTangentError as error:
         raise TypeError(f"{error}; use 'centered-stn' instead of '{method.name}'") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if response.coverage.share < LOW_COVERAGE:
         warnings.warn(
             f"at least half of the trainable weights should respond to the hyperparameters, got "
@@ -174,6 +194,39 @@ def _look(objective: Objective, x: Any) -> None:
             RunWarning,
             stacklevel=4,
         )
+
+
+def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: Any) -> None:
+    """Run the model and the loss on training examples, unless they look like those of validation."""
+    x, y = train.first()
+    kinds = [[(t.dtype, t.shape[1:]) for t in tensors(pair)] for pair in ((x, y), (valid_x, valid_y))]
+    if kinds[0] == kinds[1]:
+        return
+    with torch.no_grad():
+        _try_out_types(objective, x, y)
+
+
+def _try_out_types(objective: Objective, x: Any, y: Any) -> None:
+    if objective.augment:  # augmentations may change the type of the inputs
+        try:
+            with _kept_generator(objective):
+                objective.train_loss(x, y)
+            return
+        except MISFITS:
+            pass  # the lines below raise the error again, with its cause
+    lost(objective.loss, "loss", predicted(objective, x, "train"), y, "train")
+
+
+@contextmanager
+def _kept_generator(objective: Objective) -> Iterator[None]:
+    """Context that leaves the random generator of the run as it was."""
+    generator = objective.generator
+    state = None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -232,12 +285,10 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     if not layers or not smallest or max(1, round(response_fraction * smallest)) > 1:
         return
     x, y = next(iter(train.in_order()))
-    generator = objective.generator
-    state = None if generator is None else generator.get_state()
     was_training = objective.model.training
     objective.model.train()
     try:
-        with torch.no_grad(), RunningStatistics(objective.model).held():
+        with torch.no_grad(), RunningStatistics(objective.model).held(), _kept_generator(objective):
             objective.train_loss(taken(x, slice(1)), taken(y, slice(1)))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -249,5 +300,3 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
         ) from None
     finally:
         objective.model.train(was_training)
-        if generator is not None and state is not None:
-            generator.set_state(state)

@@ -62,6 +62,11 @@ class Stream:
         """One pass for evaluation."""
         raise NotImplementedError
 
+    def first(self, count: int = 4) -> Batch:
+        """A few examples, for a look at their types and shapes."""
+        x, y = taken(next(iter(self.in_order())), slice(count))
+        return x, y
+
     def state_dict(self) -> dict[str, int]:
         """Position in the data."""
         return {"pass_number": self.pass_number, "position": self.position}
@@ -220,6 +225,17 @@ class LoaderStream(Stream):
         # Persistent workers serve one iterator at a time, so evaluation uses a copy of the loader with its own workers.
         for batch in self._draws(self._evaluation_loader, 1):
             yield self._on_device(batch)
+
+    def first(self, count: int = 4) -> Batch:
+        """A few examples, read in this process: no workers start for them."""
+        loader = self._evaluation_loader
+        if loader.num_workers == 0 or loader.batch_sampler is None:
+            return super().first(count)
+        seed = seed_of(self.seed, 2)
+        self._reseed(seed)
+        with isolated(seed):
+            chosen = next(iter(loader.batch_sampler))[:count]
+            return self._on_device(loader.collate_fn([loader.dataset[row] for row in chosen]))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position; the minibatches of the pass before it are read again."""

@@ -21,6 +21,9 @@ GraphName = Literal["auto", "on", "off"]
 #: A constant, or one value per epoch.
 Constants = Mapping[str, float | Sequence[float]]
 
+#: Names that other libraries have for an option.
+OTHER_NAMES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs", "n_epochs": "epochs"}
+
 #: Type that an option may have in addition to its own type.
 Other = TypeVar("Other")
 

@@ -22,10 +22,16 @@ def first_rule(error: ValidationError, given: Mapping[str, Any], model: type[Bas
         rule = f"one of {', '.join(choices)}" if choices else {bool: "true or false"}.get(parts[0][0], "text")
         return f"`{name}` must be {rule}, got {value!r}"
     if choices and isinstance(value, str):
-        return f"`{name}` must be a number or {', '.join(map(repr, choices))}, got {value!r}"
+        return f"`{name}` must be a number or {', '.join(map(repr, choices))}, got {shown(value)}"
     kind, rules = numbers[0]
     words = " and ".join(f"{name} {sign} {bound:g}" for sign, bound in rules)
-    return f"`{words}` must hold{' for a whole number' if kind is int else ''}, got {name}={value!r}"
+    whole = " for a whole number" if kind is int else " for a number" if isinstance(value, str) else ""
+    return f"`{words}` must hold{whole}, got {name}={shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value in an error message about a number; of a text it says that it is one, because `'1'` looks like 1."""
+    return f"{value!r}, a text" if isinstance(value, str) else repr(value)
 
 
 def _parts(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[Any, list[tuple[str, float]]]]:

@@ -13,6 +13,7 @@ from ray_deltastn.domains import DomainsName
 from ray_deltastn.maps import REACH
 from ray_deltastn.methods import HyperPass, Method, MethodName, get_method
 from ray_deltastn.training.options import (
+    OTHER_NAMES,
     Constants,
     GraphName,
     HyperOptimizerName,
@@ -55,7 +56,7 @@ class Settings(BaseModel):
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
-        optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ.
+        optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ; PyTorch's spelling (`AdamW`) works too.
         response_lr: learning rate of Θ; by default `lr` × `response_fraction`, because the noise of Θ's gradient grows
             as the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
             schedule in proportion.
@@ -212,6 +213,11 @@ class Settings(BaseModel):
     def _as_yaml_reads_it(cls, graph: Any) -> Any:
         return {True: "on", False: "off"}[graph] if isinstance(graph, bool) else graph
 
+    @field_validator("optimizer", "response_optimizer", "hyper_optimizer", mode="before")
+    @classmethod
+    def _as_pytorch_writes_it(cls, name: Any) -> Any:
+        return name.lower() if isinstance(name, str) else name
+
     @field_validator("device", mode="before")
     @classmethod
     def _as_text(cls, device: Any) -> str:
@@ -270,7 +276,7 @@ class Settings(BaseModel):
     def nearest(cls, name: str) -> str | None:
         """The option that a misspelt name probably means."""
         near = difflib.get_close_matches(name, cls.names(), n=1, cutoff=0.8)
-        return near[0] if near else None
+        return OTHER_NAMES.get(name, near[0] if near else None)
 
     def torch_device(self) -> torch.device:
         """The training device; `auto` is CUDA if there is a CUDA device, else the CPU."""

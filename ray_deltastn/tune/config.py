@@ -7,21 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_deltastn.methods import get_method
+from ray_deltastn.training.rules import shown
 from ray_deltastn.training.settings import Settings
-from ray_deltastn.tune.places import check_place, require_own
+from ray_deltastn.tune.places import check_place, full_key, require_own, unknown_section, with_own_names
 from ray_deltastn.tune.places import unknown_key as unknown_key  # used by other commands too
+from ray_deltastn.tune.reading import ConfigError as ConfigError  # raised by `read`
+from ray_deltastn.tune.reading import load_yaml
 from ray_deltastn.tune.schedulers import CHANGING, PAUSING
 from ray_deltastn.tune.search.axes import Axis, Choice
 from ray_deltastn.tune.search.domains import parse_domain, read_domain
-
-
-class ConfigError(ValueError):
-    """Error for a configuration that breaks a rule; the message is one line."""
-
 
 ConfigKind = TypeVar("ConfigKind", bound="ExperimentConfig")
 
@@ -51,6 +48,9 @@ class TuneSection(_Section):
         seed: seed of the searcher.
         warm_start: start each trial with the hyperparameters that the nearest of the best finished trials has learned.
     """
+
+    # A text is not a number, and a number is not a boolean.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     searcher: Literal["bo", "random", "grid", "optuna-tpe", "optuna-gp"] = "bo"
     scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt", "pb2"] = "fifo"
@@ -92,6 +92,11 @@ class ExperimentConfig(_Section):
     search: dict[str, str] = Field(default_factory=dict)
     tune: TuneSection = TuneSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, data: Any) -> Any:
+        return with_own_names(data) if isinstance(data, dict) else data
+
     @field_validator("options")
     @classmethod
     def _own_options(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,15 +119,22 @@ class ExperimentConfig(_Section):
 
         Args:
             path: YAML file.
-            overrides: `key=value` with dots for sections, such as `train.epochs=5`; values are YAML.
+            overrides: `key=value` with dots for sections, such as `train.epochs=5`; values are YAML. The section may
+                be left out if only one has such a key.
 
         Raises:
             ConfigError: if the file cannot be read, a key is unknown or a value breaks a rule.
         """
         try:
-            return cls.model_validate(load_yaml(path, overrides))
+            return cls.model_validate(load_yaml(path, overrides, lambda key, data: full_key(key, data, cls.sections())))
         except ValidationError as error:
             raise ConfigError(first_error(error, cls)) from None
+
+    @classmethod
+    def sections(cls) -> dict[str, tuple[str, ...]]:
+        """Names of all keys at the top of a file, with the known keys of `train` and `tune`."""
+        known = {"train": Settings.names(), "tune": tuple(TuneSection.model_fields)}
+        return {name: known.get(name, ()) for name in cls.model_fields}
 
     def model_post_init(self, context: Any) -> None:
         """Check the rules that concern several sections."""
@@ -239,60 +251,22 @@ def option_of(searched: str) -> str:
     return searched.removeprefix("options.")
 
 
-def load_yaml(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the mapping in a YAML file, with overrides; it is not checked yet.
-
-    Args:
-        path: YAML file.
-        overrides: `key=value` with dots for sections; values are YAML.
-
-    Raises:
-        ConfigError: if the file cannot be read, or an override is not `key=value` or reaches into a value that is not
-            a mapping.
-    """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"`{path}` must be UTF-8 text, got {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise ConfigError(f"`{path}` must be a readable file: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"`{path}` must be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"`{path}` must hold a mapping, got {type(data).__name__}")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"`--set` must be key=value, got {override!r}")
-        *path_, last = key.split(".")
-        # Keys of `search` contain dots themselves: `search.hyperparameters.dropout`.
-        if path_ and path_[0] == "search":
-            path_, last = ["search"], ".".join([*path_[1:], last])
-        inner = data
-        for part in path_:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"`--set {key}` must reach into a mapping, got {type(inner).__name__} at '{part}'")
-        try:
-            inner[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"`--set {key}` must be YAML, got {value!r}") from None
-    return data
-
-
-def first_error(error: ValidationError, section: type[_Section]) -> str:
+def first_error(error: ValidationError, kind: type[ExperimentConfig]) -> str:
     """Return one line about the first rule that a configuration breaks.
 
     Args:
         error: the error of pydantic.
-        section: the class of the configuration.
+        kind: the class of the configuration.
     """
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        inner = section if len(first["loc"]) == 1 else TuneSection
-        prefix = "" if len(first["loc"]) == 1 else "tune."
-        return unknown_key(key, [prefix + name for name in inner.model_fields])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        return unknown_section(key, kind.sections())
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, [f"tune.{name}" for name in TuneSection.model_fields])
+    kinds = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
+    if first["type"] in kinds:
+        return f"`{key}` must be {kinds[first['type']]}, got {shown(first['input'])}"
     return f"`{key}`: {first['msg']}, got {first['input']!r}"

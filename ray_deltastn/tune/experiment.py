@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-import itertools
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -17,21 +14,12 @@ from typing import Any
 
 import pandas as pd
 import ray
-import torch
 from ray import tune
 from ray.tune import Callback
 
-from ray_deltastn.domains import DomainsName
-from ray_deltastn.methods import get_method
-from ray_deltastn.task import Task
-from ray_deltastn.tasks import build_task
-from ray_deltastn.tasks.options import Watched
 from ray_deltastn.training import random_state
-from ray_deltastn.training.checks import check_differentiable
-from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
-from ray_deltastn.training.settings import Settings
-from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.config import ExperimentConfig, option_of
 from ray_deltastn.tune.finished import write_best
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
@@ -48,15 +36,27 @@ from ray_deltastn.tune.folder.loggers import loggers
 from ray_deltastn.tune.folder.pruning import PruneCheckpoints
 from ray_deltastn.tune.folder.results import collect, write_results
 from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
-from ray_deltastn.tune.guards import alone, check_free, check_maps, check_owner, check_resumable, check_shared, slots_of
+from ray_deltastn.tune.guards import (
+    alone,
+    check_free,
+    check_maps,
+    check_owner,
+    check_resumable,
+    check_shared,
+    make_free,
+    slots_of,
+)
 from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
+from ray_deltastn.tune.stopping import Terminated, terminable
+from ray_deltastn.tune.task_check import check_task
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
-#: Hyper steps after which a scheduler may judge a trial.
-HYPER_STEPS = 10
+
+class TrialsFailedError(RuntimeError):
+    """Every trial of an experiment has failed; the message is one line with the error of the first."""
 
 
 class _AllTrialsRestored(Callback):
@@ -82,6 +82,7 @@ class _Ended(Callback):
 
     def __init__(self, before: Collection[str]) -> None:
         self.trials = set(before)
+        self._failed: list[str] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that ended (called by Tune)."""
@@ -90,6 +91,11 @@ class _Ended(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that failed and is not restarted (called by Tune)."""
         self.trials.add(trial.trial_id)
+        self._failed.append(trial.trial_id)
+
+    def place_of(self, trial: Any) -> int:
+        """Place of a trial among those that failed; a trial that failed before the experiment was resumed is last."""
+        return self._failed.index(trial.trial_id) if trial.trial_id in self._failed else len(self._failed)
 
 
 def run_experiment(
@@ -115,19 +121,38 @@ def run_experiment(
         ValueError: if the task or an option breaks a rule, or a machine of the cluster cannot access `out`. It is
             raised before any trial starts.
         ConnectionError: if no cluster runs at the address.
+        TrialsFailedError: if every trial fails. The experiment can be resumed: then each trial is tried again.
+        Terminated: after SIGTERM. Like KeyboardInterrupt after Ctrl-C, it is raised when the state is saved.
     """
     out = out.resolve()  # Tune's file layer (Arrow) refuses relative paths.
     if resume and not (out / CONFIG_FILE).exists():
         raise ResumeError(f"`{out}` must hold an experiment to resume, got none")
     if resume and not trust:
         check_owner(out)
+    if not resume:
+        check_free(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports, grace = check_task(config)
-    if not ray.is_initialized():
-        # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
-        where = address or os.environ.get("RAY_ADDRESS") or "local"
-        dashboard = False if where == "local" else None
+    with terminable() as rearm:
+        if not ray.is_initialized():
+            _start_ray(address)
+        rearm()
+        return _run_on_cluster(config, space, reports, grace, out, resume)
+
+
+def _start_ray(address: str | None) -> None:
+    # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    dashboard = False if where == "local" else None
+    try:
         ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+    except SystemExit:  # Ray's own handler of SIGTERM
+        raise Terminated from None
+
+
+def _run_on_cluster(
+    config: ExperimentConfig, space: dict[str, dict[str, Any]], reports: int, grace: int, out: Path, resume: bool
+) -> pd.DataFrame:
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
@@ -142,7 +167,7 @@ def run_experiment(
     )
     scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports, grace=grace)
     if not resume:
-        check_free(out)
+        make_free(out)
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
@@ -160,7 +185,7 @@ def _run(
 ) -> pd.DataFrame:
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
-        progress.console.print("Tune's newest state was damaged; continuing from the previous one", highlight=False)
+        progress.say("Tune's newest state was damaged; continuing from the previous one")
     known = check_resumable(config, out) if resume else {}
     if resume:
         check_maps(out, space)
@@ -220,16 +245,16 @@ def _run(
     if len(ended.trials) < config.tune.num_samples and not (budget and budget.stop_all()):
         # Tune returns normally after an interrupt and marks all trials as terminated.
         raise KeyboardInterrupt
-    failed = [trial.trial_id for trial in analysis.trials if trial.status == "ERROR"]
+    failed = [trial for trial in analysis.trials if trial.status == "ERROR"]
     if not is_written(out / TRIALS_FOLDER) or any(map(lacked_room, analysis.trials)):
         # The experiment can be resumed once the disk has free space, so it must not count as ended.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     if failed:
-        where = out / TRIALS_FOLDER / failed[0] / "error.txt"
-        progress.console.print(
-            f"{len(failed)} of {len(analysis.trials)} trials failed; the error of the first is in {where}",
-            highlight=False,
-        )
+        first = min(failed, key=ended.place_of)
+        where = out / TRIALS_FOLDER / first.trial_id / "error.txt"
+        if len(failed) == len(analysis.trials):
+            raise TrialsFailedError(f"all {len(failed)} trials failed, the first with {reason_of(first)}; see {where}")
+        progress.say(f"{len(failed)} of {len(analysis.trials)} trials failed; the error of the first is in {where}")
     log = out / TRIALS_FOLDER / "pbt_global.txt"
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
@@ -239,6 +264,17 @@ def _run(
         progress.console.print(told, highlight=False, markup=False)
     write_results(results, out)
     return results
+
+
+def reason_of(trial: Any) -> str:
+    """The error of a failed trial on one line: its type and its message."""
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None)  # of an error that a worker has raised
+    if cause is not None:
+        return " ".join(f"{type(cause).__name__}: {cause}".split())
+    # A worker that died has raised nothing. Tune's text holds all failures of the trial.
+    text = str(error or trial.get_error()).rpartition("Failure #")[2]
+    return " ".join((text.strip().splitlines() or ["no message"])[-1 if error is None else 0].split())
 
 
 def lacked_room(trial: Any) -> bool:
@@ -260,89 +296,3 @@ def _note_driver(path: Path, searcher: float, wall: float) -> None:
     spent = {"searcher_seconds": searcher, "wall_seconds": wall}
     total = {key: round(before.get(key, 0.0) + value, 3) for key, value in spent.items()}
     write_whole(path, json.dumps(total) + "\n")
-
-
-def _reports(config: ExperimentConfig, task: Task) -> int:
-    """Return the number of reports of a whole trial; of the longest trial, if trials differ."""
-    epochs = int(max(config.extremes("epochs")))
-    intervals = config.extremes("steps_per_report")
-    if all(interval is None for interval in intervals):
-        return epochs
-    batch_size = int(min(config.extremes("batch_size")))
-    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0, task.pair))
-    return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
-
-
-def _grace(config: ExperimentConfig, task: Task, reports: int) -> int:
-    """Return the number of reports until λ has made some hyper steps in every trial; 1 if no trial tunes λ."""
-    shaping = ("method", "preset", "epochs", "batch_size", "warmup", "warmup_steps", "train_interval", "valid_interval")
-    searched = [name for name in (*shaping, "steps_per_report") if name in config.search]
-    found = 1
-    for values in itertools.product(*map(config.extremes, searched)):
-        settings = Settings(**{**config.train, **dict(zip(searched, values, strict=True))})
-        if get_method(settings.method).tunes:
-            epoch = len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0, task.pair))
-            cycles = math.ceil(HYPER_STEPS / settings.valid_interval)
-            steps = settings.warmup_train_steps(epoch) + cycles * settings.train_interval
-            found = max(found, math.ceil(steps / (settings.steps_per_report or epoch)))
-    return min(found, reports)
-
-
-def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
-    """Return the sets of maps that trials of this experiment can have."""
-    searched = [name for name in ("preset", "domains") if name in config.search]
-    values = itertools.product(*map(config.extremes, searched))
-    given = [{**config.train, **dict(zip(searched, one, strict=True))} for one in values]
-    return list(dict.fromkeys(Settings(**one).domains for one in given))
-
-
-def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int, int]:
-    """Build the task once, as a trial does, and check the experiment against it.
-
-    Returns:
-        Four values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
-        value if `preset` or `domains` is searched); the experiment, in which `hyperparameters: all` is replaced by the
-        name and range of each hyperparameter; the largest number of reports of one trial; and the number of reports
-        before which a scheduler must not judge a trial.
-
-    Raises:
-        ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
-            domain, or the task never reports the metric.
-    """
-    searched = [option_of(name) for name in config.search if name.startswith("options.")]
-    watched = Watched({"task": config.task, **config.options, **config.train})
-    with random_state.isolated(0):
-        task = build_task(watched)
-    sets = _sets_of_maps(config)
-    for domains in sets:
-        task.space.use(domains)
-    for method in config.methods():
-        check_differentiable(task, get_method(method))
-    for name in (*config.options, *searched):
-        # A task may read an option later or not at all, so only a name that looks misspelt is refused.
-        near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)
-        if name not in watched.read and near:
-            raise ValueError(unknown_key(f"options.{name}", [f"options.{near[0]}"]))
-    splits = ["valid"] + ([] if task.test is None else ["test"])
-    known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
-    if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
-        raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
-    about = {
-        name: {
-            "kind": type(p).__name__,
-            "map": p.map_in(sets[0]).name,
-            "initial": p.initial,
-            "low": p.bounds[0],
-            "high": p.bounds[1],
-        }
-        for name, p in task.space.hyperparameters.items()
-    }
-    if "hyperparameters" in config.search:
-        config = config.with_ranges(task.space.search_ranges())
-    constants = {name.partition(".")[2]: name for name in config.search if name.startswith("hyperparameters.")}
-    task.space.require(constants, "`search.hyperparameters`")
-    for name, key in constants.items():
-        for value in config.extremes(key):
-            task.space.hyperparameters[name].check_value(name, value)
-    reports = _reports(config, task)
-    return about, config, reports, _grace(config, task, reports)

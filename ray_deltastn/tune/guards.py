@@ -19,8 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.folder.layout import (
+    COMPARISON_FILE,
     CONFIG_FILE,
+    DRIVER_FILE,
+    LINEAGE_FILE,
     LOCK_FILE,
+    LOG_FILE,
     RESULTS_FILE,
     SPACE_FILE,
     STATES_FOLDER,
@@ -28,6 +32,7 @@ from ray_deltastn.tune.folder.layout import (
     ResumeError,
 )
 from ray_deltastn.tune.folder.states import state_files, trial_statuses
+from ray_deltastn.tune.nested import flat
 
 logger = logging.getLogger(__name__)
 
@@ -53,26 +58,68 @@ def alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_experiment(out: Path) -> bool:
+    """Whether a folder holds an experiment of this package; many programs write a `config.json`."""
+    try:
+        config = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"task", "tune", "search"} <= config.keys()
+
+
 def unfinished(out: Path) -> bool:
     """Whether a results folder holds an experiment that has started and not ended."""
-    return (out / CONFIG_FILE).exists() and not (out / RESULTS_FILE).exists()
+    return is_experiment(out) and not (out / RESULTS_FILE).exists()
 
 
 def check_free(out: Path) -> None:
-    """Rename the results folder of a finished experiment, so that a new one can use its name.
+    """Check that a new experiment can use a results folder; a finished experiment does not prevent it.
 
     Raises:
-        ResumeError: if the folder holds an unfinished experiment.
+        ResumeError: if the folder holds an unfinished experiment, a comparison or other files.
     """
+    if (out / COMPARISON_FILE).exists():
+        raise ResumeError(f"`{out}` must not hold a comparison, got a {COMPARISON_FILE}; choose another folder")
     if unfinished(out):
         raise ResumeError(
             f"`{out}` must not hold an unfinished experiment; continue it with --resume, or remove the folder"
         )
-    if (out / RESULTS_FILE).exists():
+    if not is_experiment(out):
+        check_own(out)
+
+
+def make_free(out: Path) -> None:
+    """Rename the results folder of a finished experiment, so that a new one can use its name.
+
+    Raises:
+        ResumeError: see `check_free`.
+    """
+    check_free(out)
+    if is_experiment(out):
         number = 1
         while (kept := out.with_name(f"{out.name}.{number}")).exists():
             number += 1
         out.rename(kept)
+
+
+def check_own(out: Path) -> None:
+    """Check that a folder for new results has no files of anybody else.
+
+    Files that a command leaves if it ends before its first trial are its own; hidden files do no harm.
+
+    Raises:
+        ResumeError: if there is another file, or the folder is a file itself.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ResumeError(f"`--out` must be a folder, got the file {out}")
+    own = {SPACE_FILE, STATES_FOLDER, TRIALS_FOLDER, DRIVER_FILE, LOG_FILE, LINEAGE_FILE}
+    others = sorted(p.name for p in out.iterdir() if p.name not in own and not p.name.startswith("."))
+    if others:
+        raise ResumeError(
+            f"`--out` must be a new or an empty folder, got {out} with {len(others)} other files, such as {others[0]!r}"
+        )
 
 
 def check_owner(out: Path) -> None:
@@ -117,20 +164,34 @@ def check_maps(out: Path, space: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
+def check_same(now: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> None:
+    """Check that a configuration is the one with which an experiment or a comparison has started.
+
+    Args:
+        now: the configuration.
+        saved: that of the folder.
+        what: `experiment` or `comparison`, for the error.
+
+    Raises:
+        ResumeError: if they differ; the message shows the values that differ, and no others.
+    """
+    here, there = ({key: json.dumps(value) for key, value in flat(one).items()} for one in (now, saved))
+    changed = [key for key in {**there, **here} if here.get(key) != there.get(key)]
+    if not changed:
+        return
+    first, *others = (f"got {here.get(key, 'nothing')} instead of {there.get(key, 'nothing')}" for key in changed[:3])
+    also = "".join(f"; `{key}` too, {told}" for key, told in zip(changed[1:], others, strict=False))
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+    raise ResumeError(f"`{changed[0]}` must be the same as in the {what} to resume, {first}{also}{more}")
+
+
 def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
     """Check that an experiment can be resumed, and return the status of each trial by its id.
 
     Raises:
         ResumeError: if the configuration differs from the saved one, or Tune's states are missing or damaged.
     """
-    saved = json.loads((out / CONFIG_FILE).read_text())
-    now = json.loads(json.dumps(config.model_dump()))
-    for section in now:
-        if saved.get(section) != now[section]:
-            raise ResumeError(
-                f"`{section}` must be the same as in the experiment to resume, got {now[section]!r} instead of "
-                f"{saved.get(section)!r}"
-            )
+    check_same(config.model_dump(), json.loads((out / CONFIG_FILE).read_text()), "experiment")
     states = state_files(out / TRIALS_FOLDER)
     if not states:
         raise ResumeError(

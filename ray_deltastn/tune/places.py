@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ray_deltastn.training.options import OTHER_NAMES
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.tune.reading import ConfigError
 
 #: Key of a trial's config → the place in the file that sets it. The options of `Settings` have theirs in `train` or
 #: `search`.
 _PLACES = {"task": "task", "resources": "tune.cpu` and `tune.gpu", "warm_start": "tune.warm_start"}
+#: Sections whose keys are options of `Settings`.
+_OF_SETTINGS = ("train", "search", "single", "self_tuned")
 #: Options of `Settings` that can be mappings, into which a key of `search` can reach.
 _MAPPINGS = ("hyperparameters", "schedule")
 
@@ -81,6 +85,60 @@ def _holds(section: Any, name: str) -> bool:
             return False
         section = section[part]
     return True
+
+
+def full_key(key: str, data: Mapping[str, Any], sections: Mapping[str, Collection[str]]) -> str:
+    """Return the key of an override with its section: `epochs` becomes `train.epochs`.
+
+    Args:
+        key: the key as it is given.
+        data: the content of the file. If its section `self_tuned` has the key, this section is meant.
+        sections: names of all sections of the file, with the keys that belong to them and to nothing else.
+
+    Raises:
+        ConfigError: if the key belongs to several sections.
+    """
+    head, dot, rest = key.partition(".")
+    if head in sections:
+        return key
+    head = OTHER_NAMES.get(head, head)
+    own = data.get("self_tuned")
+    if isinstance(own, dict) and head in own:
+        return f"self_tuned.{head}{dot}{rest}"
+    places = [f"{section}.{head}{dot}{rest}" for section, names in sections.items() if head in names]
+    if len(places) > 1:
+        raise ConfigError(f"`--set {key}` must name its section, {' or '.join(f'`{p}`' for p in places)}, got none")
+    return places[0] if places else key
+
+
+def with_own_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a file in which options of `Settings` have this package's names: `lr`, `epochs`.
+
+    Args:
+        data: the content; it may have names of other libraries, such as `learning_rate`.
+
+    Raises:
+        ValueError: if an option is given under both names.
+    """
+    renamed = dict(data)
+    for section in _OF_SETTINGS:
+        values = data.get(section)
+        if not isinstance(values, dict):
+            continue
+        for other in OTHER_NAMES.keys() & values.keys():
+            if OTHER_NAMES[other] in values:
+                raise ValueError(f"`{section}.{OTHER_NAMES[other]}` must be given once, got also `{section}.{other}`")
+        renamed[section] = {OTHER_NAMES.get(name, name): value for name, value in values.items()}
+    return renamed
+
+
+def unknown_section(name: str, sections: Mapping[str, Collection[str]]) -> str:
+    """Return one line about an unknown key at the top of a file, with the key that was probably meant."""
+    inner = {key: f"{section}.{key}" for section, names in sections.items() for key in names}
+    near = difflib.get_close_matches(OTHER_NAMES.get(name, name), [*sections, *inner], n=1, cutoff=0.6)
+    if near and near[0] in inner:
+        return f"`{name}` is not a known key; did you mean `{inner[near[0]]}`?"
+    return unknown_key(name, list(sections))
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:

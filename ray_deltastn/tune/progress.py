@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune import Callback
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ray_deltastn.tasks.names import name_of
 from ray_deltastn.training.columns import VALUES, WARNINGS
+from ray_deltastn.tune.console import LONGEST, PlainConsole, one_line, plain
+
+logger = logging.getLogger(__name__)
 
 #: Largest number of updates of the table per second.
 REFRESHES = 4
@@ -48,14 +56,34 @@ class NotebookTable:
         """Do nothing; the last table stays in the output."""
 
 
+def _never_ends_a_run(show: Callable[..., None]) -> Callable[..., None]:
+    """Switch the display off after an error in it; Tune would end the experiment."""
+
+    @functools.wraps(show)
+    def guarded(self: Progress, *args: Any, **info: Any) -> None:
+        if self.broken:
+            return
+        try:
+            show(self, *args, **info)
+        except (Exception, SystemExit) as error:  # Rich ends the process if the reader of its output is gone
+            self.switch_off(error)
+
+    return guarded
+
+
 class Progress(Callback):
     """Shows a live table in a terminal or a notebook; elsewhere it prints one line per trial every few seconds.
+
+    An error of the output, such as a closed pipe, ends the display and not the run.
 
     Args:
         searched: names of the searched options, shown as columns.
         trials: number of planned trials.
         console: output; by default standard output.
         every: seconds between two lines of a trial if there is no table.
+
+    Attributes:
+        broken: whether the display has ended after an error.
     """
 
     def __init__(
@@ -63,8 +91,9 @@ class Progress(Callback):
     ) -> None:
         self.searched = list(searched)
         self.trials = trials
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or PlainConsole(soft_wrap=True)
         self.every = every
+        self.broken = False
         self._rows: dict[str, dict[str, Any]] = {}
         self._live: Live | NotebookTable | None = None
         self._printed: dict[str, float] = {}
@@ -77,6 +106,7 @@ class Progress(Callback):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["searched"], state["trials"], every=state["every"])  # type: ignore[misc]
 
+    @_never_ends_a_run
     def setup(self, *args: Any, **info: Any) -> None:
         """Start the live display (called by Tune)."""
         if self._live is not None:
@@ -88,6 +118,7 @@ class Progress(Callback):
         if self._live is not None:
             self._live.start()
 
+    @_never_ends_a_run
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -105,6 +136,7 @@ class Progress(Callback):
         if reports:
             row.update(first=reports[0], last=reports[-1])
 
+    @_never_ends_a_run
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial failed (called by Tune)."""
         row = self._rows.setdefault(trial.trial_id, {"number": len(self._rows) + 1, "config": trial.config})
@@ -115,12 +147,27 @@ class Progress(Callback):
         """Show the last table and stop the live display (called by Tune)."""
         self.close()
 
+    @_never_ends_a_run
     def close(self) -> None:
         """Show the last table and stop the live display."""
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
             self._live = None
+
+    @_never_ends_a_run
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(one_line(text), markup=False, emoji=False, highlight=False)
+
+    def switch_off(self, error: BaseException) -> None:
+        """Show nothing more, because of an error."""
+        self.broken = True
+        logger.warning("the display of the progress has ended: %s: %s", type(error).__name__, error)
+        live, self._live = self._live, None
+        with contextlib.suppress(Exception, SystemExit):
+            if live is not None:
+                live.stop()
 
     def _show(self, trial_id: str, force: bool) -> None:
         if self._live is not None:
@@ -130,10 +177,11 @@ class Progress(Callback):
         if force or now - self._printed.get(trial_id, -1e9) >= self.every:
             self._printed[trial_id] = now
             names, cells = self._columns(), self._cells(self._rows[trial_id])
-            self.console.print("  ".join(f"{n} {c}" for n, c in zip(names, cells, strict=True) if c), highlight=False)
+            self.say("  ".join(f"{n} {c}" for n, c in zip(names, cells, strict=True) if c))
 
     def _columns(self) -> list[str]:
-        return ["trial", "state", "epoch", "valid loss", "best", *self.searched, *self._hyperparameters()]
+        named = [one_line(name) for name in (*self.searched, *self._hyperparameters())]
+        return ["trial", "state", "epoch", "valid loss", "best", *named]
 
     def _hyperparameters(self) -> list[str]:
         reports = (row["last"] for row in self._rows.values() if "last" in row)
@@ -162,14 +210,14 @@ class Progress(Callback):
         lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-(most or 0) :])]
         shown = self._fitting(lines)
         for index in shown:
-            table.add_column(lines[0][index], justify="right", no_wrap=True)
+            table.add_column(plain(lines[0][index]), justify="right", no_wrap=True)
         for line in lines[1:]:
-            table.add_row(*(line[index] for index in shown))
+            table.add_row(*(plain(line[index]) for index in shown))
         return table
 
     def _fitting(self, lines: list[list[str]]) -> list[int]:
         """Columns that fit the terminal; removes searched options first, then loss and state, then hyperparameters."""
-        widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
+        widths = [max(map(cell_len, column)) + 3 for column in zip(*lines, strict=True)]
         searched = range(5, 5 + len(self.searched))
         shown = list(range(len(widths)))
         for index in (*reversed(searched), 3, 1, *reversed(shown[searched.stop :])):
@@ -186,4 +234,6 @@ def _value_at(config: dict[str, Any], name: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.3g}"
+    return one_line(name_of(value), LONGEST)

@@ -5,7 +5,11 @@ import pytest
 from tests.bad_inputs.made import assert_refused
 
 pytest.importorskip("ray")
+from ray_deltastn.cli import main
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
+from ray_deltastn.tune.folder.layout import ResumeError
+from ray_deltastn.tune.guards import check_free, check_same
 
 GOOD = "task: digits-mlp\ntrain:\n  epochs: 2\nsearch:\n  lr: loguniform(0.01, 0.3)\ntune:\n  num_samples: 2\n"
 
@@ -73,6 +77,24 @@ FILES = {
     "set-without-key": (GOOD, ["=5"], ["`--set`", "key=value", "'=5'"]),
     "set-unknown-key": (GOOD, ["train.epoch=5"], ["`train.epoch`", "did you mean `train.epochs`"]),
     "set-unknown-section": (GOOD, ["trian.epochs=5"], ["`trian`", "did you mean `train`"]),
+    "set-misspelt-key-without-its-section": (GOOD, ["epoch=5"], ["`epoch`", "did you mean `train.epochs`"]),
+    "set-key-of-two-sections": (GOOD, ["seed=5"], ["`--set seed`", "`train.seed` or `tune.seed`"]),
+    "file-with-a-key-outside-its-section": (
+        GOOD + "epochs: 3\n",
+        [],
+        ["`epochs`", "not a known key", "did you mean `train.epochs`"],
+    ),
+    "file-with-another-name-outside-its-section": (
+        GOOD + "learning_rate: 3\n",
+        [],
+        ["`learning_rate`", "did you mean `train.lr`"],
+    ),
+    "option-under-two-names": (
+        GOOD,
+        ["train.learning_rate=0.1", "train.lr=0.2"],
+        ["`train.lr`", "given once", "`train.learning_rate`"],
+    ),
+    "optimizer-unknown": (GOOD, ["train.optimizer=LBFGS"], ["`optimizer`", "sgd, adam, adamw", "'LBFGS'"]),
     "set-into-a-value": (GOOD, ["train.epochs.first=5"], ["`--set train.epochs.first`", "mapping", "int", "'epochs'"]),
     "set-invalid-yaml": (GOOD, ["train.epochs=[1"], ["`--set", "train.epochs", "[1"]),
     "domain-without-values": (
@@ -174,3 +196,99 @@ def test_good_configuration_is_accepted(tmp_path):
     config = ExperimentConfig.read(path, ["train.epochs=7", "tune.cpu=0.5"])
     assert config.train["epochs"] == 7
     assert config.tune.cpu == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("epochs=3", "train", "epochs", 3),
+        ("lr=1e-3", "train", "lr", 1e-3),
+        ("learning_rate=1e-3", "train", "lr", 1e-3),
+        ("train.learning_rate=1e-3", "train", "lr", 1e-3),
+        ("num_epochs=3", "train", "epochs", 3),
+        ("num_samples=5", "tune", "num_samples", 5),
+        ("searcher=random", "tune", "searcher", "random"),
+        ("schedule.name=cosine", "train", "schedule", {"name": "cosine"}),
+        ("search.learning_rate=uniform(0.1, 0.2)", "search", "lr", "uniform(0.1, 0.2)"),
+        ("optimizer=AdamW", "train", "optimizer", "AdamW"),
+    ],
+)
+def test_a_key_of_one_section_needs_no_section_and_other_names_are_understood(tmp_path, override, section, name, value):
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD.replace("search:\n  lr: loguniform(0.01, 0.3)\n", ""))
+    found = getattr(ExperimentConfig.read(path, [override]), section)
+    found = found if isinstance(found, dict) else found.model_dump()
+    assert found[name] == value
+    if section == "train":
+        assert "learning_rate" not in found
+        Settings(**found)
+
+
+@pytest.mark.parametrize(("given", "known"), [("AdamW", "adamw"), ("SGD", "sgd"), ("Adam", "adam"), ("adam", "adam")])
+def test_optimizers_may_be_written_as_pytorch_does(given, known):
+    settings = Settings(optimizer=given, response_optimizer=given)
+    assert (settings.optimizer, settings.response_optimizer) == (known, known)
+    assert Settings(hyper_optimizer="RMSprop").hyper_optimizer == "rmsprop"
+
+
+def test_a_name_of_another_library_gets_the_right_hint():
+    assert_refused(lambda: Settings(learning_rate=0.1), ValueError, ["'learning_rate'", "did you mean 'lr'"])
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_file_for_the_other_command_is_told_that_command(command, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    content = {"run": "trials: 3\nsingle: {lr: 0.1}\nself_tuned: {hyper_lr: 0.1}\n", "compare": "  searcher: bo\n"}
+    path.write_text(GOOD.replace("tune:\n  num_samples: 2\n", "" if command == "run" else "tune:\n") + content[command])
+    assert main([command, str(path), "--out", str(tmp_path / "out")]) == 1
+    other = {"run": "compare", "compare": "run"}[command]
+    error = capsys.readouterr().err
+    assert f"use `ray-deltastn {other} {path}`" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("content", ["notes.txt", "config.json", "results.csv", "a file"])
+def test_a_folder_with_other_files_is_refused_and_stays_as_it_was(command, content, tmp_path, capsys):
+    path, out = tmp_path / "config.yaml", tmp_path / "out"
+    path.write_text(GOOD if command == "run" else "task: digits-mlp\ntrain: {epochs: 2}\n")
+    if content == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / content).write_text('{"mine": 1}')
+    assert main([command, str(path), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert str(out) in error
+    assert len(error.splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "out"]
+    assert out.is_file() or [p.name for p in out.iterdir()] == [content]
+
+
+def test_hidden_files_and_what_a_refused_command_has_left_are_no_other_files(tmp_path):
+    for name in (".lock", ".gitkeep", "space.json"):
+        (tmp_path / name).write_text("{}")
+    check_free(tmp_path)
+    check_free(tmp_path / "missing")
+
+
+def test_an_experiment_is_not_run_in_the_folder_of_a_comparison(tmp_path):
+    (tmp_path / "comparison.json").write_text("{}")
+    (tmp_path / "results.csv").write_text("")
+    assert_refused(lambda: check_free(tmp_path), ResumeError, ["must not hold a comparison", str(tmp_path)])
+
+
+def test_a_resume_with_other_settings_shows_what_differs_and_nothing_else():
+    saved = {"task": "t", "train": {"epochs": 24, "lr": 0.1, "seed": 3}, "tune": {"cpu": 1, "gpu": 0}}
+    now = {"task": "t", "train": {"epochs": 9, "lr": 0.1}, "tune": {"cpu": 1, "gpu": 0.5}}
+    words = [
+        "`train.epochs`",
+        "got 9 instead of 24",
+        "`train.seed` too, got nothing instead of 3",
+        "got 0.5 instead of 0",
+    ]
+    error = assert_refused(lambda: check_same(now, saved, "experiment"), ResumeError, words)
+    assert "lr" not in str(error)
+    check_same(saved, saved, "experiment")
+    check_same({"options": {"limit": float("nan")}}, {"options": {"limit": float("nan")}}, "experiment")

@@ -78,7 +78,7 @@ def test_a_folder_with_an_experiment_or_another_comparison_is_refused(tmp_path, 
     assert not (out / "comparison.json").exists()  # a refused command writes nothing
     Asked(CompareConfig.read(config), ("random",), 1).write(out)
     assert main([*command, "--set", "train.epochs=3", "--resume"]) == 1
-    assert "`train` must be the same as in the comparison to resume" in capsys.readouterr().err
+    assert "`train.epochs` must be the same as in the comparison to resume, got 3" in capsys.readouterr().err
     (out / "config.json").write_text("{}")
     assert main(command) == 1
     assert "must not hold an experiment of `ray-deltastn run`" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from ray_deltastn.cli import main
 from ray_deltastn.training import random_state
 from ray_deltastn.tune.folder.log import ReportLog, read_log
 from ray_deltastn.tune.folder.results import collect, read_results
-from ray_deltastn.tune.guards import check_free
+from ray_deltastn.tune.guards import make_free
 from tests.tune.commands import command, wait_for
 from tests.tune.tiny import build, finish
 
@@ -106,7 +106,11 @@ def test_an_unfinished_experiment_is_not_overwritten(resumed, capsys):
             "must hold readable states",
         ),
         (lambda out: [p.write_text("{") for p in out.glob("*/searcher-state-*")], [], "must hold readable states"),
-        (lambda out: None, ["train.epochs=9"], "`train` must be the same as in the experiment to resume"),
+        (
+            lambda out: None,
+            ["train.epochs=9"],
+            "`train.epochs` must be the same as in the experiment to resume, got 9 instead of 24",
+        ),
     ],
     ids=["nothing", "no-state", "no-searcher", "broken-state", "broken-searcher", "other-config"],
 )
@@ -172,7 +176,7 @@ def test_a_finished_experiment_is_kept_when_run_again(resumed, tmp_path):
     _, _, out, _ = resumed
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
-    check_free(copy)
+    make_free(copy)
     assert not copy.exists()
     assert (tmp_path / "out.1" / "results.csv").exists()
 

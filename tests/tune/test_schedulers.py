@@ -12,11 +12,11 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
-from ray_deltastn.tune.experiment import check_task
 from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.population import mutations, within
 from ray_deltastn.tune.schedulers import make_scheduler
+from ray_deltastn.tune.task_check import check_task
 from tests.tune.tiny import CONFIG, finish, without_times
 
 EPOCHS = 9

@@ -11,16 +11,7 @@ from rich.console import Console
 from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.log import ReportLog, last_of_each, read_log
 from ray_deltastn.tune.status import state_of, status
-
-
-def report(trial_id, iteration, loss, rate, **more):
-    values = {
-        "epoch": iteration,
-        "valid_loss": loss,
-        "best_valid_loss": min(loss, 0.9),
-        "hyperparameters/dropout": rate,
-    }
-    return {"trial_id": trial_id, "training_iteration": iteration, "diverged": False, "done": False, **values, **more}
+from tests.tune.logged import report
 
 
 @pytest.fixture
@@ -48,8 +39,8 @@ def out(tmp_path):
 def cells(out):
     console = Console(width=200)
     state, table = status(out, console)
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    header = [column.header for column in table.columns]
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    header = [str(column.header) for column in table.columns]
     return state, table.title, {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 

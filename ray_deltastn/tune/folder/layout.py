@@ -20,5 +20,9 @@ REFIT_FOLDER = "refit"
 CHECKPOINT = "checkpoint_"
 
 
+#: A comparison, and its folder of experiments.
+COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
+
+
 class ResumeError(RuntimeError):
     """An experiment cannot be resumed, or would be overwritten; the message is one line."""

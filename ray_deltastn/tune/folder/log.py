@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from ray_deltastn.tasks.names import name_of
 from ray_deltastn.tune.folder.layout import LOG_FILE
 
 
@@ -99,8 +100,8 @@ def last_of_each(reports: list[Report]) -> list[Report]:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy or PyTorch number to a Python number, and any other value to text."""
+    """Convert a NumPy or PyTorch number to a Python number, a function to its name, and any other value to text."""
     try:
         return value.item()
-    except (AttributeError, ValueError, RuntimeError):
-        return str(value)
+    except (AttributeError, ValueError, RuntimeError, TypeError):
+        return str(name_of(value))

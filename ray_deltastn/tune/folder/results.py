@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_deltastn.training.files import written_whole
 from ray_deltastn.tune.folder.layout import LOG_FILE, PARQUET_FILE, RESULTS_FILE, ResumeError
@@ -82,9 +84,24 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read `results.csv`; trial ids are read as text, because some look like numbers (`4371810e6`)."""
-    results: pd.DataFrame = pd.read_csv(path, dtype={"trial_id": str}, **EXACT)
+    """Read `results.csv`. Trial ids and the texts of a config stay texts, also if they look like `1e3` or `NA`."""
+    parquet = path.with_name(PARQUET_FILE)
+    # A CSV file has no types. The Parquet file beside it has them.
+    types = pq.read_schema(parquet) if parquet.exists() else pa.schema([])
+    texts = {field.name for field in types if field.name.startswith("config/") and _is_text(field.type)}
+    names = pd.read_csv(path, nrows=0).columns
+    results: pd.DataFrame = pd.read_csv(
+        path,
+        dtype=dict.fromkeys(["trial_id", *sorted(texts.intersection(names))], str),
+        keep_default_na=False,
+        na_values={name: [""] if name in texts else ["", "nan", "NaN"] for name in names},
+        **EXACT,
+    )
     return results
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def read_lineage(path: Path) -> pd.DataFrame:
