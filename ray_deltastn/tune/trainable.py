@@ -23,6 +23,7 @@ from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE
+from ray_deltastn.tune.repeats import with_own_seed
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class DeltaSTNTrainable(Trainable):
     - `resources`: what one trial requests from Ray, such as `{"cpu": 1, "gpu": 0.25}`; the default is one CPU;
     - `warm_start`: `{"values": {...}, "scale": {...}}`, each by hyperparameter; the trial starts with these instead of
       the task's initial values (see `WarmStart`);
+    - `__trial_index__`, which Tune's `Repeater` sets: it goes into the seed, so that the repeats differ;
     - any other key that `build` reads.
 
     A report holds the columns of `SelfTuner.step`, and these:
@@ -80,6 +82,7 @@ class DeltaSTNTrainable(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the task and its tuner (called by Tune)."""
+        config = with_own_seed(config)
         for key in config:
             near = Settings.nearest(key)
             if key not in Settings.names() and near is not None and near not in config:
