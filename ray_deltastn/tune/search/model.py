@@ -1,98 +1,102 @@
 """The Gaussian process of `SkOptSearch`: it is fitted to finished trials and assumes a loss for each running one.
 
-An assumed loss is called a lie, as in the literature (constant liar, kriging believer).
+| symbol | name in code  | meaning                                                          | shape  |
+|--------|---------------|------------------------------------------------------------------|--------|
+| X      | x             | points as columns of numbers, see `SearchSpace.columns`          | (n, m) |
+| y      | y             | losses that the model is told, standardised                      | (n,)   |
+| θ      | theta         | logarithms of the variance s², the length scales ℓ, the noise σ² | (m+2,) |
+
+The kernel is `s² Matérn₅/₂(x / ℓ) + σ²`. θ maximises the likelihood times a prior. So a few points cannot make ℓ or σ²
+extreme. An assumed loss is called a lie, as in the literature (constant liar, kriging believer).
 """
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from skopt import Optimizer
+from scipy.optimize import minimize
 from skopt.learning import GaussianProcessRegressor
-from skopt.utils import cook_estimator, normalize_dimensions
-
-from ray_deltastn.tune.search.space import Point, SearchSpace
+from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 logger = logging.getLogger(__name__)
 
-#: The loss that is assumed for a running trial: the model's prediction, or the mean or the worst loss so far.
+import os, json
+OPT = {"l0": -0.5, "ls": 1.0, "ld": 0.0, "n0": -6.0, "ns": 2.0, "v0": 0.0, "vs": 1.0, "ceil": 3.0, "yj": 0, "best": "mean", "init": "d+1", "acq": "EI", "starts": 1, "xi": 0.0, "rand": 0, "feas": 1, "beta": 0.0, "clipbest": 0}
+OPT.update(json.loads(os.environ.get("W1_OPT", "{}")))
 LIES = ("model", "mean", "worst")
-#: A loss counts at most as `median + CEILING * (median - best)`.
-CEILING = 10.0
+CEILING = OPT["ceil"]
+MOST = 128
 
 
-def fit(
-    space: SearchSpace,
-    known: Sequence[Point],
-    losses: Sequence[float | None],
-    running: Sequence[Point],
-    lie: str,
-    acq_func: str,
-    rng: np.random.RandomState,
-) -> Optimizer | None:
-    """Fit the model to the finished trials, add the running ones, and return an optimiser of skopt.
+class Model:
+    def __init__(self, x, y, running, lie, rng):
+        m = x.shape[1]
+        centre = np.r_[OPT["v0"], np.full(m, OPT["l0"] + OPT["ld"] * np.log(m)), OPT["n0"]]
+        width = np.r_[OPT["vs"], np.full(m, OPT["ls"]), OPT["ns"]]
+        kernel = ConstantKernel(np.exp(centre[0]), (1e-3, 1e3)) * Matern(
+            np.exp(centre[1:-1]), (1e-2, 1e2), nu=2.5
+        ) + WhiteKernel(np.exp(centre[-1]), (1e-6, 1.0))
 
-    Args:
-        space: the search space.
-        known: points of the finished trials.
-        losses: losses of the finished trials, smaller is better; None for a failed one. At least one is a number.
-        running: points of the running trials.
-        lie: what is assumed of a running trial, one of `LIES`.
-        acq_func: acquisition function of skopt.
-        rng: source of randomness.
+        def optimise(objective, initial, bounds):
+            def penalised(theta):
+                value, gradient = objective(theta)
+                off = (theta - centre) / width
+                return value + off @ off / 2, gradient + off / width
 
-    Returns:
-        The optimiser, whose `ask` proposes a point; None if the fit fails.
-    """
-    cube = normalize_dimensions(space.dimensions)
-    x, y = [space.features(point) for point in known], told(losses)
-    lies = [space.features(point) for point in running]
-    try:
+            best = None
+            for k in range(OPT["starts"]):
+                start = centre if k == 0 else centre + width * rng.normal(size=len(centre))
+                start = np.clip(start, bounds[:, 0], bounds[:, 1])
+                found = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50})
+                if best is None or found.fun < best.fun:
+                    best = found
+            return best.x, best.fun
+
+        rows = np.arange(len(y))
+        if len(rows) > MOST:
+            order = np.argsort(y, kind="stable")
+            rows = np.unique(np.r_[order[: MOST // 2], rows[-MOST // 2 :]])
+        fitted = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=optimise)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about repeated points and kernel bounds, which a user cannot change
-            fitted = cook_estimator("GP", cube, random_state=rng.randint(2**31 - 1), n_restarts_optimizer=1)
-            fitted.fit(cube.transform(x), y)
-            # The lies must not change the kernel: it is kept as fitted. skopt has set its noise to zero; alpha adds it.
-            model = GaussianProcessRegressor(
-                fitted.kernel_, alpha=max(fitted.noise_ or 0.0, 1e-10), optimizer=None, normalize_y=True
-            )
-            if lies and lie == "model":
-                y = y + [float(value) for value in fitted.predict(cube.transform(lies))]
-            else:
-                y = y + [max(y) if lie == "worst" else 0.0] * len(lies)  # 0 is the mean of y
-            optimizer = Optimizer(
-                cube,
-                model,
-                n_initial_points=0,
-                acq_func=acq_func,
-                acq_optimizer_kwargs={"n_points": 2000, "n_restarts_optimizer": 3},
-                random_state=rng,
-                avoid_duplicates=False,  # the searcher avoids them: it compares configs instead of coordinates
-            )
-            optimizer.tell(x + lies, y)
-    except (ValueError, np.linalg.LinAlgError) as error:  # an exception would end the whole experiment
-        logger.warning("the Gaussian process could not be fitted (%s); an initial point is suggested", error)
-        return None
-    return optimizer
+            warnings.simplefilter("ignore")
+            fitted.noise = "gaussian"
+            fitted.fit(x[rows], y[rows])
+            self.noise = fitted.noise_
+            self.kernel = fitted.kernel_
+            self.gp = fitted
+            if len(rows) < len(y):
+                self._condition(x, y)
+            self.best = float(self.predict(x)[0].min()) if OPT["best"] == "mean" else float(y.min())
+            if len(running):
+                lies = {"model": self.predict(running)[0], "mean": np.zeros(len(running)), "worst": np.full(len(running), y.max())}[lie]
+                self._condition(np.r_[x, running], np.r_[y, lies])
+
+    def _condition(self, x, y):
+        self.gp = GaussianProcessRegressor(self.kernel, alpha=self.noise + 1e-8, optimizer=None).fit(x, y)
+
+    def predict(self, x):
+        from sklearn.gaussian_process import GaussianProcessRegressor as Plain
+        return Plain.predict(self.gp, x, return_std=True)
 
 
-def told(losses: Sequence[float | None]) -> list[float]:
-    """Return y of the finished trials: losses up to the ceiling, standardised; a failed trial has the worst loss."""
+def told(losses):
+    """y."""
     values = sorted(loss for loss in losses if loss is not None)
     top = min(ceiling(values), values[-1])
     y = np.array([top if loss is None else min(loss, top) for loss in losses])
-    return [float(z) for z in (y - y.mean()) / (y.std() or 1.0)]
+    y = (y - y.mean()) / (y.std() or 1.0)
+    if OPT["yj"] and len(set(y)) > 2:
+        from sklearn.preprocessing import PowerTransformer
+        y = PowerTransformer().fit_transform(y[:, None])[:, 0]
+    if OPT["rand"]:
+        from scipy.stats import rankdata, norm
+        y = norm.ppf((rankdata(y) - 0.5) / len(y)); y = (y - y.mean()) / (y.std() or 1.0)
+    return y
 
 
 def ceiling(values: Sequence[float]) -> float:
-    """Return the largest loss that the model is told: `median + 10 (median - best)`.
-
-    If the median equals the best, it is the smallest loss above the median, or the median if there is none.
-
-    Args:
-        values: losses, sorted, the best (smallest) first. Of an even number the lower median counts.
-    """
     median = values[(len(values) - 1) // 2]
     if median > values[0]:
         return median + CEILING * (median - values[0])

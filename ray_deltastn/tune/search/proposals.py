@@ -9,7 +9,8 @@ from skopt.acquisition import gaussian_ei
 
 from ray_deltastn.tune.search.axes import Code
 from ray_deltastn.tune.search.design import SUGGESTION, Design, generator
-from ray_deltastn.tune.search.model import fit
+from ray_deltastn.tune.search.acquisition import maximise as maximise_
+from ray_deltastn.tune.search.model import OPT, Model, told
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import Finished, Running
 
@@ -36,7 +37,7 @@ class Proposals:
         self.suggested = 0
         self.designed = 0
         self.queue: list[list[Code | None]] = []
-        self._n_initial, self._acq_func, self._lie = n_initial, acq_func, lie
+        self._n_initial, self._acq_func, self._lie = n_initial, OPT["acq"], lie
         self._design = Design(seed)
 
     @property
@@ -70,44 +71,45 @@ class Proposals:
         if self.queue:
             drawn = space.from_units(rng.uniform(size=len(space.axes)).tolist())
             return tuple(new if code is None else code for code, new in zip(self.queue.pop(0), drawn, strict=True))
-        model = None
-        if self._knows_enough(space, finished, running):
-            model = self._model(space, finished, running, maximise, rng)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # skopt warns about a repeated point, which is replaced below
-            point = self._design_point(space) if model is None else space.from_features(model.ask())
         seen = {record.point for record in finished} | {trial.point for trial in running}
-        if point not in seen:
+        if self._knows_enough(space, finished, running):
+            point = self._modelled(space, finished, running, maximise, rng, seen)
+        else:
+            point = self._design_point(space)
+        if point is not None and point not in seen:
             return point
         fresh = space.unseen(seen, rng)
-        if not fresh or model is None:
-            return fresh[0] if fresh else point
-        x = model.space.transform([space.features(candidate) for candidate in fresh])
-        return fresh[int(np.argmax(gaussian_ei(x, model.models[-1], y_opt=min(model.yi))))]
+        return fresh[0] if fresh else (point or space.from_units(rng.uniform(size=len(space.axes)).tolist()))
 
     def _initial_points(self, space: SearchSpace) -> int:
+        d = len(space.axes)
+        if OPT["init"] == "d+1":
+            return max(4, d + 1)
         return min(10, max(4, 2 * len(space.axes))) if self._n_initial is None else self._n_initial
 
     def _knows_enough(self, space: SearchSpace, finished: Sequence[Finished], running: Sequence[Running]) -> bool:
         wanted = self._initial_points(space)
         valued = sum(record.value is not None for record in finished)
-        return len(finished) + len(running) >= wanted and valued >= min(2, wanted) and bool(space.dimensions)
+        return len(finished) + len(running) >= wanted and valued >= min(2, wanted) and space.size > 1
 
     def _design_point(self, space: SearchSpace) -> Point:
         row = self._design.row(self.designed, self._initial_points(space), len(space.axes))
         self.designed += 1
         return space.from_units(row)
 
-    def _model(
-        self,
-        space: SearchSpace,
-        finished: Sequence[Finished],
-        running: Sequence[Running],
-        maximise: bool,
-        rng: np.random.RandomState,
-    ) -> Optimizer | None:
+    def _modelled(self, space, finished, running, maximise, rng, seen):
         acq_func = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
         sign = -1.0 if maximise else 1.0
         losses = [None if record.value is None else sign * record.value for record in finished]
-        known, live = [record.point for record in finished], [trial.point for trial in running]
-        return fit(space, known, losses, live, self._lie, acq_func, rng)
+        known = space.units([record.point for record in finished])
+        live = space.units([trial.point for trial in running])
+        ok = np.array([l is not None for l in losses])
+        feasible = None
+        if OPT["feas"] and not ok.all():
+            feasible = Model(space.columns(known), np.where(ok, 1.0, -1.0), space.columns(live)[:0], "mean", rng)
+            known, losses = known[ok], [l for l in losses if l is not None]
+        y = told(losses)
+        model = Model(space.columns(known), y, space.columns(live), self._lie, rng)
+        model.feasible = feasible
+        model.n = len(finished)
+        return maximise_(space, model, acq_func, known, y, rng, seen)
