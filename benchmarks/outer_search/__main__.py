@@ -4,9 +4,10 @@
     python -m benchmarks.outer_search --functions training,branin --searchers random,bo --budget 16 --workers 2
     python -m benchmarks.outer_search --points 100,500 --searchers bo,optuna-gp
 
-Two trials are in flight. A trial takes no time: only the searcher runs, as in Tune's driver. It is told
-noisy values, and the best value is without noise. `benchmarks.outer_search.functions` lists the functions. With `--points`, the command
-measures the time of one suggestion after that many finished trials.
+Two trials are in flight. A trial takes no time: only the searcher runs, as in Tune's driver. It is told noisy values;
+the best value is without noise. `benchmarks.outer_search.functions` lists the functions. With `--points`, the command
+measures the time of one suggestion after that many finished trials. A command that was stopped continues from the
+searches in its `--json`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +28,7 @@ import skopt
 
 from benchmarks.common.arguments import prepare, several, whole
 from benchmarks.common.machine import versions
-from benchmarks.common.record import command_line, rounded, write
+from benchmarks.common.record import command_line, read, rounded, write
 from benchmarks.outer_search.functions import FUNCTIONS
 from benchmarks.outer_search.runs import quiet, run, suggestion
 from benchmarks.outer_search.summary import summary
@@ -36,12 +37,20 @@ from benchmarks.outer_search.summary import summary
 SEARCHERS = ("random", "bo", "optuna-tpe", "optuna-gp")
 
 
-def _all(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[dict[str, Any]]:
-    """Rows of all searches, in the order of the jobs."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    started = time.monotonic()
+#: Keys of every row of a record.
+KEYS = ("function", "searcher", "seed", "budget", "best", "chosen", "failed", "corners", "seconds")
+Job = tuple[str, str, int, int]
+
+
+def _job(row: Mapping[str, Any]) -> Job:
+    return row["function"], row["searcher"], row["seed"], row["budget"]
+
+
+def _all(jobs: Sequence[Job], known: Mapping[Job, dict[str, Any]], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Run the searches that are not known, and yield the rows of all that have ended, in the order of the jobs."""
+    found, started = {job: known[job] for job in jobs if job in known}, time.monotonic()
     with ProcessPoolExecutor(workers, get_context("spawn"), quiet) as pool:
-        running = {pool.submit(run, *job): job for job in jobs}
+        running = {pool.submit(run, *job): job for job in jobs if job not in found}
         for done in as_completed(running):
             row = found[running[done]] = rounded(done.result())
             print(
@@ -49,7 +58,9 @@ def _all(jobs: Sequence[tuple[Any, ...]], workers: int) -> list[dict[str, Any]]:
                 f"budget {row['budget']}  seed {row['seed']}  best {row['best']}  {row['seconds']} s",
                 flush=True,
             )
-    return [found[job] for job in jobs]
+            yield [found[job] for job in jobs if job in found]
+    if not running:
+        yield list(found.values())
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -68,17 +79,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=several(whole(2)), default=[16, 32], help="numbers of trials of a search")
     parser.add_argument("--points", type=several(whole(10)), help="numbers of finished trials before a suggestion")
     parser.add_argument("--workers", type=whole(), default=1, help="processes, each with one thread")
-    parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--json", type=Path, help="file for the record; searches that it holds are not run again")
     options = parser.parse_args(arguments)
-    for option, given, known in (
+    for option, given, names in (
         ("--functions", options.functions, FUNCTIONS),
         ("--searchers", options.searchers, SEARCHERS),
     ):
-        wrong = [name for name in given if name not in known]
+        wrong = [name for name in given if name not in names]
         if wrong:
-            parser.error(f"`{option}` must be of {', '.join(known)}, got {wrong[0]!r}")
+            parser.error(f"`{option}` must be of {', '.join(names)}, got {wrong[0]!r}")
     prepare(parser, options.json)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when a worker starts
+    head = {
+        "command": command_line("benchmarks.outer_search", arguments),
+        **versions(),
+        "ray": ray.__version__,
+        "optuna": optuna.__version__,
+        "scikit_optimize": skopt.__version__,
+    }
     rows: list[dict[str, Any]] = []
     if options.points:
         quiet()
@@ -94,19 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for function in options.functions
             for searcher in options.searchers
         ]
-        rows = _all(jobs, options.workers)
+        known: dict[Job, dict[str, Any]] = {}
+        if options.json and options.json.exists():
+            try:
+                known = {_job(row): row for row in read(options.json, KEYS)["rows"]}
+            except ValueError as error:
+                parser.error(str(error))
+        for rows in _all(jobs, known, options.workers):
+            if options.json:
+                write(options.json, {**head, "summary": summary(rows), "rows": rows})
         print("\n".join(_lines(rows)))
-    if options.json:
-        head = {
-            "command": command_line("benchmarks.outer_search", arguments),
-            **versions(),
-            "ray": ray.__version__,
-            "optuna": optuna.__version__,
-            "scikit_optimize": skopt.__version__,
-        }
-        write(
-            options.json, {**head, "rows": rows} if options.points else {**head, "summary": summary(rows), "rows": rows}
-        )
+    if options.json and options.points:
+        write(options.json, {**head, "rows": rows})
 
 
 if __name__ == "__main__":

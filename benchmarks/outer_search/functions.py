@@ -54,7 +54,7 @@ class Function:
 
 def training(config: Mapping[str, Any]) -> float:
     """A bowl in the logarithm of the effective rate lr / (1 − momentum), which diverges above 0.63."""
-    rate = config["lr"] / (1 - config["momentum"])
+    rate: float = config["lr"] / (1 - config["momentum"])
     if rate > 0.63:
         return DIVERGED
     off = math.log10(rate / 0.3), config["momentum"] - 0.6, math.log10(config["tau"] / 0.03)

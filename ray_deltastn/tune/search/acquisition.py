@@ -1,71 +1,121 @@
-"""acq."""
+"""Where `SkOptSearch` looks next: acquisition functions, and the points that maximise them.
+
+| symbol | name in code | meaning                                                             |
+|--------|--------------|---------------------------------------------------------------------|
+| μ, σ   | mean, std    | mean and standard deviation of the loss at a point                  |
+| z      | z            | `(best - μ) / σ`                                                    |
+| u      | units        | a point in the unit cube                                            |
+| w      |              | prior of an axis: `max(4 u (1 - u), FLOOR)`, largest in the middle  |
+
+A value is `log a(μ, σ) + log p(success) + (BELIEF / n) Σ log w(u)` with n finished trials. Without the prior
+(Hvarfner et al. 2022) a search with few trials spends many of them on borders and corners, where the model knows least.
+The weight of the prior falls as trials end, so an optimum at a border is still found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.special import erfcx, log_ndtr
 from scipy.stats import qmc
 
-CANDIDATES, CENTRES, AROUND = 1024, 8, 32
-STEPS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
+from ray_deltastn.tune.search.axes import Choice
+from ray_deltastn.tune.search.model import Floats, Model
+from ray_deltastn.tune.search.space import Point, SearchSpace
+
+#: Acquisition functions: expected improvement, lower confidence bound, probability of improvement, and one of these
+#: at random.
+ACQUISITIONS = ("EI", "LCB", "PI", "gp_hedge")
+#: Weight of the prior against borders, and its smallest value on an axis.
+BELIEF, FLOOR = 4.0, 0.15
+#: Points of a Sobol sequence, and points around each of the best trials, from which the search for a maximum begins.
+SPREAD, BEST, NEAR = 1024, 4, 16
+#: The search continues from this many points, with this many moves of each for each size of a move.
+CENTRES, MOVES = 8, 32
+SIZES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
+#: Least probability that a move changes an axis, and the probability that it changes a choice.
+CHANGED, SWITCHED = 0.4, 0.1
 
 
-def log_ei(z):
-    """log(φ(z) + z Φ(z))"""
-    with np.errstate(all="ignore"):
-        near = np.log(np.maximum(np.exp(-z**2 / 2) / np.sqrt(2 * np.pi) + z * np.exp(log_ndtr(z)), 1e-300))
-        inner = 1 + z * np.sqrt(np.pi / 2) * erfcx(-z / np.sqrt(2))
-        mid = -(z**2) / 2 - np.log(2 * np.pi) / 2 + np.log(np.maximum(inner, 1e-300))
-        far = -(z**2) / 2 - np.log(2 * np.pi) / 2 - 2 * np.log(np.maximum(-z, 1e-30))
-    return np.where(z > -1, near, np.where(z > -1e3, mid, far))
+def log_ei(z: Floats) -> Floats:
+    """Return `log(φ(z) + z Φ(z))`, the logarithm of the expected improvement for σ = 1, for any z."""
+    log_density = -(z**2) / 2 - math.log(2 * math.pi) / 2
+    high = np.maximum(z, -1.0)
+    plain = np.log(np.exp(-(high**2) / 2) / math.sqrt(2 * math.pi) + high * np.exp(log_ndtr(high)))
+    middle = np.clip(z, -1e3, -1.0)  # below, 1 + z Φ(z) / φ(z) is lost in rounding; it tends to 1 / z²
+    ratio = np.log1p(middle * math.sqrt(math.pi / 2) * erfcx(-middle / math.sqrt(2)))
+    tail = np.where(z < -1e3, -2 * np.log(np.maximum(-z, 1.0)), ratio)
+    found: Floats = np.where(z > -1.0, plain, log_density + tail)
+    return found
 
 
-def score(name, mean, std, best, xi=0.0):
-    std = np.maximum(std, 1e-12)
-    z = (best - xi - mean) / std
+def acquisition(name: str, mean: Floats, std: Floats, best: float) -> Floats:
+    """Return the acquisition of points, larger is better, as a logarithm (LCB: as it is).
+
+    Args:
+        name: "EI", "LCB" or "PI".
+        mean: mean of the loss at each point.
+        std: its standard deviation.
+        best: the smallest mean of a known point.
+    """
+    z = (best - mean) / std
     if name == "EI":
         return log_ei(z) + np.log(std)
-    return z if name == "PI" else 1.96 * std - mean
+    found: Floats = log_ndtr(z) if name == "PI" else 1.96 * std - mean
+    return found
 
 
-def maximise(space, model, name, known, y, rng, seen):
-    from ray_deltastn.tune.search.model import OPT
-    d = len(space.axes)
-    def f(units):
-        columns = space.columns(units)
-        value = score(name, *model.predict(columns), model.best, OPT["xi"])
-        if model.feasible is not None:
-            mean, std = model.feasible.predict(columns)
-            value = value + log_ndtr(mean / np.sqrt(0.05 + std**2))
-        if OPT["beta"]:
-            for i, axis in enumerate(space.axes):
-                if not hasattr(axis, "categories"):
-                    value = value + OPT["beta"] / model.n * np.log(np.maximum(4 * units[:, i] * (1 - units[:, i]), 0.02))
-        return value
-    sobol = qmc.Sobol(d, seed=int(rng.randint(2**31 - 1))).random(CANDIDATES)
-    order = np.argsort(y, kind="stable")[:4]
-    near = np.clip(known[np.repeat(order, 16)] + 0.1 * rng.normal(size=(16 * len(order), d)), 0, 1)
-    units = space.snapped(np.r_[sobol, near])
-    values = f(units)
-    at = np.argsort(-values, kind="stable")[:CENTRES]
-    centres, tops = units[at], values[at]
-    for step in STEPS:
-        moved = np.repeat(centres[:, None], AROUND, 1)
-        mask = rng.uniform(size=moved.shape) < max(0.4, 1.0 / d)
-        moved = moved + mask * step * rng.normal(size=moved.shape)
-        for i, axis in enumerate(space.axes):
-            if hasattr(axis, "categories"):
-                change = rng.uniform(size=moved.shape[:2]) < 0.1
-                moved[..., i] = np.where(change, rng.uniform(size=change.shape), centres[:, None, i])
-        moved = space.snapped(np.clip(moved, 0, 1).reshape(-1, d))
-        found = f(moved).reshape(len(centres), AROUND)
-        best = found.argmax(1)
-        better = found[np.arange(len(centres)), best] > tops
-        centres = np.where(better[:, None], moved.reshape(len(centres), AROUND, d)[np.arange(len(centres)), best], centres)
-        tops = np.maximum(tops, found.max(1))
+def value(space: SearchSpace, model: Model, name: str, units: Floats) -> Floats:
+    """Return the acquisition of points in the unit cube, with the probability of success and the prior."""
+    x = space.columns(units)
+    numeric = [index for index, axis in enumerate(space.axes) if axis.size > 1 and not isinstance(axis, Choice)]
+    inner = np.maximum(4 * units[:, numeric] * (1 - units[:, numeric]), FLOOR)
+    prior = np.log(inner).sum(1) * BELIEF / model.trials
+    return acquisition(name, *model.loss.predict(x), model.best) + model.log_success(x) + prior
+
+
+def ranked(space: SearchSpace, model: Model, name: str, rng: np.random.RandomState) -> Iterator[Point]:
+    """Yield points, those with the largest acquisition first.
+
+    Args:
+        space: the search space.
+        model: what is known.
+        name: "EI", "LCB" or "PI".
+        rng: source of randomness.
+    """
+    axes = len(space.axes)
+    spread = qmc.Sobol(axes, seed=int(rng.randint(2**31 - 1))).random(SPREAD)
+    best = np.repeat(model.valued[np.argsort(model.y, kind="stable")[:BEST]], NEAR, axis=0)
+    near = np.clip(best + SIZES[1] * rng.normal(size=best.shape), 0.0, 1.0)
+    units = space.snapped(np.concatenate([spread, near]))
+    values = value(space, model, name, units)
+    order = np.argsort(-values, kind="stable")
+    centres, tops = _climbed(space, model, name, units[order[:CENTRES]], values[order[:CENTRES]], rng)
     for row in np.argsort(-tops, kind="stable"):
-        point = space.from_units(centres[row])
-        if point not in seen:
-            return point
-    for row in np.argsort(-values, kind="stable"):
-        point = space.from_units(units[row])
-        if point not in seen:
-            return point
-    return None
+        yield space.from_units(centres[row].tolist())
+    for row in order:
+        yield space.from_units(units[row].tolist())
+
+
+def _climbed(
+    space: SearchSpace, model: Model, name: str, centres: Floats, tops: Floats, rng: np.random.RandomState
+) -> tuple[Floats, Floats]:
+    """Move each point to better points by random moves that become smaller; return the points and their values."""
+    count, axes = centres.shape
+    choices = [index for index, axis in enumerate(space.axes) if isinstance(axis, Choice)]
+    for size in SIZES:
+        shape = (count, MOVES, axes)
+        changed = rng.uniform(size=shape) < max(CHANGED, 1 / axes)
+        moved = centres[:, None] + changed * size * rng.normal(size=shape)
+        drawn = rng.uniform(size=shape)[..., choices]
+        switched = rng.uniform(size=shape)[..., choices] < SWITCHED
+        moved[..., choices] = np.where(switched, drawn, centres[:, None, choices])
+        moved = space.snapped(np.clip(moved, 0.0, 1.0).reshape(-1, axes))
+        found = value(space, model, name, moved).reshape(count, MOVES)
+        rows, best = np.arange(count), found.argmax(1)
+        better = found[rows, best] > tops
+        centres = np.where(better[:, None], moved.reshape(shape)[rows, best], centres)
+        tops = np.where(better, found[rows, best], tops)
+    return centres, tops

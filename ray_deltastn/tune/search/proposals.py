@@ -1,21 +1,13 @@
 """Which point `SkOptSearch` suggests next: given points first, then a Latin hypercube, then those of the model."""
 
-import warnings
 from collections.abc import Sequence
 
-import numpy as np
-from skopt import Optimizer
-from skopt.acquisition import gaussian_ei
-
+from ray_deltastn.tune.search.acquisition import ACQUISITIONS, ranked
 from ray_deltastn.tune.search.axes import Code
 from ray_deltastn.tune.search.design import SUGGESTION, Design, generator
-from ray_deltastn.tune.search.acquisition import maximise as maximise_
-from ray_deltastn.tune.search.model import OPT, Model, told
+from ray_deltastn.tune.search.model import Model, fit
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import Finished, Running
-
-#: Acquisition functions of skopt.
-ACQUISITIONS = ("EI", "LCB", "PI", "gp_hedge")
 
 
 class Proposals:
@@ -37,7 +29,7 @@ class Proposals:
         self.suggested = 0
         self.designed = 0
         self.queue: list[list[Code | None]] = []
-        self._n_initial, self._acq_func, self._lie = n_initial, OPT["acq"], lie
+        self._n_initial, self._acq_func, self._lie = n_initial, acq_func, lie
         self._design = Design(seed)
 
     @property
@@ -72,19 +64,19 @@ class Proposals:
             drawn = space.from_units(rng.uniform(size=len(space.axes)).tolist())
             return tuple(new if code is None else code for code, new in zip(self.queue.pop(0), drawn, strict=True))
         seen = {record.point for record in finished} | {trial.point for trial in running}
-        if self._knows_enough(space, finished, running):
-            point = self._modelled(space, finished, running, maximise, rng, seen)
-        else:
+        model = self._model(space, finished, running, maximise)
+        if model is None:
             point = self._design_point(space)
-        if point is not None and point not in seen:
-            return point
-        fresh = space.unseen(seen, rng)
-        return fresh[0] if fresh else (point or space.from_units(rng.uniform(size=len(space.axes)).tolist()))
+            found = None if point in seen else point
+        else:
+            name = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
+            points = ranked(space, model, name, rng)
+            point = next(points)
+            found = point if point not in seen else next((other for other in points if other not in seen), None)
+        fresh = [] if found is not None else space.unseen(seen, rng)
+        return found or (fresh[0] if fresh else point)
 
     def _initial_points(self, space: SearchSpace) -> int:
-        d = len(space.axes)
-        if OPT["init"] == "d+1":
-            return max(4, d + 1)
         return min(10, max(4, 2 * len(space.axes))) if self._n_initial is None else self._n_initial
 
     def _knows_enough(self, space: SearchSpace, finished: Sequence[Finished], running: Sequence[Running]) -> bool:
@@ -97,19 +89,12 @@ class Proposals:
         self.designed += 1
         return space.from_units(row)
 
-    def _modelled(self, space, finished, running, maximise, rng, seen):
-        acq_func = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
+    def _model(
+        self, space: SearchSpace, finished: Sequence[Finished], running: Sequence[Running], maximise: bool
+    ) -> Model | None:
+        """Return the model; None if too little is known for it, or it cannot be fitted."""
+        if not self._knows_enough(space, finished, running):
+            return None
         sign = -1.0 if maximise else 1.0
         losses = [None if record.value is None else sign * record.value for record in finished]
-        known = space.units([record.point for record in finished])
-        live = space.units([trial.point for trial in running])
-        ok = np.array([l is not None for l in losses])
-        feasible = None
-        if OPT["feas"] and not ok.all():
-            feasible = Model(space.columns(known), np.where(ok, 1.0, -1.0), space.columns(live)[:0], "mean", rng)
-            known, losses = known[ok], [l for l in losses if l is not None]
-        y = told(losses)
-        model = Model(space.columns(known), y, space.columns(live), self._lie, rng)
-        model.feasible = feasible
-        model.n = len(finished)
-        return maximise_(space, model, acq_func, known, y, rng, seen)
+        return fit(space, [record.point for record in finished], losses, [trial.point for trial in running], self._lie)

@@ -20,10 +20,11 @@ import numpy as np
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import Searcher
 
+from ray_deltastn.tune.search.acquisition import ACQUISITIONS
 from ray_deltastn.tune.search.axes import Code
 from ray_deltastn.tune.search.domains import unresolved
 from ray_deltastn.tune.search.model import LIES
-from ray_deltastn.tune.search.proposals import ACQUISITIONS, Proposals
+from ray_deltastn.tune.search.proposals import Proposals
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import FORMAT, Finished, Running, parse, read_file, require, write_file
 
@@ -84,7 +85,7 @@ class SkOptSearch(Searcher):
         points_to_evaluate: Sequence[dict[str, Any]] | None = None,
         evaluated_rewards: Sequence[float] | None = None,
         n_initial_points: int | None = None,
-        acq_func: str = "gp_hedge",
+        acq_func: str = "EI",
         random_state: int | None = None,
         lie: Literal["model", "mean", "worst"] = "model",
     ) -> None:

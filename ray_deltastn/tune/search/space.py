@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from ray_deltastn.tune.search.axes import Axis, Choice, Code, Interval, equal, label_of
@@ -67,7 +66,8 @@ class SearchSpace:
     def units(self, points: Sequence[Point]) -> Units:
         """Return points as positions in the unit cube, one row per point; `from_units` is the way back."""
         pairs = [[axis.to_unit(code) for axis, code in zip(self.axes, point, strict=True)] for point in points]
-        return np.array(pairs, dtype=float).reshape(len(points), len(self.axes))
+        found: Units = np.array(pairs, dtype=float).reshape(len(points), len(self.axes))
+        return found
 
     def snapped(self, units: Units) -> Units:
         """Return positions in the unit cube moved to the middles of their cells; floats without steps stay."""
