@@ -58,7 +58,8 @@ def training(config: Mapping[str, Any]) -> float:
     if rate > 0.63:
         return DIVERGED
     off = math.log10(rate / 0.3), config["momentum"] - 0.6, math.log10(config["tau"] / 0.03)
-    return 0.05 + 0.07 * off[0] ** 2 + 0.045 * off[1] ** 2 + 0.014 * off[2] ** 2
+    value: float = 0.05 + 0.07 * off[0] ** 2 + 0.045 * off[1] ** 2 + 0.014 * off[2] ** 2
+    return value
 
 
 def branin(config: Mapping[str, Any]) -> float:
@@ -95,7 +96,8 @@ def mixed(config: Mapping[str, Any]) -> float:
     """Each choice has its own best rate; the best width is 5."""
     best, level = _KINDS[config["kind"]]
     off = math.log10(config["lr"]) - best
-    return 0.1 + level + 0.05 * off**2 + 0.004 * (config["width"] - 5) ** 2 + 0.3 * (config["rate"] - 0.35) ** 2
+    value: float = 0.1 + level + 0.05 * off**2 + 0.004 * (config["width"] - 5) ** 2 + 0.3 * (config["rate"] - 0.35) ** 2
+    return value
 
 
 def failing(config: Mapping[str, Any]) -> float:
@@ -103,7 +105,8 @@ def failing(config: Mapping[str, Any]) -> float:
     border = 2 / 3 + 0.15 * math.sin(2 * math.pi * config["y"])  # its mean is 2/3, so a third crashes
     if config["x"] > border:
         raise CrashError
-    return 4 * (config["x"] - border + 0.06) ** 2 + (config["y"] - 0.3) ** 2 + 0.5 * (config["z"] - 0.7) ** 2
+    value: float = 4 * (config["x"] - border + 0.06) ** 2 + (config["y"] - 0.3) ** 2 + 0.5 * (config["z"] - 0.7) ** 2
+    return value
 
 
 _FLAT = (0.3, 0.6, 0.45)

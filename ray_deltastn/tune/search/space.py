@@ -71,7 +71,7 @@ class SearchSpace:
 
     def snapped(self, units: Units) -> Units:
         """Return positions in the unit cube moved to the middles of their cells; floats without steps stay."""
-        found = units.copy()
+        found: Units = units.copy()
         for index, axis in enumerate(self.axes):
             if not isinstance(axis, Interval):
                 column = [axis.to_unit(axis.from_unit(float(unit))) for unit in units[:, index]]
