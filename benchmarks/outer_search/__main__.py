@@ -38,7 +38,7 @@ SEARCHERS = ("random", "bo", "optuna-tpe", "optuna-gp")
 
 
 #: Keys of every row of a record.
-KEYS = ("function", "searcher", "seed", "budget", "best", "chosen", "failed", "corners", "seconds")
+KEYS = ("function", "searcher", "seed", "budget", "best", "seconds")
 Job = tuple[str, str, int, int]
 
 

@@ -14,21 +14,23 @@ from benchmarks.common.record import cases, rounded
 Row = Mapping[str, Any]
 
 
-def value(row: Row, key: str = "best") -> float:
-    """Value of a search; infinity if no trial had one."""
-    return math.inf if row[key] is None else float(row[key])
+def value(row: Row) -> float:
+    """Best value of a search; infinity if no trial had one."""
+    return math.inf if row["best"] is None else float(row["best"])
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the seeds, and in how many seeds a search found a better value than random search.
+    """Medians over the seeds, mean ranks and wins, by function, number of trials and searcher.
 
-    `rank` is the mean over the seeds of the rank among the searchers. A tie counts as half a win.
+    `rank` is the mean over the seeds of the rank among the searchers. `wins` is the number of seeds, out of `pairs`, in
+    which a search found a better value than random search; a tie counts as a half.
     """
     found = []
     for (function, budget), mine in cases(rows, ("function", "budget")):
         ranks, wins = _ranks(mine), _wins(mine, "random")
         for (searcher,), runs in cases(mine, ("searcher",)):
-            best, chosen = (statistics.median(value(run, key) for run in runs) for key in ("best", "chosen"))
+            best = statistics.median(value(run) for run in runs)
+            won, pairs = wins.get(searcher, (None, 0))
             found.append(
                 {
                     "function": function,
@@ -36,11 +38,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "searcher": searcher,
                     "n": len(runs),
                     "best": best,
-                    "chosen": chosen,
-                    "wins": wins.get(searcher),
+                    "wins": won,
+                    "pairs": pairs,
                     "rank": ranks[searcher],
-                    "failed": statistics.fmean(run["failed"] for run in runs),
-                    "corners": statistics.fmean(run["corners"] for run in runs),
                     "seconds": statistics.median(run["seconds"] for run in runs),
                 }
             )
@@ -61,12 +61,13 @@ def _ranks(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _wins(rows: Sequence[dict[str, Any]], rival: str) -> dict[str, float]:
-    """Number of seeds in which each searcher has a smaller best value than the rival; a tie counts as a half."""
+def _wins(rows: Sequence[dict[str, Any]], rival: str) -> dict[str, tuple[float, int]]:
+    """Number of seeds in which each searcher has a smaller best value than the rival, and the number of seeds."""
     theirs = {row["seed"]: value(row) for row in rows if row["searcher"] == rival}
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, int]] = {}
     for row in rows:
         if row["searcher"] != rival and row["seed"] in theirs:
             won = (value(row) < theirs[row["seed"]]) + (value(row) == theirs[row["seed"]]) / 2
-            found[row["searcher"]] = found.get(row["searcher"], 0.0) + won
+            before = found.get(row["searcher"], (0.0, 0))
+            found[row["searcher"]] = before[0] + won, before[1] + 1
     return found
