@@ -146,6 +146,23 @@ def test_one_suggestion_fits_the_kernel_once_and_its_time_is_counted(monkeypatch
     assert search.suggest_seconds == 2.5
 
 
+def test_a_suggestion_after_500_trials_fits_the_kernel_to_128(monkeypatch):
+    fits, conditioned, fit = [], [], GaussianProcessRegressor.fit
+
+    def counted(model, x, y):
+        (fits if model.optimizer is not None else conditioned).append(len(x))
+        return fit(model, x, y)
+
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", counted)
+    search = searcher()
+    for x, y in np.random.RandomState(0).uniform(0, 10, size=(500, 2)):
+        search.add_evaluated_point({"x": x, "y": y}, branin({"x": x, "y": y}))
+    search.suggest("a")
+    search.suggest("b")
+    assert fits == [128, 128]
+    assert conditioned == [500, 500, 501]
+
+
 def test_max_is_min_of_the_negated():
     down = run(searcher(mode="min", n_initial_points=4), 7)
     up = run(searcher(mode="max", n_initial_points=4), 7, lambda config: -branin(config))
@@ -204,18 +221,18 @@ def test_each_kind_of_failure_is_a_trial_without_a_value(bad):
 
 
 def test_a_search_keeps_away_from_where_trials_fail():
-    """Trials fail where x > 0.5, and the loss falls towards it."""
+    """Trials fail where x > 0.5; the best point is near that border."""
     search = searcher({"x": tune.uniform(0, 1), "y": tune.uniform(0, 1)}, n_initial_points=6)
     best, failed = math.inf, []
     for index in range(30):
         config = search.suggest(str(index))
         failed.append(config["x"] > 0.5)
-        loss = (config["x"] - 0.6) ** 2 + (config["y"] - 0.3) ** 2
+        loss = (config["x"] - 0.4) ** 2 + (config["y"] - 0.3) ** 2
         best = best if failed[-1] else min(best, loss)
         search.on_trial_complete(str(index), None if failed[-1] else {"loss": loss}, error=failed[-1])
     assert sum(failed[:6]) == 3  # the design is blind to failures
-    assert sum(failed[6:]) < 8
-    assert best < 0.012  # the best that succeeds has 0.01
+    assert sum(failed[6:]) <= 5
+    assert best < 1e-3
 
 
 def test_few_trials_are_on_borders_and_an_optimum_in_a_corner_is_found():
