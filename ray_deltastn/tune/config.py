@@ -31,8 +31,7 @@ class TuneSection(_Section):
     """How the trials are searched and run.
 
     Attributes:
-        searcher: `bo` (Gaussian process of scikit-optimize; `skopt` is the same), `random`, `grid`, `optuna-tpe` or
-            `optuna-gp`.
+        searcher: `bo` (Gaussian process of scikit-optimize), `random`, `grid`, `optuna-tpe` or `optuna-gp`.
         scheduler: `fifo` (every trial runs to its end), `asha`, `hyperband`, `median`, `pbt` or `pb2`; see
             `make_scheduler`.
         num_samples: number of trials.
@@ -65,11 +64,6 @@ class TuneSection(_Section):
     max_failures: int = Field(default=2, ge=-1)
     seed: int = Field(default=0, ge=0)
     warm_start: bool = False
-
-    @field_validator("searcher", mode="before")
-    @classmethod
-    def _usual_name(cls, name: Any) -> Any:
-        return "bo" if name == "skopt" else name
 
 
 class ExperimentConfig(_Section):

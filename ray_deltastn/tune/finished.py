@@ -24,6 +24,7 @@ from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.own_states import newest_own
 from ray_deltastn.tune.folder.results import ranked
+from ray_deltastn.tune.repeats import with_own_seed
 
 #: Options of a trial that a refit does not take over.
 _LEFT = ("method", "hyperparameters", "patience", "epochs")
@@ -48,7 +49,7 @@ class FinishedTrial:
         log = read_log(folder)
         if trial not in log:
             raise ValueError(f"`trial` must be one of {', '.join(sorted(log))}, got {trial!r}")
-        self.config: dict[str, Any] = last_of_each(log[trial])[-1].config
+        self.config: dict[str, Any] = with_own_seed(last_of_each(log[trial])[-1].config)
         self.state = _newest_state(folder / TRIALS_FOLDER, trial)
 
     @property

@@ -26,7 +26,6 @@ def schema(kind: type[ExperimentConfig]) -> dict[str, Any]:
     properties = _described(found["properties"], ExperimentConfig, kind)
     section = found["$defs"]["TuneSection"]
     section.update(properties=_described(section["properties"], TuneSection), description="How the trials are run.")
-    section["properties"]["searcher"]["enum"].append("skopt")  # another name for `bo`
     options = _options()
     domain = {"type": "string", "pattern": rf"^\s*({'|'.join(DOMAINS)})\(.*\)\s*$"}
     searched = {

@@ -24,6 +24,7 @@ from ray_deltastn.training.saved import STATE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.folder.own_states import Found, first_line, newest_own, read_state
+from ray_deltastn.tune.repeats import with_own_seed
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class DeltaSTNTrainable(Trainable):
     - `resources`: what one trial requests from Ray, such as `{"cpu": 1, "gpu": 0.25}`; the default is one CPU;
     - `warm_start`: `{"values": {...}, "scale": {...}}`, each by hyperparameter; the trial starts with these instead of
       the task's initial values (see `WarmStart`);
+    - `__trial_index__`, which Tune's `Repeater` sets: it goes into the seed, so that the repeats differ;
     - any other key that `build` reads.
 
     A report holds the columns of `SelfTuner.step`, and these:
@@ -81,6 +83,7 @@ class DeltaSTNTrainable(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the task and its tuner (called by Tune)."""
+        config = with_own_seed(config)
         for key in config:
             near = Settings.nearest(key)
             if key not in Settings.names() and near is not None and near not in config:

@@ -28,7 +28,7 @@ CONFIG = """
 task: tests.tune.tiny:build
 train: {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
-tune: {searcher: skopt, num_samples: 4, checkpoint_every: 2, max_concurrent: 2}
+tune: {searcher: bo, num_samples: 4, checkpoint_every: 2, max_concurrent: 2}
 """
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyarrow import fs
 from ray import tune
+from ray.tune.search.repeater import TRIAL_INDEX
 from ray.tune.utils import validate_save_restore
 
 import ray_deltastn as rd
@@ -332,3 +333,42 @@ def test_a_misspelt_option_is_warned_about_with_the_right_name():
     config = {key: value for key, value in CONFIG.items() if key != "hyper_lr"}
     with pytest.warns(rd.RunWarning, match="'hyper_lrr' is not an option of a trial; did you mean 'hyper_lr'"):
         DeltaSTNTrainable({**config, "hyper_lrr": 0.3})
+
+
+def test_repeats_of_a_config_have_their_own_seeds_and_resume_bit_identically(tmp_path):
+    alone = finish(DeltaSTNTrainable(CONFIG))
+    repeats = [{**CONFIG, TRIAL_INDEX: index} for index in range(3)]
+    runs = [finish(DeltaSTNTrainable(config)) for config in repeats]
+    assert runs[0] == alone
+    assert len({run[-1]["valid_loss"] for run in runs}) == 3
+    broken = DeltaSTNTrainable(repeats[1])
+    broken.train()
+    broken.save(str(tmp_path))
+    resumed = DeltaSTNTrainable(repeats[1])
+    resumed.restore(str(tmp_path))
+    assert finish(resumed) == runs[1][1:]
+    assert resumed.reset_config(repeats[2])
+    assert finish(resumed) == runs[2]
+
+
+def test_a_repeat_seeds_the_initial_weights_and_tells_the_task():
+    seeds = []
+
+    def build(config):
+        seeds.append(config["seed"])
+        return CONFIG["task"](config)
+
+    weights = []
+    for index in (0, 1, 1):
+        trial = DeltaSTNTrainable({**CONFIG, "task": build, TRIAL_INDEX: index})
+        weights.append(torch.nn.utils.parameters_to_vector(trial.tuner.model.parameters()))
+    assert seeds[0] == CONFIG["seed"]
+    assert seeds[1] == seeds[2] != seeds[0]
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("index", [-1, 0.5, "1", True])
+def test_a_wrong_index_of_a_repeat_is_refused(index):
+    with pytest.raises(ValueError, match=f"`{TRIAL_INDEX}` must be a whole number >= 0, got {index!r}"):
+        DeltaSTNTrainable({**CONFIG, TRIAL_INDEX: index})

@@ -8,6 +8,7 @@ from benchmarks.common.tables import (
     images,
     mnist1d,
     noise,
+    outer_search,
     ray,
     response,
     speed,
@@ -15,5 +16,5 @@ from benchmarks.common.tables import (
     versions,
 )
 
-_TOPICS = (versions, toy, response, headroom, images, digits, mnist1d, comparisons, speed, noise, ray)
+_TOPICS = (versions, toy, response, headroom, images, digits, mnist1d, comparisons, speed, noise, outer_search, ray)
 TABLES: dict[str, Table] = {name: table for topic in _TOPICS for name, table in topic.TABLES.items()}

@@ -219,6 +219,10 @@ class Choice:
         """Return the code at a unit."""
         return min(int(unit * self.size), self.last)
 
+    def to_unit(self, code: Code) -> float:
+        """Return the unit of a code: the middle of its cell."""
+        return (code + 0.5) / self.size
+
     def value(self, code: Code) -> Any:
         """Return the value of a code; containers are copied, so that a trial cannot change the space."""
         return plain(self.categories[int(code)])

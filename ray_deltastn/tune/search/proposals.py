@@ -1,20 +1,13 @@
 """Which point `SkOptSearch` suggests next: given points first, then a Latin hypercube, then those of the model."""
 
-import warnings
 from collections.abc import Sequence
 
-import numpy as np
-from skopt import Optimizer
-from skopt.acquisition import gaussian_ei
-
+from ray_deltastn.tune.search.acquisition import ACQUISITIONS, ranked
 from ray_deltastn.tune.search.axes import Code
 from ray_deltastn.tune.search.design import SUGGESTION, Design, generator
-from ray_deltastn.tune.search.model import fit
+from ray_deltastn.tune.search.model import Model, fit
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import Finished, Running
-
-#: Acquisition functions of skopt.
-ACQUISITIONS = ("EI", "LCB", "PI", "gp_hedge")
 
 
 class Proposals:
@@ -70,20 +63,18 @@ class Proposals:
         if self.queue:
             drawn = space.from_units(rng.uniform(size=len(space.axes)).tolist())
             return tuple(new if code is None else code for code, new in zip(self.queue.pop(0), drawn, strict=True))
-        model = None
-        if self._knows_enough(space, finished, running):
-            model = self._model(space, finished, running, maximise, rng)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # skopt warns about a repeated point, which is replaced below
-            point = self._design_point(space) if model is None else space.from_features(model.ask())
         seen = {record.point for record in finished} | {trial.point for trial in running}
-        if point not in seen:
-            return point
-        fresh = space.unseen(seen, rng)
-        if not fresh or model is None:
-            return fresh[0] if fresh else point
-        x = model.space.transform([space.features(candidate) for candidate in fresh])
-        return fresh[int(np.argmax(gaussian_ei(x, model.models[-1], y_opt=min(model.yi))))]
+        model = self._model(space, finished, running, maximise)
+        if model is None:
+            point = self._design_point(space)
+            found = None if point in seen else point
+        else:
+            name = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
+            points = ranked(space, model, name, rng)
+            point = next(points)
+            found = point if point not in seen else next((other for other in points if other not in seen), None)
+        fresh = [] if found is not None else space.unseen(seen, rng)
+        return found or (fresh[0] if fresh else point)
 
     def _initial_points(self, space: SearchSpace) -> int:
         return min(10, max(4, 2 * len(space.axes))) if self._n_initial is None else self._n_initial
@@ -91,7 +82,7 @@ class Proposals:
     def _knows_enough(self, space: SearchSpace, finished: Sequence[Finished], running: Sequence[Running]) -> bool:
         wanted = self._initial_points(space)
         valued = sum(record.value is not None for record in finished)
-        return len(finished) + len(running) >= wanted and valued >= min(2, wanted) and bool(space.dimensions)
+        return len(finished) + len(running) >= wanted and valued >= min(2, wanted) and space.size > 1
 
     def _design_point(self, space: SearchSpace) -> Point:
         row = self._design.row(self.designed, self._initial_points(space), len(space.axes))
@@ -99,15 +90,11 @@ class Proposals:
         return space.from_units(row)
 
     def _model(
-        self,
-        space: SearchSpace,
-        finished: Sequence[Finished],
-        running: Sequence[Running],
-        maximise: bool,
-        rng: np.random.RandomState,
-    ) -> Optimizer | None:
-        acq_func = ACQUISITIONS[rng.randint(3)] if self._acq_func == "gp_hedge" else self._acq_func
+        self, space: SearchSpace, finished: Sequence[Finished], running: Sequence[Running], maximise: bool
+    ) -> Model | None:
+        """Return the model; None if too little is known for it, or it cannot be fitted."""
+        if not self._knows_enough(space, finished, running):
+            return None
         sign = -1.0 if maximise else 1.0
         losses = [None if record.value is None else sign * record.value for record in finished]
-        known, live = [record.point for record in finished], [trial.point for trial in running]
-        return fit(space, known, losses, live, self._lie, acq_func, rng)
+        return fit(space, [record.point for record in finished], losses, [trial.point for trial in running], self._lie)

@@ -7,7 +7,7 @@
 | y      | y            | what the model is told, smaller is better: ±v, at most the ceiling, then standardised    |
 | ŷ      | lie          | y assumed for a running trial, replaced when its value is known                          |
 
-Each suggestion that needs the model fits a new one, to the finished and running trials, with a random generator that
+Each suggestion that needs the model fits a new one to the trials. It is maximised with a random generator that
 depends on the seed and the number of suggestions so far. Therefore the state to save is small, plain and complete.
 """
 
@@ -20,10 +20,11 @@ import numpy as np
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import Searcher
 
+from ray_deltastn.tune.search.acquisition import ACQUISITIONS
 from ray_deltastn.tune.search.axes import Code
 from ray_deltastn.tune.search.domains import unresolved
 from ray_deltastn.tune.search.model import LIES
-from ray_deltastn.tune.search.proposals import ACQUISITIONS, Proposals
+from ray_deltastn.tune.search.proposals import Proposals
 from ray_deltastn.tune.search.space import Point, SearchSpace
 from ray_deltastn.tune.search.state import FORMAT, Finished, Running, parse, read_file, require, write_file
 
@@ -34,14 +35,18 @@ class SkOptSearch(Searcher):
     """Bayesian optimisation over Tune domains with a Gaussian process.
 
     The first points are a Latin hypercube. Later points maximise the acquisition function of a Gaussian process, which
-    is fitted to the finished trials and assumes a value for each running one. A point that is running or finished is
+    is fitted to the finished trials and assumes a value for each running one. A prior, whose weight falls with the
+    number of trials, keeps the first of them from the borders of the space. A point that is running or finished is
     suggested again only if the space is finite and exhausted. Equal seeds and equal calls give equal suggestions, also
     after `save` and `restore`.
 
-    A trial that fails, diverges (NaN, inf) or does not report the metric counts as the worst finite value so far. If
-    there is no finite value yet, it does not count. A value above `median + 10 (median - best)` counts as this bound
-    (if median = best: as the smallest value above the median). So a few enormous losses do not flatten the model, as
-    long as they are fewer than half of all.
+    A trial that fails, diverges (NaN, inf) or does not report the metric has no value. A second Gaussian process learns
+    the probability p that a trial succeeds, and the acquisition function is multiplied by p². A value above
+    `median + 3 (median - best)` counts as this bound (if median = best: as the smallest value above the median). So a
+    few enormous losses do not flatten the model, as long as they are fewer than half of all.
+
+    With more than 128 trials the kernel is fitted to the best and the newest of them. So a suggestion takes less than a
+    second after 500 trials.
 
     Set Tune's `max_concurrent_trials`: without it, Tune asks a searcher for nearly one trial at a time.
 
@@ -50,16 +55,16 @@ class SkOptSearch(Searcher):
             `param_space` is used, and a suggestion holds only the branches that are searched (Tune adds the rest).
         metric: name of the value in the results; None: the metric that Tune names.
         mode: "min" or "max"; None: the mode that Tune names.
-        points_to_evaluate: configs to suggest first; keys that are missing are drawn at random.
+        points_to_evaluate: configs to suggest first, such as `best_result.config` of an earlier search; searched keys
+            that are missing are drawn at random, and constants must have the values of the space.
         evaluated_rewards: values of `points_to_evaluate`, which then count as evaluated and are not suggested.
         n_initial_points: known points (finished, running or added) before the model is used; None: twice the number of
             searched keys, at least 4 and at most 10. At least two of them (one if it is 1) must have a value.
-        acq_func: "EI", "LCB", "PI", or "gp_hedge", which draws one of the three for each suggestion (all with equal
-            probability, unlike skopt).
+        acq_func: "EI" (expected improvement), "LCB", "PI", or "gp_hedge", which draws one of the three for each
+            suggestion (all with equal probability, unlike skopt).
         random_state: seed, an integer >= 0; None: a random seed.
         lie: what is assumed for running trials: "model", the prediction of the model (the kriging believer); "mean" or
-            "worst", the mean or the worst y so far (the constant liar). On Branin with four running trials and 40
-            evaluations the median gap to the minimum was 0.02 ("model"), 0.05 ("mean") and over 1 ("worst").
+            "worst", the mean or the worst y so far (the constant liar).
 
     Attributes:
         running: running trials by id.
@@ -67,8 +72,8 @@ class SkOptSearch(Searcher):
         suggest_seconds: seconds that this process has spent in `suggest`.
 
     Raises:
-        ValueError: if an argument is out of range, a domain is not supported, or a point has an unknown key or a value
-            outside its domain; the message names the key.
+        ValueError: if an argument is out of range, a domain is not supported, or a point has an unknown key, a value
+            outside its domain, or another value of a constant; the message names the key.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -84,7 +89,7 @@ class SkOptSearch(Searcher):
         points_to_evaluate: Sequence[dict[str, Any]] | None = None,
         evaluated_rewards: Sequence[float] | None = None,
         n_initial_points: int | None = None,
-        acq_func: str = "gp_hedge",
+        acq_func: str = "EI",
         random_state: int | None = None,
         lie: Literal["model", "mean", "worst"] = "model",
     ) -> None:

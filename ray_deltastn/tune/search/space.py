@@ -4,7 +4,8 @@
 |----------|--------------------------------------------------------------------------------|-------|
 | config   | what a trial gets: a (nested) dictionary of plain values                       | dict  |
 | point    | one code per axis, in the order of the axes; equal points are equal configs    | tuple |
-| features | a point as skopt sees it: units of numeric axes, indices of choices            | list  |
+| units    | a point as a position in the unit cube, one number per axis                    | array |
+| columns  | units as the model sees them: choices are spread over several numbers          | array |
 
 `ray_deltastn.tune.search.axes` defines axis, code and unit.
 """
@@ -15,14 +16,20 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from skopt.space import Categorical, Real
+import numpy.typing as npt
+from ray.tune.search.repeater import TRIAL_INDEX
 
-from ray_deltastn.tune.search.axes import Axis, Choice, Code, Interval, label_of
+from ray_deltastn.tune.search.axes import Axis, Choice, Code, Interval, equal, label_of
 from ray_deltastn.tune.search.domains import Path, read_domain, unresolved
 
+#: The key of a trial's config that `WarmStart` adds.
+WARM_START = "warm_start"
+#: Keys that wrappers of a searcher add to a trial's config.
+ADDED = (WARM_START, TRIAL_INDEX)
 CANDIDATES = 512  # random points to choose from if the proposed point has been suggested before
 
 Point = tuple[Code, ...]
+Units = npt.NDArray[np.float64]
 
 
 class SearchSpace:
@@ -56,24 +63,37 @@ class SearchSpace:
         """The space as text, `{dotted key: domain}`; two spaces with equal labels have the same points."""
         return {axis.name: axis.label for axis in self.axes}
 
-    @property
-    def dimensions(self) -> list[Any]:
-        """The dimensions for skopt, one for each axis with more than one value."""
-        free = (self.axes[index] for index in self._free)
-        return [Categorical(list(range(axis.size))) if isinstance(axis, Choice) else Real(0.0, 1.0) for axis in free]
+    def units(self, points: Sequence[Point]) -> Units:
+        """Return points as positions in the unit cube, one row per point; `from_units` is the way back."""
+        pairs = [[axis.to_unit(code) for axis, code in zip(self.axes, point, strict=True)] for point in points]
+        found: Units = np.array(pairs, dtype=float).reshape(len(points), len(self.axes))
+        return found
 
-    def features(self, point: Point) -> list[Code]:
-        """Return a point in the dimensions of skopt."""
-        pairs = ((self.axes[index], point[index]) for index in self._free)
-        return [int(code) if isinstance(axis, Choice) else axis.to_unit(code) for axis, code in pairs]
+    def snapped(self, units: Units) -> Units:
+        """Return positions in the unit cube moved to the middles of their cells; floats without steps stay."""
+        found: Units = units.copy()
+        for index, axis in enumerate(self.axes):
+            if not isinstance(axis, Interval):
+                column = [axis.to_unit(axis.from_unit(float(unit))) for unit in units[:, index]]
+                found[:, index] = column
+        return found
 
-    def from_features(self, features: Sequence[Any]) -> Point:
-        """Return the point that is nearest to features of skopt."""
-        codes: list[Code] = [getattr(axis, "first", 0) for axis in self.axes]
-        for index, feature in zip(self._free, features, strict=True):
-            axis = self.axes[index]
-            codes[index] = int(feature) if isinstance(axis, Choice) else axis.from_unit(float(feature))
-        return tuple(codes)
+    def columns(self, units: Units) -> Units:
+        """Return positions in the unit cube as the model sees them, with a distance of 1 between any two categories.
+
+        Axes with one value have no column. A choice between k > 2 categories has k columns.
+        """
+        found = []
+        for index in self._free:
+            axis, column = self.axes[index], units[:, index]
+            if isinstance(axis, Choice) and axis.size > 2:
+                codes = np.minimum((column * axis.size).astype(int), axis.last)
+                found += list(np.eye(axis.size)[codes].T / math.sqrt(2))
+            elif isinstance(axis, Choice):
+                found.append((column >= 0.5).astype(float))
+            else:
+                found.append(column)
+        return np.stack(found, axis=1)
 
     def from_units(self, units: Sequence[float]) -> Point:
         """Return the point at a position in the unit cube (one number per axis)."""
@@ -138,13 +158,42 @@ class SearchSpace:
         return codes
 
     def check_keys(self, config: Any, where: str, path: Path = ()) -> None:
-        """Raise ValueError for a key of `config` that is not searched; constants in a searched list are allowed."""
+        """Check the keys of a config that are not searched: each must be a constant of the space, with its value.
+
+        So the config of an earlier trial is accepted. What `WarmStart` and Tune's `Repeater` add to it is ignored.
+
+        Raises:
+            ValueError: if a key is not in the space, or its value is not the constant of the space.
+        """
         for key, value in config.items() if isinstance(config, dict) else enumerate(config):
             at = (*path, key)
+            if at in self.paths or at in ((name,) for name in ADDED):
+                continue
             if at in self._branches and isinstance(value, dict | list | tuple):
                 self.check_keys(value, where, at)
-            elif at not in self.paths and (isinstance(config, dict) or at in self._branches):
-                raise ValueError(f"{where}: `key in {list(self.labels)}` must hold, got '{dotted(at)}'")
+                continue
+            try:
+                constant = _at(self._tree, at)
+            except (KeyError, IndexError, TypeError):
+                known = [*self.labels, *self._constant_names()]
+                raise ValueError(f"{where}: `key in {known}` must hold, got '{dotted(at)}'") from None
+            if not equal(value, constant) and label_of(value) != label_of(constant):
+                rule = f"value = {label_of(constant)}"
+                raise ValueError(f"{where}: `{rule}` must hold for the constant '{dotted(at)}', got {label_of(value)}")
+
+    def _constant_names(self) -> list[str]:
+        """Return the dotted keys that are not searched."""
+        found: list[str] = []
+
+        def walk(node: Any, path: Path) -> None:
+            if path in self._branches:
+                for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                    walk(child, (*path, key))
+            elif path not in self.paths:
+                found.append(dotted(path))
+
+        walk(self._tree, ())
+        return found
 
     def holds(self, codes: Any, partial: bool = False) -> bool:
         """Tell whether something that was read from a file is a point; with `partial` its codes may be None."""

@@ -18,10 +18,11 @@ from ray_deltastn.training.columns import SCALES, VALUES
 from ray_deltastn.tune.nested import flat
 from ray_deltastn.tune.search.axes import Axis, equal
 from ray_deltastn.tune.search.domains import read_domain
+from ray_deltastn.tune.search.space import WARM_START
 from ray_deltastn.tune.search.state import read_file, write_file
 
 #: The key of a trial's config that holds the values and scales to start with.
-KEY = "warm_start"
+KEY = WARM_START
 _FORMAT = "ray_deltastn.WarmStart 1"
 
 

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from ray import tune
 
-from tests.tune.search.searches import run, searcher
+from ray_deltastn.tune.search.skopt_search import SkOptSearch
+from tests.tune.search.searches import branin, run, searcher
 
 
 def test_points_to_evaluate_come_first_and_are_completed():
@@ -28,6 +30,47 @@ def test_points_to_evaluate_come_first_and_are_completed():
 def test_points_to_evaluate_are_checked_by_name(point, message):
     with pytest.raises(ValueError, match=message):
         searcher(points_to_evaluate=[point])
+
+
+def test_the_config_of_an_earlier_trial_is_accepted():
+    space = {
+        "task": "digits-mlp",
+        "options": {"width": 64, "depth": tune.randint(1, 4)},
+        "layers": [tune.randint(8, 64), 16],
+        "x": tune.uniform(0, 1),
+        "schedule": {"kind": "cosine"},
+        "build": branin,
+        "weights": np.ones(2),
+    }
+    earlier = searcher(space, random_state=3).suggest("a")
+    added = {**earlier, "warm_start": {"values": {}, "scale": {}}, "__trial_index__": 2}
+    for config in (earlier, added):
+        given, late = searcher(space, points_to_evaluate=[config]), SkOptSearch(points_to_evaluate=[config])
+        late.set_search_properties("loss", "min", space)
+        assert given.suggest("b")["x"] == late.suggest("b")["x"] == earlier["x"]
+        assert given.suggest("b")["options"] == earlier["options"]
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"epochs": 30}, r"points_to_evaluate\[0\]: `value = 20` must hold for the constant 'epochs', got 30"),
+        ({"options": {"width": 1}}, "`value = 64` must hold for the constant 'options.width', got 1"),
+        ({"layers": [9, 17]}, "`value = 16` must hold for the constant 'layers.1', got 17"),
+        ({"epoch": 20}, r"`key in \['x', 'options.depth', 'layers.0', 'epochs', .*\]` must hold, got 'epoch'"),
+        ({"options": {"height": 2}}, "got 'options.height'"),
+        ({"layers": [9, 16, 3]}, "got 'layers.2'"),
+    ],
+)
+def test_other_constants_than_those_of_the_space_are_refused_by_name(point, message):
+    space = {
+        "x": tune.uniform(0, 1),
+        "epochs": 20,
+        "options": {"width": 64, "depth": tune.randint(1, 4)},
+        "layers": [tune.randint(8, 64), 16],
+    }
+    with pytest.raises(ValueError, match=message):
+        searcher(space, points_to_evaluate=[point])
 
 
 def test_grid_and_choice_points_are_checked_by_name():

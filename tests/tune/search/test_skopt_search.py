@@ -6,6 +6,8 @@ import statistics
 import numpy as np
 import pytest
 from ray import tune
+from ray.tune.search import Repeater
+from ray.tune.search.repeater import TRIAL_INDEX
 from skopt.learning import GaussianProcessRegressor
 
 from ray_deltastn.tune.search import skopt_search
@@ -59,8 +61,8 @@ def test_one_enormous_loss_does_not_spoil_branin():
     assert min(values) - 0.397887 < 0.3  # without the ceiling 0.6 to 7 even after 40 evaluations
 
 
-def test_ceiling_is_ten_spreads_above_the_median():
-    assert ceiling([1.0, 2.0, 3.0, 4.0, 1e30]) == 3.0 + 10 * 2.0
+def test_ceiling_is_three_spreads_above_the_median():
+    assert ceiling([1.0, 2.0, 3.0, 4.0, 1e30]) == 3.0 + 3 * 2.0
     assert ceiling([1.0, 1.0, 1.0, 2.0, 1e30]) == 2.0
     assert ceiling([1.0, 1.0]) == 1.0
 
@@ -144,6 +146,23 @@ def test_one_suggestion_fits_the_kernel_once_and_its_time_is_counted(monkeypatch
     assert search.suggest_seconds == 2.5
 
 
+def test_a_suggestion_after_500_trials_fits_the_kernel_to_128(monkeypatch):
+    fits, conditioned, fit = [], [], GaussianProcessRegressor.fit
+
+    def counted(model, x, y):
+        (fits if model.optimizer is not None else conditioned).append(len(x))
+        return fit(model, x, y)
+
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", counted)
+    search = searcher()
+    for x, y in np.random.RandomState(0).uniform(0, 10, size=(500, 2)):
+        search.add_evaluated_point({"x": x, "y": y}, branin({"x": x, "y": y}))
+    search.suggest("a")
+    search.suggest("b")
+    assert fits == [128, 128]
+    assert conditioned == [500, 500, 501]
+
+
 def test_max_is_min_of_the_negated():
     down = run(searcher(mode="min", n_initial_points=4), 7)
     up = run(searcher(mode="max", n_initial_points=4), 7, lambda config: -branin(config))
@@ -187,15 +206,56 @@ def test_suggest_without_space_metric_or_mode_says_so():
         {"result": {"loss": 9.0}, "error": True},
     ],
 )
-def test_a_failed_trial_counts_as_the_worst_value_even_of_later_ones(bad):
-    def next_config(failure):
+def test_each_kind_of_failure_is_a_trial_without_a_value(bad):
+    def after(failure):
         search = searcher(n_initial_points=4)
         for index, kwargs in enumerate([failure, *({"result": {"loss": loss}} for loss in (3.0, 5.0, 4.0))]):
             search.suggest(str(index))
             search.on_trial_complete(str(index), **kwargs)
-        return search.suggest("next")
+        return [record.value for record in search.finished], search.suggest("next")
 
-    assert next_config(bad) == next_config({"result": {"loss": 5.0}})
+    values, suggested = after(bad)
+    assert values == [None, 3.0, 5.0, 4.0]
+    assert suggested == after({"error": True})[1]
+    assert suggested != after({"result": {"loss": 5.0}})[1]
+
+
+def test_a_search_keeps_away_from_where_trials_fail():
+    """Trials fail where x > 0.5; the best point is near that border."""
+    search = searcher({"x": tune.uniform(0, 1), "y": tune.uniform(0, 1)}, n_initial_points=6)
+    best, failed = math.inf, []
+    for index in range(30):
+        config = search.suggest(str(index))
+        failed.append(config["x"] > 0.5)
+        loss = (config["x"] - 0.4) ** 2 + (config["y"] - 0.3) ** 2
+        best = best if failed[-1] else min(best, loss)
+        search.on_trial_complete(str(index), None if failed[-1] else {"loss": loss}, error=failed[-1])
+    assert sum(failed[:6]) == 3  # the design is blind to failures
+    assert sum(failed[6:]) <= 5
+    assert best < 1e-3
+
+
+def test_few_trials_are_on_borders_and_an_optimum_in_a_corner_is_found():
+    def border(configs):
+        return sum(not 0.01 < value < 0.99 for config in configs for value in config.values())
+
+    space = {name: tune.uniform(0, 1) for name in "xyz"}
+    bowl = run(searcher(space), 16, lambda config: sum((value - 0.4) ** 2 for value in config.values()))
+    assert border(bowl) <= 2  # of 48
+    slope = run(searcher(space), 24, lambda config: sum(config.values()))
+    assert min(sum(config.values()) for config in slope) < 0.02
+
+
+def test_repeats_of_tunes_repeater_have_the_config_of_one_suggestion():
+    repeated, plain = Repeater(searcher(n_initial_points=2), repeat=2), searcher(n_initial_points=2)
+    for group in range(4):
+        names = [f"{group}.{index}" for index in range(2)]
+        config = plain.suggest(names[0])
+        assert [repeated.suggest(name) for name in names] == [{**config, TRIAL_INDEX: index} for index in range(2)]
+        for name, off in zip(names, (-1.0, 1.0), strict=True):
+            repeated.on_trial_complete(name, {"loss": branin(config) + off})
+        finish(plain, names[0], branin(config))
+    assert [r.value for r in repeated.searcher.finished] == pytest.approx([r.value for r in plain.finished])
 
 
 def test_only_failures_keep_the_search_in_its_initial_phase():
