@@ -25,10 +25,12 @@ from ray_deltastn.reports.comparison import Comparison, statement, write_compari
 from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.reports.page import PAGE
 from ray_deltastn.reports.results import Results
+from ray_deltastn.tasks.imports import importable
 from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use, refit
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.finished import FinishedTrial
+from ray_deltastn.tune.folder.code import read_code
 from ray_deltastn.tune.folder.layout import REFIT_FOLDER, ResumeError
 from ray_deltastn.tune.schema import schema
 from ray_deltastn.tune.status import status as read_status
@@ -101,18 +103,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 after success, 1 after an error (one line on standard error), 130 after an interrupt.
     """
     options = _parser().parse_args(arguments)
+    code = _code(options)
+    with importable(code):
+        return _command(options, code)
+
+
+def _code(options: argparse.Namespace) -> list[Path]:
+    """Folders that may hold the task's module: that of the YAML file, and the one the command was started in."""
+    if "config" in options:
+        return [options.config.parent, Path.cwd()]
+    return [*read_code(options.folder), Path.cwd()] if "folder" in options else []
+
+
+def _command(options: argparse.Namespace, code: Sequence[Path]) -> int:
     console = Console()
     try:
         if options.command == "run":
             started = time.monotonic()
             config = ExperimentConfig.read(options.config, options.set)
             out = options.out or Path("results", options.config.stem)
-            run_experiment(config, out, options.resume, options.trust, options.address)
+            run_experiment(config, out, options.resume, options.trust, options.address, code)
             results = write_report(out)
             _show(console, results)
             _show_end(console, started, out)
         elif options.command == "compare":
-            _compare(console, options)
+            _compare(console, options, code)
         elif options.command == "status" and (options.folder / COMPARISON_FILE).exists():
             console.print(progress(options.folder))
         elif options.command == "status":
@@ -141,12 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _compare(console: Console, options: argparse.Namespace) -> None:
+def _compare(console: Console, options: argparse.Namespace, code: Sequence[Path]) -> None:
     started = time.monotonic()
     config = CompareConfig.read(options.config, options.set)
     out = options.out or Path("results", options.config.stem)
     methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
-    run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
+    run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address, code)
     _show_comparison(console, write_comparison(out))
     _show_end(console, started, out)
 

@@ -11,12 +11,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 import torch
 from ray import tune
 from ray.tune import Callback
@@ -31,7 +30,9 @@ from ray_deltastn.training.checks import check_differentiable
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.files import write_whole
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.tune import cluster
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.folder.code import write_code
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
@@ -89,7 +90,12 @@ class _Ended(Callback):
 
 
 def run_experiment(
-    config: ExperimentConfig, out: Path, resume: bool = False, trust: bool = False, address: str | None = None
+    config: ExperimentConfig,
+    out: Path,
+    resume: bool = False,
+    trust: bool = False,
+    address: str | None = None,
+    code: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """Run all trials and write the reports to `results.csv` and `results.parquet`.
 
@@ -101,6 +107,7 @@ def run_experiment(
         trust: resume even if the folder belongs to another user.
         address: address of a running Ray cluster. By default it is `$RAY_ADDRESS`; if that is not set, Ray starts on
             this machine.
+        code: folders on `sys.path` that may hold the task's module; workers find it too, see `cluster.start`.
 
     Returns:
         One row per report of every trial.
@@ -110,7 +117,7 @@ def run_experiment(
             or if `resume` is not set and `out` holds an unfinished experiment.
         ValueError: if the task or an option breaks a rule, or a machine of the cluster cannot access `out`. It is
             raised before any trial starts.
-        ConnectionError: if no cluster runs at the address.
+        ConnectionError: if no cluster answers at the address.
     """
     out = out.resolve()  # Tune's file layer (Arrow) refuses relative paths.
     if resume and not (out / CONFIG_FILE).exists():
@@ -119,11 +126,7 @@ def run_experiment(
         check_owner(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports = check_task(config)
-    if not ray.is_initialized():
-        # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
-        where = address or os.environ.get("RAY_ADDRESS") or "local"
-        dashboard = False if where == "local" else None
-        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+    cluster.start(address, config.task, code)
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
@@ -142,6 +145,8 @@ def run_experiment(
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
+        if code:
+            write_code(out, code)
         return _run(config, space, searcher, scheduler, alive, out, resume)
 
 
