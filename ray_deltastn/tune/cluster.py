@@ -22,7 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray_deltastn.tasks.imports import home_of
 
 #: Seconds within which a cluster must accept a connection, and within which it must answer.
-CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 20.0
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 15.0
 _CLIENT = "ray://"
 _AUTH_MODE = "RAY_AUTH_MODE"
 #: Ray gives a submitted job its configuration in this variable.
