@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray_deltastn.tune.readable import ReadableConfig
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 from ray_deltastn.tune.trial_config import TrialConfig
 
@@ -27,4 +28,4 @@ if not TYPE_CHECKING:  # type checkers would accept every name
         raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
 
 
-__all__ = ["DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart"]
+__all__ = ["DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"]

@@ -23,11 +23,10 @@ def warn_of_large(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         size = pickled_size(value)
         if size > LIMIT:
-            way = "build(config, data=data)` as its function" if key == "task" else "build(config, data=data)` for it"
             warnings.warn(
-                f"`{key}` must pickle to at most {LIMIT / 1e6:.0f} MB, or Tune's state and every trial copy it, got "
-                f"{size / 1e6:.1f} MB; give the data once with `tune.with_parameters(DeltaSTNTrainable, data=data)`, "
-                f"and `{way}",
+                f"`{key}` must pickle to at most {LIMIT / 1e6:.0f} MB, because Tune copies it into its state and to "
+                f"every trial, got {size / 1e6:.1f} MB; give the data with "
+                "`tune.with_parameters(DeltaSTNTrainable, data=data)` to `build(config, data)`",
                 RunWarning,
                 stacklevel=3,
             )
