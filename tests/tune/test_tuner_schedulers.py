@@ -20,7 +20,7 @@ MUTATED = {
     "momentum": tune.uniform(0.5, 0.99),
     "hyperparameters": {"dropout": tune.uniform(LOW, HIGH), "decay": tune.loguniform(1e-5, 1e-1)},
 }
-FIXED = {**OUTER, "method": "fixed", **MUTATED}
+FIXED = {**OUTER, "method": "fixed", "resources": {"cpu": 0.5}, **MUTATED}  # four run at the same time
 
 
 def fit(folder, scheduler, space, samples=4, reuse=False):
@@ -78,7 +78,6 @@ def own():
     return PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=1,
-        synch=True,
         resample_probability=0.0,
         hyperparam_mutations=MUTATED,
         custom_explore_fn=functools.partial(within, MUTATED),
