@@ -32,7 +32,7 @@ from ray_deltastn.regularizers import (
 from ray_deltastn.response import Coverage, Response, linearised_forward
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, refit
+from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
 
 if TYPE_CHECKING:
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
@@ -86,5 +86,7 @@ __all__ = [
     "WarmStart",
     "__version__",
     "linearised_forward",
+    "load_schedule",
+    "load_weights",
     "refit",
 ]

@@ -26,7 +26,8 @@ from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.reports.page import PAGE
 from ray_deltastn.reports.results import Results
 from ray_deltastn.tasks.imports import importable
-from ray_deltastn.training.refit import MODEL_FILE, SCHEDULE_FILE, Use, refit
+from ray_deltastn.training.refit import Use, refit
+from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.finished import FinishedTrial

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -39,8 +40,8 @@ class HyperSpace(nn.Module):
             `LowerBounded`, `UpperBounded` or `Unbounded`.
 
     Raises:
-        ValueError: if there is no hyperparameter, or one breaks a rule of its domain (initial value outside of the
-            bounds, σ ≤ 0, …).
+        ValueError: if there is no hyperparameter, one breaks a rule of its domain (initial value outside of the
+            bounds, σ ≤ 0, …), or its name has a character that separates names.
         TypeError: if an argument is not a hyperparameter.
 
     Examples:
@@ -64,6 +65,12 @@ class HyperSpace(nn.Module):
         if not hyperparameters:
             raise ValueError("`HyperSpace` needs at least one hyperparameter, got none")
         for name, hyperparameter in hyperparameters.items():
+            if not name or any(character in "./" or character.isspace() for character in name):
+                advice = re.sub(r"[./\s]+", "_", name) or "dropout"
+                raise ValueError(
+                    "the name of a hyperparameter must have no '.', '/' or space, which separate names in "
+                    f"configurations and reports, got {name!r}; use {advice!r}"
+                )
             if not isinstance(hyperparameter, Hyperparameter):
                 raise TypeError(f"`{name}` must be a hyperparameter such as `Bounded(...)`, got {hyperparameter!r}")
         self.hyperparameters = dict(hyperparameters)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import Augmentation, Penalty, Regularizer
+from ray_deltastn.response.trees import described
 from ray_deltastn.space import HyperSpace
 
 
@@ -19,16 +20,23 @@ class Task:
 
     Args:
         space: the hyperparameters. A layer of `model`, an augmentation or a penalty must use each of them.
-        model: any module that maps a batch of inputs (B, …) to a tensor. Its class and its `state_dict` do not change.
+        model: any module that maps a batch of inputs (B, …) to a tensor, or to nested tensors such as a dictionary or a
+            dataclass. Its class and its `state_dict` do not change. Inputs that are a mapping become its keyword
+            arguments, a tuple or list its positional ones.
         loss: `loss(output, target)`, which returns a mean () or one value per example (B,).
-        train: training data: a pair of tensors `(x, y)`, or a `Dataset` or `DataLoader` with examples `(x, y)`.
+        train: training data: a pair of tensors `(x, y)`, or a `Dataset` or `DataLoader` with examples `(x, y)`. x and y
+            may be nested: dictionaries, tuples or dataclasses of tensors with one entry per example.
         valid: validation data, used to tune the hyperparameters.
         test: test data, used for reports only. None means no test data.
         augment: one or more augmentations of the training inputs.
         penalty: one or more penalties in the training objective.
         valid_loss: loss on validation data. The default is `loss`.
         valid_penalty: one or more penalties in the validation objective, which then depends on λ directly (Eqn. 2.4).
-        metrics: name → `metric(output, target)`, a mean over the batch, reported as `valid_<name>` and `test_<name>`.
+        batch: how to take inputs and targets from data that are not pairs, such as the dictionaries of a tokeniser. A
+            key: the inputs are all other entries, and the target that the loss gets is the whole batch. A function:
+            `batch(one)` returns (x, y).
+        metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>`
+            and `test_<name>`. One with the name `accuracy` takes the place of the built-in one.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -46,9 +54,12 @@ class Task:
     penalty: Penalty | Sequence[Penalty] = ()
     valid_loss: Loss | None = None
     valid_penalty: Penalty | Sequence[Penalty] = ()
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    batch: str | Callable[[Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
+        if not (self.batch is None or isinstance(self.batch, str) or callable(self.batch)):
+            raise TypeError(f"`batch` must be a key or a function, got {self.batch!r}")
         #: Whether the model carries the hooks and the bindings of a `SelfTuner`.
         self.in_use = False
         if not isinstance(self.space, HyperSpace):
@@ -76,6 +87,17 @@ class Task:
                 )
 
     @property
+    def pair(self) -> Callable[[Any], tuple[Any, Any]] | None:
+        """Function that takes inputs and targets from a batch; None if batches are pairs.
+
+        Raises:
+            ValueError: from a call, if a batch does not have the key, or the function does not return a pair.
+        """
+        if self.batch is None:
+            return None
+        return _Key(self.batch) if isinstance(self.batch, str) else _Checked(self.batch)
+
+    @property
     def regularizers(self) -> list[Regularizer]:
         """The layers of the model that read hyperparameters."""
         return [m for m in self.model.modules() if isinstance(m, Regularizer)]
@@ -84,6 +106,31 @@ class Task:
     def samplers(self) -> list[Any]:
         """The layers of the model and the augmentations that read hyperparameters; their effect is random."""
         return [*self.regularizers, *self.augmentations]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Inputs are all entries of a batch but one; the target is the whole batch."""
+
+    key: str
+
+    def __call__(self, batch: Any) -> tuple[Any, Any]:
+        if not isinstance(batch, Mapping) or self.key not in batch:
+            raise ValueError(f"`batch` must be a key of each batch, got {self.key!r} for {described(batch)}")
+        return {name: value for name, value in batch.items() if name != self.key}, batch
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The user's function, whose result is a pair."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, batch: Any) -> tuple[Any, Any]:
+        found = self.function(batch)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise ValueError(f"`batch` must return a pair (x, y), got {described(found)}")
+        return found[0], found[1]
 
 
 def _several(given: Any, what: str) -> tuple[Any, ...]:

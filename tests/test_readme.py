@@ -32,6 +32,15 @@ def test_the_page_about_reuse_runs_in_order(tmp_path, monkeypatch):
     assert accuracy > 0.9
 
 
+def test_the_page_about_your_own_model_trains_on_one_dictionary(capsys):
+    (block,) = [block for block in blocks("docs/model.md") if "attention_mask" in block]
+    namespace = {"__name__": "__main__"}
+    exec(compile(block, "docs/model.md", "exec"), namespace)
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_of_a_page_run_in_order(page, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

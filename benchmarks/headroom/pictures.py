@@ -181,3 +181,40 @@ def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, p
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def rate_curve(rows: Rows, path: Path) -> None:
+    """Draw the change of the loss with λ's learning rate, one panel per task: each seed, and the mean.
+
+    Args:
+        rows: rows of the record of `benchmarks.headroom.study`.
+        path: PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found: dict[str, dict[float, dict[int, float]]] = {}
+    for row in rows:
+        if row["variant"].startswith("rate-") or row["variant"] == "delta-stn":
+            factor = float(row["variant"].removeprefix("rate-")) if row["variant"] != "delta-stn" else 1.0
+            if "best" in row:
+                found.setdefault(row["task"], {}).setdefault(factor, {})[row["seed"]] = row["best"]
+    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 2.8), squeeze=False, layout="constrained")
+    for axis, (task, by_factor) in zip(axes[0], found.items(), strict=True):
+        factors = sorted(by_factor)
+        for seed in sorted(by_factor[1.0]):
+            points = [by_factor[factor].get(seed, np.nan) for factor in factors]
+            axis.plot(factors, points, color="#b5cdd2", linewidth=1, label="each seed" if seed == 0 else None)
+        means = [np.mean(list(by_factor[factor].values())) for factor in factors]
+        axis.plot(factors, means, color=COLOURS["delta-stn"], marker="o", linewidth=2, label="mean")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        axis.set_title(task, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("best validation loss")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("learning rate of λ, as a factor of the automatic one", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

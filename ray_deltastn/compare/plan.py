@@ -55,7 +55,7 @@ CONTENDERS = {
 
 
 #: Options of `Settings` that the comparison sets. With `patience`, a run could end before its budget is spent.
-FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience")
+FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "monitor", "monitor_mode")
 #: Options that only self-tuning methods read.
 TUNING = (
     "preset",

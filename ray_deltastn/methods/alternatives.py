@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hy
 from ray_deltastn.methods.frozen import frozen
 from ray_deltastn.methods.objective import Objective
 from ray_deltastn.methods.steps import StepOptions, Steps
+from ray_deltastn.response.trees import joined, mapped
 
 
 class WindowSteps(Steps):
@@ -48,7 +49,7 @@ class WindowSteps(Steps):
         self._used = False
         self.names = {p: name for name, p in self.objective.model.named_parameters() if p.requires_grad}
 
-    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def train_step(self, x: Any, y: Any) -> Tensor:
         """Move w₀ along the gradient of L_T(λ, w₀) on one minibatch, and store the minibatch."""
         if self.complete or not self.window:
             self.window.clear()
@@ -65,7 +66,7 @@ class WindowSteps(Steps):
     def _begin(self) -> None:
         """Store the state before the first step of a window."""
 
-    def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def hyper_step(self, x: Any, y: Any) -> Tensor:
         """Move λ on one validation minibatch; the model must be in evaluation mode.
 
         Returns:
@@ -76,7 +77,7 @@ class WindowSteps(Steps):
         self._move_hyper([self.objective.space.lam], (gradient,))
         return loss.detach()
 
-    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hypergradient(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         raise NotImplementedError
 
@@ -96,8 +97,12 @@ class WindowSteps(Steps):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a window. A window of another length is dropped, and the first hyper step uses a shorter window."""
         device = self.objective.space.lam.device
+
+        def to(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
+
         window = state["window"] if state["length"] == self.length else []
-        self.window = [(x.to(device), y.to(device), lr) for x, y, lr in window]
+        self.window = [(mapped(to, x), mapped(to, y), lr) for x, y, lr in window]
         self._used = False
 
 
@@ -134,12 +139,12 @@ class ImplicitSteps(WindowSteps):
         self.iterations = iterations
         self.damping = damping
 
-    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hypergradient(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         objective, lam = self.objective, self.objective.space.lam
         xs, ys, rates = zip(*self.window, strict=True)
         with self._training():
-            train_loss = objective.train_loss(torch.cat(xs), torch.cat(ys), lam=lam)
+            train_loss = objective.train_loss(reduce(joined, xs), reduce(joined, ys), lam=lam)
         # The weights converge to the point where ∇L_T plus the weight decay of the optimiser is zero.
         damping = self.damping + self.weights_optimizer.param_groups[0]["weight_decay"]
         valid_loss = objective.valid_objective(x, y, lam)
@@ -178,12 +183,12 @@ class UnrolledSteps(WindowSteps):
         buffers = {name: state[p].get("momentum_buffer") for p, name in self.names.items() if p in state}
         self.momenta = {name: b.detach().clone() for name, b in buffers.items() if b is not None}
 
-    def hypergradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def hypergradient(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         objective, lam = self.objective, self.objective.space.lam
         group = self.weights_optimizer.param_groups[0]
 
-        def loss_of(x: Tensor, y: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        def loss_of(x: Any, y: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
             return lambda weights: objective.train_loss(x, y, lam=lam, weights=weights)
 
         start = {name: w.clone().requires_grad_() for name, w in self.start.items()}

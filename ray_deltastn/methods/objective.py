@@ -20,9 +20,11 @@ from torch.func import functional_call
 from ray_deltastn.methods.method import Method
 from ray_deltastn.regularizers import Augmentation, PassValues, Penalty
 from ray_deltastn.response import Response, Weights, linearised_forward, named_parameters
+from ray_deltastn.response.trees import arguments, called, mapped, rows
 from ray_deltastn.space import HyperSpace
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+#: `loss(output, target)`; both may be nested.
+Loss = Callable[[Any, Any], Tensor]
 
 
 class Objective:
@@ -104,6 +106,9 @@ class Objective:
         """
         if self.response is None:
             return None
+        # One row is enough if the rows are equal. It also serves layers whose output has no batch axis.
+        if eps is not None and (not self.space.differs_in_a_batch or eps.stride(0) == 0):
+            eps = eps[:1]
         if self.method.centered:
             displacement = (lam - lam.detach())[None] if lam.requires_grad else None
             if eps is None:
@@ -113,51 +118,48 @@ class Objective:
 
     def predict(
         self,
-        x: Tensor,
+        x: Any,
         delta: Tensor | None,
         weights: Mapping[str, Tensor] | None = None,
         linearized: bool | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Output of the network under the displacement δ.
 
         Args:
-            x: inputs (B, …).
+            x: inputs (B, …); a mapping gives keyword arguments, a tuple positional ones.
             delta: δ (B, h) or (1, h), or None for no displacement.
             weights: weights by name that replace w₀. The response then has no effect.
             linearized: whether the network is linearised at w₀ (3.13), or used itself at w₀ + Θδ. The default is the
                 method's.
-
-        Raises:
-            TypeError: if the output of the model is not a tensor.
         """
         linearized = self.method.linearized if linearized is None else linearized
         x = self.in_order(x)
-        with self.precision(x):
+        with self.precision():
             if weights is not None:
-                output = functional_call(self.model, self._standing_in(weights), (x,))
+                output = functional_call(self.model, self._standing_in(weights), *arguments(x))
             elif delta is None or self.response is None:
-                output = self.model(x)
+                output = called(self.model, x)
             elif linearized:
                 output = linearised_forward(self.model, x, self.response, delta)
             else:
                 with self.response.displaced(delta):
-                    output = self.model(x)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the output of `model` must be a tensor, got {type(output).__name__}")
-        return output.float() if self.half else output
+                    output = called(self.model, x)
+        return mapped(lambda t: t.float() if t.dtype == torch.bfloat16 else t, output) if self.half else output
 
-    def in_order(self, x: Tensor) -> Tensor:
+    def in_order(self, x: Any) -> Any:
         """`x` in the memory format for the network. The values do not change."""
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+        if not self.channels_last:
+            return x
+        return mapped(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, x)
 
-    def precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        """Context of a pass of the network on `x`: bfloat16 autocast if `half`, else no change."""
-        return torch.autocast(x.device.type, torch.bfloat16) if self.half else nullcontext()
+    def precision(self) -> AbstractContextManager[Any]:
+        """Context of a pass of the network: bfloat16 autocast if `half`, else no change."""
+        return torch.autocast(self.space.lam.device.type, torch.bfloat16) if self.half else nullcontext()
 
     def train_loss(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         eps: Tensor | None = None,
         *,
         lam: Tensor | None = None,
@@ -177,7 +179,6 @@ class Objective:
 
         Raises:
             ValueError: if `loss` returns neither a scalar nor one value per example.
-            TypeError: if the output of the model is not a tensor.
         """
         with torch.set_grad_enabled(lam is not None):
             at = self.space.lam.detach() if lam is None else lam
@@ -191,10 +192,10 @@ class Objective:
             output = self.predict(x, delta, weights)
         finally:
             self.pass_values.values = {}
-        loss = _mean(self.loss(output, y), x.shape[0])
+        loss = _mean(self.loss(output, y), rows(x))
         return self._penalised(loss, self.penalty, named, delta, weights)
 
-    def valid_objective(self, x: Tensor, y: Tensor, lam: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def valid_objective(self, x: Any, y: Any, lam: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """L_V(λ, w) on a minibatch without perturbation, differentiable in w and, if it depends on λ directly, in λ.
 
         Args:
@@ -206,12 +207,12 @@ class Objective:
         Returns:
             The objective, a scalar.
         """
-        loss = _mean(self.valid_loss(self.predict(x, None, weights), y), x.shape[0])
+        loss = _mean(self.valid_loss(self.predict(x, None, weights), y), rows(x))
         named = self.space.named(self.space.values(lam)) if self.valid_penalty else {}
         return self._penalised(loss, self.valid_penalty, named, None, weights)
 
     def hyper_loss(
-        self, x: Tensor, y: Tensor, eps: Tensor | None, entropy_weight: float, linearized: bool | None = None
+        self, x: Any, y: Any, eps: Tensor | None, entropy_weight: float, linearized: bool | None = None
     ) -> Tensor:
         """E_ε[L_V(λ+ε, w)] − τ·H[p(ε|σ)] on a minibatch, differentiable in λ and σ (Eqn. 2.7).
 
@@ -227,7 +228,7 @@ class Objective:
         """
         lam = self.space.lam
         delta = self.delta(lam, eps)
-        loss = _mean(self.valid_loss(self.predict(x, delta, linearized=linearized), y), x.shape[0])
+        loss = _mean(self.valid_loss(self.predict(x, delta, linearized=linearized), y), rows(x))
         if self.valid_penalty:
             named = self.space.named(self.space.values(lam if eps is None else lam + eps))
             loss = self._penalised(loss, self.valid_penalty, named, delta)

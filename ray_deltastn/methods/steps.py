@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ray_deltastn.methods.frozen import RunningStatistics, frozen
 from ray_deltastn.methods.objective import Objective
+from ray_deltastn.response.trees import repeated, rows, split, taken
 
 #: How a hyper step predicts under ε.
 HyperPass = Literal["linearized", "network", "unperturbed"]
@@ -84,7 +85,7 @@ class Steps:
         self.response = list(objective.response.parameters()) if objective.response is not None else []
         self._statistics = RunningStatistics(objective.model)
 
-    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def train_step(self, x: Any, y: Any) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode.
 
         Split methods move w₀ on L_T(λ, w₀) (3.9), then Θ on E_ε L_T(λ+ε, w₀+Θε) (3.10) at the *updated* w₀. Other
@@ -106,13 +107,13 @@ class Steps:
                 self._response_step(x, y)
             return loss.detach()
         assert self.response_optimizer is not None
-        loss = objective.train_loss(x, y, self._perturbation(x.shape[0]))
+        loss = objective.train_loss(x, y, self._perturbation(rows(x)))
         gradients = torch.autograd.grad(loss, [*self.weights, *self.response], allow_unused=True)
         self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)], self.options.clip_grad)
         self._move_response(gradients[len(self.weights) :])
         return loss.detach()
 
-    def response_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+    def response_gradients(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
         """Gradients of E_ε L_T(λ+ε, w₀+Θε) (3.10) in Θ, on the share of a minibatch that trains Θ.
 
         Args:
@@ -123,45 +124,47 @@ class Steps:
             One gradient for each parameter in `response`, of the parameter's shape. None if the loss does not depend
             on the parameter.
         """
-        rows = max(1, round(self.options.response_fraction * x.shape[0]))
-        if rows < x.shape[0]:
-            x, y = x[:rows], y[:rows]
+        count = rows(x)
+        kept = max(1, round(self.options.response_fraction * count))
+        if kept < count:
+            x, y = taken(x, slice(kept)), taken(y, slice(kept))
         with frozen(self.weights), self._statistics.held():
             if self.options.sub_batches > 1:
                 return self._gradients_of_parts(x, y)
             return self._gradients(x, y)
 
-    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+    def _gradients(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
         """Gradients in Θ from one pass over these examples, each under its own perturbations."""
         # With fewer than four rows batch normalisation would get the same example twice and no other example.
-        paired = self.options.antithetic and len(x) >= 4 and self.objective.space.differs_in_a_batch
+        count = rows(x)
+        paired = self.options.antithetic and count >= 4 and self.objective.space.differs_in_a_batch
         # The gradient contains ∇L_T(λ, w₀)⊗ε, whose mean is zero. It has opposite signs in the two halves.
-        examples, copies = (len(x) // 2, 2) if paired else (len(x), 1)
+        examples, copies = (count // 2, 2) if paired else (count, 1)
         copies *= self.options.perturbations
         if copies > 1:
-            x, y = torch.cat([x[:examples]] * copies), torch.cat([y[:examples]] * copies)
-        loss = self.objective.train_loss(x, y, self._perturbation(len(x), paired))
+            x, y = (repeated(taken(part, slice(examples)), copies) for part in (x, y))
+        loss = self.objective.train_loss(x, y, self._perturbation(examples * copies, paired))
         return torch.autograd.grad(loss, self.response, allow_unused=True)
 
-    def _gradients_of_parts(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+    def _gradients_of_parts(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
         """Gradients in Θ from one pass over each part of these examples, each under one perturbation."""
         # Batch normalisation needs two examples.
-        parts, copies = min(self.options.sub_batches, max(1, len(x) // 2)), self.options.perturbations
+        parts, copies = min(self.options.sub_batches, max(1, rows(x) // 2)), self.options.perturbations
         total: list[Tensor | None] = [None] * len(self.response)
         eps: Tensor | None = None
         for _ in range(copies):
-            for part, target in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            for part, target in zip(split(x, parts), split(y, parts), strict=True):
                 if eps is not None and self.options.antithetic:
                     shared, eps = -eps, None
                 else:
                     shared = eps = self._perturbation(1)
-                loss = self.objective.train_loss(part, target, shared.expand(len(part), -1))
-                weighted = loss * (len(part) / (copies * len(x)))
+                loss = self.objective.train_loss(part, target, shared.expand(rows(part), -1))
+                weighted = loss * (rows(part) / (copies * rows(x)))
                 found = torch.autograd.grad(weighted, self.response, allow_unused=True)
                 total = [_plus(one, other) for one, other in zip(total, found, strict=True)]
         return tuple(total)
 
-    def _response_step(self, x: Tensor, y: Tensor) -> None:
+    def _response_step(self, x: Any, y: Any) -> None:
         self._move_response(self.response_gradients(x, y))
 
     def _move_response(self, gradients: Sequence[Tensor | None]) -> None:
@@ -181,7 +184,7 @@ class Steps:
             g / scale if p is response.U and g is not None else g for p, g in zip(self.response, gradients, strict=True)
         ]
 
-    def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def hyper_step(self, x: Any, y: Any) -> Tensor:
         """Move λ, and σ if it is tuned, on one validation minibatch; the model must be in evaluation mode.
 
         One backward pass gives ∇_λ and ∇_σ of E_ε L_V(λ+ε, w₀+Θ(λ−λ₀+ε)) − τ·H[p(ε|σ)] (Algorithm 1). Then λ is put
@@ -195,7 +198,7 @@ class Steps:
         moved = [space.lam, space.raw_scale] if self.options.tune_scale else [space.lam]
         with frozen(self.weights), frozen(self.response):
             how = self.options.hyper_pass
-            eps = None if how == "unperturbed" else self.objective.sample(x.shape[0])
+            eps = None if how == "unperturbed" else self.objective.sample(rows(x))
             linearized = False if how == "network" else None
             loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight, linearized)
             gradients = torch.autograd.grad(loss, moved)
@@ -227,9 +230,9 @@ class Steps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state."""
 
-    def _perturbation(self, rows: int, antithetic: bool = False) -> Tensor:
+    def _perturbation(self, count: int, antithetic: bool = False) -> Tensor:
         with torch.no_grad():
-            return self.objective.sample(rows, antithetic)
+            return self.objective.sample(count, antithetic)
 
     def _move(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.response import Weights
+from ray_deltastn.response.layout import FRONT, Layout
 from ray_deltastn.space import HyperSpace
 
 
@@ -29,10 +30,15 @@ class PassValues:
         self.generator = generator
         self.values: Mapping[str, Tensor] = {}
 
-    def value(self, name: str, like: Tensor) -> Tensor:
+    def value(self, name: str, like: Tensor, layout: Layout = FRONT) -> Tensor:
         """Value of one hyperparameter, (B or 1, 1, …), which broadcasts over `like` (B, …).
 
         Its type is the type of `like`, but at least float32.
+
+        Args:
+            name: the hyperparameter.
+            like: the tensor on which the value acts.
+            layout: where `like` has the batch.
 
         Raises:
             RuntimeError: if no pass is running, so that there is no value.
@@ -43,12 +49,15 @@ class PassValues:
                 f"`{name}` has a value only while a method runs the model; call `model.eval()` before any other use"
             )
         value = self.values[name].to(_at_least_single(like.dtype))
-        if value.dim() and value.shape[0] != like.shape[0]:
+        if value.dim() and self.space.hyperparameters[name].per == "batch":
+            value = value[:1]
+        value = layout.spread(value.reshape(-1, 1))
+        if value.shape[0] not in (1, like.shape[layout.axis]):
             raise ValueError(
-                f"`x.shape[0]` must be the batch size for '{name}' per example, got {like.shape[0]} for a batch of "
-                f"{value.shape[0]}"
+                f"`x.shape[{layout.axis}]` must be the batch size for '{name}' per example, got "
+                f"{like.shape[layout.axis]} for a batch of {value.shape[0]}"
             )
-        return value.view(-1, *(1,) * (like.dim() - 1))
+        return value.view(*(1,) * layout.axis, -1, *(1,) * (like.dim() - 1 - layout.axis))
 
     def rand(self, *shape: int, like: Tensor) -> Tensor:
         """Uniform random numbers in [0, 1) on the device of `like`, in its type but at least in float32."""
@@ -104,6 +113,8 @@ class Regularizer(nn.Module):
                 raise TypeError(f"`name` must be the name of a hyperparameter, got {name!r}")
         self.names: tuple[str, ...] = names
         self._pass_values: PassValues | None = None
+        #: Where the inputs have the batch; a run looks at it before its first step.
+        self.layout = FRONT
 
     def bind(self, pass_values: PassValues | None) -> None:
         """Set the pass values from which the layer reads. None removes them."""

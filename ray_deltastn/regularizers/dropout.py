@@ -41,7 +41,7 @@ class Dropout(Regularizer):
         """`x` after dropout, of the same shape."""
         if not self.training:
             return x
-        p = self.pass_values.value(self.names[0], like=x)
+        p = self.pass_values.value(self.names[0], like=x, layout=self.layout)
         keep = self.pass_values.rand(*self.mask_shape(x), like=x) >= p
         # At p = 1 every element is dropped. The clamp avoids a division by zero.
         return x * (keep / (1 - p).clamp_min(torch.finfo(x.dtype).eps)).to(x.dtype)

@@ -12,7 +12,9 @@ from ray_deltastn.response import Weights
 class L2:
     """Weight decay: ½·s(λ)·‖w‖² at w = w₀ + Θδ.
 
-    Its gradient is s(λ)·w, like that of `weight_decay` in PyTorch.
+    Its gradient is s(λ)·w. This is the `weight_decay` of `torch.optim.SGD` and `torch.optim.Adam`, so that constants
+    found here can be used there. It is not the decay of `torch.optim.AdamW`, which does not pass through Adam's
+    normalisation: a network that was tuned with AdamW must be trained again with this penalty in the loss.
 
     Args:
         name: hyperparameter for the strength s(λ).

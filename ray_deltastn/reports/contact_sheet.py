@@ -47,7 +47,7 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
     Raises:
         NoImagesError: if the task's inputs are not images, or no hyperparameter acts on them.
     """
-    x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed).in_order()))
+    x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed, task.pair).in_order()))
     if x.dim() != 4:
         raise NoImagesError(f"`task.train` must hold images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
     x = x[:examples]

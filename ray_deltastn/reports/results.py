@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from ray_deltastn.training.columns import SECONDS, VALUES, WARNINGS
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.folder.layout import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
-from ray_deltastn.tune.folder.results import read_results
+from ray_deltastn.tune.folder.results import ranked, read_results
 
 
 class Results:
@@ -37,13 +36,7 @@ class Results:
 
     def _trials(self) -> pd.DataFrame:
         """One row per trial: its best report by the metric of the search; the best trial comes first."""
-        # For `best_valid_loss`, the best report is the one with the lowest `valid_loss`.
-        metric = self.config["tune"]["metric"].removeprefix("best_")
-        sign = 1.0 if self.config["tune"]["mode"] == "min" else -1.0
-        ranked = self.reports.assign(_rank=(sign * self.reports[metric]).fillna(math.inf))
-        rows = ranked.loc[ranked.groupby("trial_id")["_rank"].idxmin()]
-        found: pd.DataFrame = rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
-        return found
+        return ranked(self.reports, self.config["tune"]["metric"], self.config["tune"]["mode"])
 
     @property
     def best(self) -> pd.Series:
@@ -77,8 +70,12 @@ class Results:
                     name = {"valid": "validation"}.get(split, split)
                     rows.append((f"{name} {what}", f"{best[f'{split}_{what}']:.4f}"))
         rows += [(name, _number(best[f"config/{name.replace('.', '/')}"])) for name in self.searched]
-        rows += [(f"learned {name}", _number(best[VALUES(name)])) for name in self.space]
-        return rows
+        if best.get("hyper_steps", 1) > 0:
+            return rows + [(f"learned {name}", _number(best[VALUES(name)])) for name in self.space]
+        if best[WARNINGS("short_run")] > 0:  # the values are those of the start
+            return rows
+        shown = {name.removeprefix("hyperparameters.") for name in self.searched}
+        return rows + [(name, _number(best[VALUES(name)])) for name in self.space if name not in shown]
 
     def _epochs(self) -> float:
         return float(self.reports.loc[self.reports["trial_id"] == self.best["trial_id"], "epoch"].max())
@@ -102,7 +99,13 @@ class Results:
         notes = []
         if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
             notes.append(f"{diverged} of {len(last)} trials diverged and have an infinite loss.")
-        if (last[WARNINGS("short_run")] > 0).any():
+        short, still = last[WARNINGS("short_run")] > 0, last.get("hyper_steps", pd.Series(1, last.index)) == 0
+        if (idle := int((short & still).sum())) > 0:
+            notes.append(
+                f"In {idle} of {len(last)} trials λ never moved, because the warm-up took the whole trial. Lower "
+                "`train.warmup`, or raise `train.epochs`."
+            )
+        if (short & ~still).any():
             notes.append("Some trials were too short for λ to cross its range.")
         if (last[WARNINGS("saturated")] > 0).any():
             notes.append("In some trials, a hyperparameter ended where its sigmoid is flat.")

@@ -27,14 +27,33 @@ class Coverage:
         covered: parameter name → shape as text.
         uncovered: parameter name → the reason why it has no response.
         layers: number of layers with a response.
+        sizes: parameter name → number of its weights; frozen parameters are left out.
     """
 
     covered: dict[str, str] = field(default_factory=dict)
     uncovered: dict[str, str] = field(default_factory=dict)
     layers: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of the trainable weights that respond."""
+        return sum(self.sizes[name] for name in self.covered) / max(1, sum(self.sizes.values()))
+
+    @property
+    def largest_gap(self) -> str:
+        """The parameter with the most weights among those that do not respond, and why; empty if all respond."""
+        missing = {name: self.sizes.get(name, 0) for name in self.uncovered}
+        if not any(missing.values()):
+            return ""
+        name = max(missing, key=missing.__getitem__)
+        return f"'{name}' ({missing[name]:,} weights): {self.uncovered[name]}"
 
     def __str__(self) -> str:
-        head = f"{len(self.covered)} parameters in {self.layers} layers respond, {len(self.uncovered)} do not"
+        head = (
+            f"{self.share:.1%} of the trainable weights respond, in {len(self.covered)} parameters of {self.layers} "
+            f"layers; {len(self.uncovered)} parameters do not"
+        )
         return "\n".join([head, *(f"  without response: {name}: {why}" for name, why in self.uncovered.items())])
 
 
@@ -71,6 +90,8 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
         owners.pop(parameter)
     report = Coverage(layers=len({owner.layer_name for users in owners.values() for owner in users}))
     for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            report.sizes[name] = parameter.numel()
         if parameter in owners:
             report.covered[name] = "×".join(map(str, parameter.shape))
         else:

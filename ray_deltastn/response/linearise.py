@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_deltastn.response.response import Response
+from ray_deltastn.response.trees import called, mapped, tensors
 
 # PyTorch compiles some forward-mode rules for the first dual number. It then warns that it uses TorchScript itself.
 with warnings.catch_warnings():
@@ -29,7 +31,8 @@ with warnings.catch_warnings():
 
 
 @contextmanager
-def _rules_for_attention() -> Iterator[None]:
+def rules_for_attention() -> Iterator[None]:
+    """Context in which attention has a forward-mode rule."""
     # The fused attention kernels and the inference path of nn.MultiheadAttention have no forward-mode rule.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -40,7 +43,7 @@ def _rules_for_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: Tensor) -> Tensor:
+def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tensor) -> Any:
     """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of the linearised network (Eqn. 3.13).
 
     Run the backward pass after this function has returned. Inside the forward-mode level a backward pass costs more
@@ -48,27 +51,25 @@ def linearised_forward(model: nn.Module, x: Tensor, response: Response, delta: T
 
     Args:
         model: the network, at its current weights w₀.
-        x: inputs (B, …).
+        x: inputs (B, …); a mapping gives keyword arguments, a tuple positional ones.
         response: the response attached to `model`.
         delta: displacement δ, (B, h) or (1, h).
 
     Returns:
-        Predictions of the network's output shape, differentiable in Θ and δ.
+        Predictions with the structure and shapes of the network's output, differentiable in Θ and δ.
 
     Raises:
-        TypeError: if the model's output is not a tensor.
         NotImplementedError: if a layer has no forward-mode rule, such as the fused kernels of LSTM and GRU.
     """
-    rules = _rules_for_attention() if response.attends else nullcontext()
+    rules = rules_for_attention() if response.attends else nullcontext()
     with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
-        output = model(x)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the output of `model` must be a tensor, got {type(output).__name__}")
-        primal, tangent = fwAD.unpack_dual(output)
-    prediction: Tensor = primal
+        output = called(model, x)
+        parts = {id(t): fwAD.unpack_dual(t) for t in tensors(output)}
+    return mapped(lambda t: _sum(*parts[id(t)]), output)
+
+
+def _sum(primal: Tensor, tangent: Tensor | None) -> Tensor:
     if tangent is None:
-        return prediction
+        return primal
     # If the network runs in bfloat16, the sum is in float32. In bfloat16 the sum would lose a small response.
-    half = prediction.dtype == torch.bfloat16
-    prediction = primal.float() + tangent.float() if half else primal + tangent
-    return prediction
+    return primal.float() + tangent.float() if primal.dtype == torch.bfloat16 else primal + tangent

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ray_deltastn.response.coverage import Owner, survey
 from ray_deltastn.response.kinds.base import LayerKind, on_features
+from ray_deltastn.response.layout import FRONT, Layout
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,11 @@ class Response(nn.Module):
         like = self.slots[0].parameter
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
         self._pass = _Pass()
+        self._every = tuple(self.slots)
         self._sizes = [slot.stop - slot.start for slot in self.slots]
+        self._layouts: dict[nn.Module, Layout] = {}
         #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
-        self.called: set[str] = set()
         self._names = {layer: name for name, layer in model.named_modules()}
         self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]
         self._handles += [
@@ -136,14 +138,43 @@ class Response(nn.Module):
         for handle in self._handles:
             handle.remove()
 
-    def drop_uncalled(self) -> None:
-        """Move the parameters of layers that no pass has called to `coverage.uncovered`; call it after a trial pass."""
-        for layer, parts in self._layers.items():
-            if self._names[layer] not in self.called:
-                self.coverage.layers -= 1
-                for slot, _ in parts.values():
-                    if self.coverage.covered.pop(slot.name, None) is not None:
-                        self.coverage.uncovered[slot.name] = f"layer '{self._names[layer]}' is never called"
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that use a responding parameter, by name."""
+        return {self._names[layer]: layer for layer in self._layers}
+
+    def users(self, slot: Slot) -> list[nn.Module]:
+        """The layers that use the parameter of a slot."""
+        return [layer for layer, parts in self._layers.items() if any(own is slot for own, _ in parts.values())]
+
+    def kind(self, layer: nn.Module) -> LayerKind:
+        """The kind of a responding layer."""
+        return next(iter(self._layers[layer].values()))[1]
+
+    def set_layout(self, layer: nn.Module, layout: Layout) -> None:
+        """Tell where a layer's output has the batch; by default it is axis 0."""
+        self._layouts[layer] = layout
+
+    def layout(self, layer: nn.Module) -> Layout:
+        """Where a layer's output has the batch."""
+        return self._layouts.get(layer, FRONT)
+
+    def drop(self, slot: Slot, reason: str) -> None:
+        """Let a parameter respond no longer: not in its layers, in penalties, in `fold` or in an export.
+
+        Its rows of U stay zero.
+
+        Raises:
+            ValueError: if no parameter is left.
+        """
+        self.slots.remove(slot)
+        for layer in self.users(slot):
+            self._layers[layer] = {role: part for role, part in self._layers[layer].items() if part[0] is not slot}
+        if self.coverage.covered.pop(slot.name, None) is not None:
+            self.coverage.uncovered[slot.name] = reason
+        self.coverage.layers = sum(map(bool, self._layers.values()))
+        if not self.slots:
+            raise ValueError(f"`model` must have a layer that can respond, got none: '{slot.name}': {reason}")
 
     @property
     def parameter_names(self) -> list[str]:
@@ -170,10 +201,15 @@ class Response(nn.Module):
         if delta is None:
             yield
             return
+        with self.displaced_rows(self.row_change(delta), linearised):
+            yield
+
+    @contextmanager
+    def displaced_rows(self, rows: Tensor, linearised: bool = False) -> Iterator[None]:
+        """The same with Uδ and Vδ of the whole network, (B or 1, K)."""
         now = self._pass
-        rows = self.row_change(delta)
         parts = rows.split(self._sizes, -1) if len(self._sizes) > 1 else (rows,)
-        now.by_slot = dict(zip((slot.name for slot in self.slots), parts, strict=True))
+        now.by_slot = dict(zip((slot.name for slot in self._every), parts, strict=True))
         now.linearised = linearised
         try:
             yield
@@ -183,17 +219,16 @@ class Response(nn.Module):
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The layer gets the primal only. Its kind computes the tangent.
         now = self._pass
-        if not (now.by_slot and now.linearised):
+        if not (now.by_slot and now.linearised and self._layers[layer]):
             return None
         now.primal, now.tangent = fwAD.unpack_dual(_input(args, kwargs))
         return (now.primal,), {}
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         now = self._pass
-        if not now.by_slot:
+        if not (now.by_slot and self._layers[layer]):
             return None
-        self.called.add(self._names[layer])
-        kind = next(iter(self._layers[layer].values()))[1]
+        kind = self.kind(layer)
         x, primal, tangent = _input(args, kwargs), output, None
         if now.linearised and kind.tangent is not None and now.primal is not None:
             # The layer got no tangent, so its output has none.
@@ -214,8 +249,12 @@ class Response(nn.Module):
     def _branch(self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
+        layout = self.layout(layer) if len(next(iter(self._pass.by_slot.values()))) > 1 else FRONT
+        if layout.axis:
+            x, output = layout.to_front(x), layout.to_front(output)
+            applied = None if applied is None else layout.to_front(applied)
         for role, (slot, kind) in self._layers[layer].items():
-            rows, direction = self._pass.by_slot[slot.name], self.direction(slot)
+            rows, direction = layout.spread(self._pass.by_slot[slot.name]), self.direction(slot)
             if rows.shape[0] not in (1, output.shape[0]):
                 raise ValueError(
                     f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "
@@ -231,7 +270,7 @@ class Response(nn.Module):
             else:
                 out = kind.apply(layer, x, direction)
                 terms.append(out * kind.place(layer, rows.to(out.dtype), out))
-        return terms[0] if len(terms) == 1 else torch.add(*terms)
+        return layout.back(terms[0] if len(terms) == 1 else torch.add(*terms))
 
     def fold(self, delta: Tensor) -> dict[str, Tensor]:
         """Dense parameters w₀ + Θδ by name, for one δ (h,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,10 +14,17 @@ from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics
+from ray_deltastn.regularizers import L2, Regularizer
+from ray_deltastn.response.look import FEW, LostTangentError, look
+from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.random_state import isolated
+
+#: Share of the trainable weights with a response below which a run warns.
+LOW_COVERAGE = 0.5
 
 
 class _Attention(TorchFunctionMode):
@@ -28,6 +35,18 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
+
+
+def warn_of_decay(task: Task, optimizer: str) -> None:
+    """Warn if an L2 penalty is trained with AdamW, whose own weight decay is something else."""
+    names = [penalty.names[0] for penalty in task.penalties if isinstance(penalty, L2)]
+    if optimizer == "adamw" and names:
+        warnings.warn(
+            f"`L2` is not the weight decay of AdamW: train again with '{names[0]}' as a penalty in the loss "
+            "(`rd.refit`, or ½·s·‖w‖² in plain PyTorch), or use `optimizer: adam`, whose `weight_decay` it is",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def check_differentiable(task: Task, method: Method) -> None:
@@ -55,62 +74,106 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream) -> None:
-    """Run the model, the loss and, if the method linearises, the two-stream pass on a few validation examples.
+def try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
+    """Run the model, the loss and, if the method has one, the response on a few validation examples.
+
+    Returns:
+        Their outputs and targets.
 
     Raises:
-        TypeError: if the model's output is not a tensor, or a layer has no forward-mode rule.
-        ValueError: if the loss has a wrong shape.
+        TypeError: if an operation has no forward-mode rule.
+        ValueError: if the output has no tensor with one entry per example, or the loss has a wrong shape.
     """
     model = objective.model
     was_training = model.training
     model.eval()
     try:
-        _try_out(objective, valid)
+        return _try_out(objective, valid)
     finally:
         model.train(was_training)
 
 
-def _try_out(objective: Objective, valid: Stream) -> None:
-    model = objective.model
-    x, y = next(iter(valid.in_order()))
-    x, y = x[:4], y[:4]
+def _try_out(objective: Objective, valid: Stream) -> tuple[Any, Any]:
+    x, y = taken(next(iter(valid.in_order())), slice(4))
+    count = rows(x)
     with torch.no_grad():
         with _Attention() as attention:
-            output = objective.predict(x, None)
-        if not output.dim() or output.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"`output.shape[0]` must be the batch size, got output of shape {tuple(output.shape)} for {len(x)} "
-                "examples"
-            )
-        for what, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
-            loss = function(output, y)
-            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (len(x),)):
+            output = _accepted("`model` must accept its inputs", x, lambda: objective.predict(x, None))
+        shapes = [tuple(t.shape) for t in tensors(output)]
+        if not any(shape and shape[0] == count for shape in shapes):
+            what = f"output of shape {shapes[0]}" if shapes else described(output)
+            raise ValueError(f"`output.shape[0]` must be the batch size, got {what} for {count} examples")
+        for which, function in (("loss", objective.loss), ("valid_loss", objective.valid_loss)):
+            loss = _accepted(f"`{which}` must accept the output of `model`", output, lambda f=function: f(output, y))  # type: ignore[misc]
+            if not isinstance(loss, torch.Tensor) or loss.shape not in ((), (count,)):
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-                raise ValueError(f"`{what}` must return a scalar or shape ({len(x)},), got {got}")
-        if objective.response is not None:
-            delta = torch.zeros(len(x), len(objective.space), device=x.device, dtype=objective.space.lam.dtype)
-            entered: list[tuple[str, str]] = []
-            handles = [
-                m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
-                for name, m in model.named_modules()
-            ]
-            try:
-                objective.predict(x, delta)
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward" not in str(error).lower():
-                    raise
-                name, kind = entered[-1]
-                raise TypeError(
-                    f"every layer must have a forward-mode rule for '{objective.method.name}', got none in layer "
-                    f"'{name}' ({kind}): {str(error).splitlines()[0]}"
-                ) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
-            objective.response.drop_uncalled()
-            modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
-            objective.response.attends = attention.seen or modules
+                raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
+    if objective.response is not None:
+        modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
+        objective.response.attends = attention.seen or modules
+        _look(objective, x)
+    return output, y
+
+
+def _accepted(rule: str, given: Any, call: Callable[[], Any]) -> Any:
+    """The result of a call that gets nested tensors; an error about them is one line.
+
+    Raises:
+        TypeError: if the call fails with nested tensors.
+    """
+    try:
+        return call()
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        if isinstance(given, torch.Tensor):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TypeError(f"{rule}, got {described(given)}: {reason}") from error
+
+
+def _look(objective: Objective, x: Any) -> None:
+    """Look at the response, and name the layer if one has no forward-mode rule."""
+    response, method, model = objective.response, objective.method, objective.model
+    assert response is not None
+    few = mapped(lambda t: t[torch.arange(max(FEW), device=t.device) % len(t)] if t.dim() else t, x)
+    space = objective.space
+    readers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Regularizer) and any(space.hyperparameters[own].per == "example" for own in layer.names)
+    }
+    entered: list[tuple[str, str]] = []
+    handles = [
+        m.register_forward_pre_hook(lambda m, args, n=name: entered.append((n, type(m).__name__)))
+        for name, m in model.named_modules()
+    ]
+
+    def predict(inputs: Any) -> Any:
+        # cuDNN's recurrent layers have no backward pass in evaluation mode.
+        with isolated(0), torch.backends.cudnn.flags(enabled=False):
+            return called(model, objective.in_order(inputs))
+
+    try:
+        look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward" not in str(error).lower():
+            raise
+        name, kind = entered[-1]
+        raise TypeError(
+            f"every operation must have a forward-mode rule for '{method.name}', got none in layer '{name}' ({kind}) "
+            f"or in what follows it: {str(error).splitlines()[0]}; use 'centered-stn'"
+        ) from error
+    except LostTangentError as error:
+        raise TypeError(f"{error}; use 'centered-stn' instead of '{method.name}'") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if response.coverage.share < LOW_COVERAGE:
+        warnings.warn(
+            f"at least half of the trainable weights should respond to the hyperparameters, got "
+            f"{response.coverage.share:.0%}; the largest part without a response is {response.coverage.largest_gap}",
+            RunWarning,
+            stacklevel=4,
+        )
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -175,7 +238,7 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     objective.model.train()
     try:
         with torch.no_grad(), RunningStatistics(objective.model).held():
-            objective.train_loss(x[:1], y[:1])
+            objective.train_loss(taken(x, slice(1)), taken(y, slice(1)))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -6,19 +6,23 @@ Each pass over the data is a function of (seed, pass number) alone; tensors live
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from ray_deltastn.response.trees import described, mapped, taken, tensors
 from ray_deltastn.training.random_state import isolated, seed_of
 
 #: Tensors up to this size are kept on the training device, in bytes.
 RESIDENT_BYTES = 4 * 2**30
 
-Batch = tuple[Tensor, Tensor]
+#: Inputs and targets of a minibatch; both may be nested.
+Batch = tuple[Any, Any]
+#: Takes inputs and targets from what a loader gives.
+Pair = Callable[[Any], Batch]
 
 
 class Stream:
@@ -68,27 +72,39 @@ class Stream:
 
 
 class TensorStream(Stream):
-    """Minibatches of a pair of tensors, kept on the training device and batched there."""
+    """Minibatches of tensors, kept on the training device and batched there.
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, name: str, device: torch.device, seed: int) -> None:
+    Args:
+        data: inputs and targets (x, y), each a tensor or nested tensors, with one entry per example.
+        batch_size: examples in a minibatch.
+        name: name of the split, for errors.
+        device: the training device.
+        seed: seed of the order.
+    """
+
+    def __init__(self, data: Batch, batch_size: int, name: str, device: torch.device, seed: int) -> None:
         super().__init__(name, device, seed)
-        if len(x) != len(y):
-            raise ValueError(f"`len(x) == len(y)` must hold for '{name}', got {len(x)} and {len(y)}")
-        if len(x) == 0:
+        every = tensors(data)
+        lengths = sorted({len(t) for t in every if t.dim()})
+        if len(lengths) != 1:
+            got = " and ".join(map(str, lengths)) or "no tensor with examples"
+            raise ValueError(f"`len(x) == len(y)` must hold for '{name}', got {got}")
+        self.count = lengths[0]
+        if self.count == 0:
             raise ValueError(f"`{name}` must hold at least one example, got none")
-        size = x.numel() * x.element_size() + y.numel() * y.element_size()
-        home = device if size <= RESIDENT_BYTES else x.device
-        self.x, self.y = x.to(home), y.to(home)
-        self.batch_size = min(batch_size, len(x))
+        size = sum(t.numel() * t.element_size() for t in every)
+        self.home = device if size <= RESIDENT_BYTES else every[0].device
+        self.x, self.y = (mapped(lambda t: t.to(self.home), part) for part in data)
+        self.batch_size = min(batch_size, self.count)
         self._order: Tensor | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        return -(-self.count // self.batch_size)
 
     @property
     def smallest_batch(self) -> int:
         """Examples in the last minibatch of a pass."""
-        return len(self.x) % self.batch_size or self.batch_size
+        return self.count % self.batch_size or self.batch_size
 
     def next(self) -> Batch:
         """The next minibatch; the last one of a pass may be smaller."""
@@ -96,19 +112,25 @@ class TensorStream(Stream):
             self.pass_number, self.position, self._order = self.pass_number + 1, 0, None
         if self._order is None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.pass_number))
-            order = torch.randperm(len(self.x), generator=generator)
+            order = torch.randperm(self.count, generator=generator)
             # A copy from pinned memory does not make the host wait.
-            pinned = order.pin_memory() if self.x.device.type == "cuda" else order
-            self._order = pinned.to(self.x.device, non_blocking=True)
-        rows = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
+            pinned = order.pin_memory() if self.home.type == "cuda" else order
+            self._order = pinned.to(self.home, non_blocking=True)
+        chosen = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         self.position += 1
-        return self.x.index_select(0, rows).to(self.device), self.y.index_select(0, rows).to(self.device)
+
+        def pick(t: Tensor) -> Tensor:
+            return (t.index_select(0, chosen) if t.dim() else t).to(self.device)
+
+        return mapped(pick, self.x), mapped(pick, self.y)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the order of the data, in batches of up to 1,000 examples."""
         size = max(self.batch_size, 1000)
-        for start in range(0, len(self.x), size):
-            yield self.x[start : start + size].to(self.device), self.y[start : start + size].to(self.device)
+        for start in range(0, self.count, size):
+            part = taken((self.x, self.y), slice(start, start + size))
+            x, y = mapped(lambda t: t.to(self.device), part)
+            yield x, y
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position."""
@@ -119,9 +141,12 @@ class TensorStream(Stream):
 class LoaderStream(Stream):
     """Minibatches of a `DataLoader`; a resumed run reads the current pass again up to the position."""
 
-    def __init__(self, loader: DataLoader[Any], name: str, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], name: str, device: torch.device, seed: int, pair: Pair | None = None
+    ) -> None:
         super().__init__(name, device, seed)
         self.loader = loader
+        self._pair = pair
         self._iterator: Iterator[Any] | None = None
         self._evaluation_loader = copy.copy(loader)
         self._evaluation_loader._iterator = None
@@ -180,14 +205,15 @@ class LoaderStream(Stream):
         return self._on_device(batch)
 
     def _on_device(self, batch: Any) -> Batch:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
-            raise ValueError(f"`{self.name}` must give pairs (x, y), got {got}")
-        x, y = batch
+        x, y = as_pair(batch, self.name, self._pair)
         for part in (x, y):
-            if not isinstance(part, Tensor):
-                raise ValueError(f"`{self.name}` must give pairs (x, y) of tensors, got {type(part).__name__}")
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            if not tensors(part):
+                raise ValueError(f"`{self.name}` must give pairs (x, y) of tensors, got {described(part)}")
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(self.device, non_blocking=True)
+
+        return mapped(move, x), mapped(move, y)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass over the loader, the same each time."""
@@ -201,44 +227,65 @@ class LoaderStream(Stream):
         self._iterator = None
 
 
-def stream(source: Any, batch_size: int, name: str, device: torch.device, seed: int) -> Stream:
+def as_pair(batch: Any, name: str, pair: Pair | None) -> Batch:
+    """Inputs and targets of a batch.
+
+    Raises:
+        ValueError: if it is not a pair, and the task does not tell how to take one from it.
+    """
+    if pair is not None:
+        return pair(batch)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else described(batch)
+        raise ValueError(f"`{name}` must give pairs (x, y), got {got}; `Task(batch=…)` tells which part is the target")
+    return batch[0], batch[1]
+
+
+def stream(
+    source: Any, batch_size: int, name: str, device: torch.device, seed: int, pair: Pair | None = None
+) -> Stream:
     """Minibatches of a split as the user gives it.
 
     Args:
-        source: a pair of tensors, a map-style `Dataset`, or a `DataLoader` (which then decides on batches).
+        source: a pair of tensors or of nested tensors, with `pair` also a mapping of tensors; a map-style `Dataset`; or
+            a `DataLoader` (which then decides on batches).
         batch_size: examples in a minibatch.
         name: name of the split, for errors.
         device: the training device.
         seed: seed of the order.
+        pair: takes inputs and targets from what the source gives; None means that it gives pairs.
 
     Raises:
         TypeError: if the source is none of these.
         ValueError: if it is empty, has no length, or its parts do not match.
     """
     if isinstance(source, DataLoader):
-        return LoaderStream(source, name, device, seed)
-    tensors = _tensors(source)
-    if tensors is not None:
-        if len(tensors) != 2:
-            raise ValueError(f"`{name}` must hold two tensors (x, y), got {len(tensors)}")
-        return TensorStream(tensors[0], tensors[1], batch_size, name, device, seed)
+        return LoaderStream(source, name, device, seed, pair)
+    data = _tensors(source)
+    if data is not None:
+        if pair is None and (not isinstance(data, tuple) or len(data) != 2):
+            got = f"{len(data)}" if isinstance(data, tuple) else described(data)
+            raise ValueError(f"`{name}` must hold two tensors (x, y), got {got}")
+        return TensorStream(as_pair(data, name, pair), batch_size, name, device, seed)
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         if not hasattr(source, "__len__"):
             raise ValueError(f"`{name}` must have a length, got {type(source).__name__}")
         if len(source) == 0:
             raise ValueError(f"`{name}` must hold at least one example, got none")
-        return LoaderStream(DataLoader(source, batch_size, shuffle=True), name, device, seed)
+        return LoaderStream(DataLoader(source, batch_size, shuffle=True), name, device, seed, pair)
     raise TypeError(
         f"`{name}` must be a pair of tensors, a map-style Dataset or a DataLoader, got {type(source).__name__}"
     )
 
 
-def _tensors(source: Any) -> tuple[Tensor, ...] | None:
+def _tensors(source: Any) -> Any:
+    """The tensors of a source that holds all its examples as tensors: a tuple, or a mapping; else None."""
     if isinstance(source, TensorDataset):
         return source.tensors
     if isinstance(source, Subset):
         whole = _tensors(source.dataset)
-        return None if whole is None else tuple(t[torch.as_tensor(source.indices, dtype=torch.long)] for t in whole)
-    if isinstance(source, (tuple, list)) and all(isinstance(t, Tensor) for t in source):
+        chosen = torch.as_tensor(source.indices, dtype=torch.long)
+        return None if whole is None else taken(whole, chosen)
+    if isinstance(source, (tuple, list)) and all(tensors(part) for part in source):
         return tuple(source)
-    return None
+    return source if isinstance(source, Mapping) and tensors(source) else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_deltastn.maps import REACH
 from ray_deltastn.methods import Objective
+from ray_deltastn.response.trees import rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import AT_BOUND, SIGNALS, WARNINGS
 from ray_deltastn.training.data import Stream
@@ -49,7 +51,13 @@ class Health:
         self._low, self._high = torch.tensor(flat, device=space.lam.device).T
         self._has_warned = False
         self.reset()
-        if self.short:
+        if tunes and reach == 0:
+            warnings.warn(
+                "λ will never move, because the warm-up takes the whole run: lower `warmup`, or raise `epochs`",
+                RunWarning,
+                stacklevel=3,
+            )
+        elif self.short:
             warnings.warn(
                 f"`hyper steps × mean hyper_lr >= {CROSSING:g}` should hold for λ to cross its range, got {reach:.3g}: "
                 "train longer, lower `warmup`, or raise `hyper_lr`, `hyper_decay` or `valid_interval`",
@@ -160,17 +168,22 @@ class ResponseSize:
         was_training = objective.model.training
         objective.model.eval()
         with torch.no_grad():
-            x = next(iter(self._valid.in_order()))[0][:LOOKED_AT]
-            z = torch.randn(len(x), len(space), generator=torch.Generator().manual_seed(self._seed))
+            x = taken(next(iter(self._valid.in_order()))[0], slice(LOOKED_AT))
+            z = torch.randn(rows(x), len(space), generator=torch.Generator().manual_seed(self._seed))
             lam, eps = space.lam.detach(), space.scale * z.to(space.lam.device, space.lam.dtype)
-            output = objective.predict(x, objective.delta(lam, None))
-            change = objective.predict(x, objective.delta(lam, eps)) - output
+            output = _real(objective.predict(x, objective.delta(lam, None)))
+            change = _real(objective.predict(x, objective.delta(lam, eps))) - output
             changed, size = change.square().mean().sqrt().item(), output.square().mean().sqrt().item()
         objective.model.train(was_training)
         if changed == 0.0:  # also if all outputs are zero
             return 0.0
         ratio = changed / size if size else math.inf
         return math.inf if math.isnan(ratio) else ratio
+
+
+def _real(output: Any) -> Tensor:
+    """All real numbers of an output, in one vector."""
+    return torch.cat([t.flatten() for t in tensors(output) if t.is_floating_point()])
 
 
 def divergence(space: HyperSpace, train_loss: float, valid_loss: float, steps: int) -> str:

@@ -66,6 +66,8 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     channels_last: bool | Other
     graph: GraphName | bool | Other
     patience: int | Other | None
+    monitor: str | Other
+    monitor_mode: Literal["min", "max"] | Other
     steps_per_report: int | Other | None
     hyperparameters: Constants | Other
     seed: int | Other

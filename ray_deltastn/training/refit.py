@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
 from typing_extensions import Unpack
 
+from ray_deltastn.response.trees import joined as both
 from ray_deltastn.task import Task
 from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.options import Options
+from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 
@@ -25,8 +27,8 @@ Use = Literal["schedule", "final"]
 Data = Literal["train+valid", "train"]
 Given = pd.DataFrame | Mapping[str, Any]
 
-#: Files of `folder`: the trained network, the hyperparameters, and the state of an unfinished run.
-MODEL_FILE, SCHEDULE_FILE, PROGRESS_FILE = "model.pt", "schedule.json", "refit.pt"
+#: The state of an unfinished run in `folder`, beside the trained network and the hyperparameters.
+PROGRESS_FILE = "refit.pt"
 #: Options that `refit` decides.
 _DECIDED = ("method", "hyperparameters")
 
@@ -144,8 +146,8 @@ def joined(train: Any, valid: Any) -> Any:
     Raises:
         ValueError: if a part is an iterable data set, or a loader draws with a sampler of its own.
     """
-    if _is_pair(train) and _is_pair(valid):
-        return tuple(torch.cat([a, b.to(a)]) for a, b in zip(train, valid, strict=True))
+    if _is_nested(train) and _is_nested(valid):
+        return both(train, valid)
     parts = [_dataset(part) for part in (train, valid)]
     whole: Dataset[Any] = ConcatDataset(parts)
     if not isinstance(train, DataLoader):
@@ -168,16 +170,23 @@ def joined(train: Any, valid: Any) -> Any:
     )
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list) and all(isinstance(part, Tensor) for part in data)
+def _is_nested(data: Any) -> bool:
+    return isinstance(data, tuple | list | Mapping)
 
 
 def _dataset(data: Any) -> Dataset[Any]:
-    found = data.dataset if isinstance(data, DataLoader) else TensorDataset(*data) if _is_pair(data) else data
+    found = data.dataset if isinstance(data, DataLoader) else _whole(data) if _is_nested(data) else data
     if isinstance(found, IterableDataset):
         raise ValueError("`data` must be 'train' for an iterable data set, which cannot be joined, got 'train+valid'")
     dataset: Dataset[Any] = found
     return dataset
+
+
+def _whole(data: Any) -> Dataset[Any]:
+    """Nested tensors as a data set, to be joined with another one."""
+    if not all(isinstance(part, Tensor) for part in data):
+        raise ValueError("`data` must be 'train' if one split is nested tensors and the other one is not")
+    return TensorDataset(*data)
 
 
 def _continue(tuner: SelfTuner, home: Path) -> None:

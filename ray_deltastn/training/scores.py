@@ -12,48 +12,53 @@ import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Loss, Objective
+from ray_deltastn.response.trees import rows
+from ray_deltastn.training.accuracy import Accuracy, find_accuracy
 from ray_deltastn.training.data import Stream
 
-Metric = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[[Any, Any], Tensor]
 
 
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """Share of correct classes: output (B, C, …), target (B, …) of whole numbers."""
-    return (output.argmax(1) == target).double().mean()
-
-
-def is_classification(output: Tensor, target: Tensor) -> bool:
-    """Whether accuracy is defined: targets are whole numbers and have one axis fewer than the output."""
-    return not target.is_floating_point() and output.dim() == target.dim() + 1
-
-
-def evaluate(objective: Objective, stream: Stream, loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, float]:
+def evaluate(
+    objective: Objective,
+    stream: Stream,
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    accuracy: Accuracy | None = None,
+) -> dict[str, float]:
     """Means over one pass, in evaluation mode and without perturbation.
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
     count. A `DataLoader` decides which examples it gives (`drop_last`, samplers).
 
     Returns:
-        `loss`, `accuracy` for classification, and each metric by name.
+        `loss`, `accuracy` if it is defined, and each metric by name.
     """
     model = objective.model
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
     count = 0
+    correct: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         delta = objective.delta(objective.space.lam.detach(), None)
         for x, y in stream.in_order():
             output = objective.predict(x, delta)
             found = {"loss": loss(output, y).double().mean()}
-            if is_classification(output, y):
-                found["accuracy"] = accuracy(output, y)
+            if accuracy is not None:
+                correct.append(accuracy(output, y))
             found.update({name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()})
             for name, value in found.items():
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=x.device)) + value * len(x)
-            count += len(x)
+                totals[name] = totals.get(
+                    name, torch.zeros((), dtype=torch.float64, device=value.device)
+                ) + value * rows(x)
+            count += rows(x)
     model.train(was_training)
-    return {name: total.item() / count for name, total in totals.items()}
+    shares = {name: total.item() / count for name, total in totals.items()}
+    if correct:
+        hits, counted = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
+        shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}
+    return shares
 
 
 class Scores:
@@ -88,6 +93,27 @@ class Scores:
         self._train_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._train_count = 0
         self._valid_scores: tuple[int, dict[str, float]] | None = None
+        self._accuracy: Accuracy | None = None
+
+    def try_out(self, output: Any, target: Any) -> None:
+        """Find out whether accuracy is defined, and call each metric once.
+
+        Args:
+            output: outputs of some validation examples.
+            target: their targets.
+
+        Raises:
+            ValueError: if a metric returns another shape.
+        """
+        if "accuracy" not in self.metrics:  # else the user's own takes its place
+            self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
+        for name, metric in self.metrics.items():
+            shape = tuple(torch.as_tensor(metric(output, target)).shape)
+            if shape not in ((), (1,), (rows(target),)):
+                raise ValueError(
+                    f"`metrics[{name!r}]` must return a mean () or one value per example ({rows(target)},), got shape "
+                    f"{shape}"
+                )
 
     def add(self, train_loss: Tensor) -> None:
         """Count the loss of a train step, without waiting for the device."""
@@ -124,7 +150,7 @@ class Scores:
     def _evaluate(self, stream: Stream) -> dict[str, float]:
         self._settled()
         with self.timed("evaluate"):
-            return evaluate(self.objective, stream, self.objective.valid_loss, self.metrics)
+            return evaluate(self.objective, stream, self.objective.valid_loss, self.metrics, self._accuracy)
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Objective
-from ray_deltastn.training.data import Stream
+from ray_deltastn.response.trees import rows, split, taken
+from ray_deltastn.training.data import Batch, Stream
 
 #: Largest distance from λ, in units of σ, and number of points on the way.
 WIDTH, POINTS = 2.0, 9
@@ -45,10 +46,10 @@ def sensitivity(
     steps = torch.linspace(-WIDTH, WIDTH, POINTS, dtype=lam.dtype, device=lam.device)
     was_training = objective.model.training
     objective.model.eval()
-    rows = []
+    found = []
     with torch.no_grad():
         parts = _parts(valid, examples)
-        sizes = torch.tensor([len(x) for x, _ in parts], dtype=torch.float64)
+        sizes = torch.tensor([rows(x) for x, _ in parts], dtype=torch.float64)
         center = _losses(objective, parts, torch.zeros_like(lam), linearized)
         for i, name in enumerate(space.names):
             for t in steps.tolist():
@@ -60,34 +61,34 @@ def sensitivity(
                 mean = float((change * sizes).sum() / sizes.sum())
                 error = float(change.std() / len(parts) ** 0.5) if len(parts) > 1 else 0.0
                 loss = float((center * sizes).sum() / sizes.sum()) + mean
-                rows.append((name, t, space.values(lam + eps)[i].item(), mean, error, loss))
+                found.append((name, t, space.values(lam + eps)[i].item(), mean, error, loss))
     objective.model.train(was_training)
-    table: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS))
+    table: pd.DataFrame = pd.DataFrame(found, columns=list(COLUMNS))
     return table
 
 
-def _parts(valid: Stream, examples: int | None) -> list[tuple[Tensor, Tensor]]:
+def _parts(valid: Stream, examples: int | None) -> list[Batch]:
     """The validation data in about `PARTS` parts of one pass."""
     batches, left = [], examples
     for x, y in valid.in_order():
-        batches.append((x[:left], y[:left]))
-        left = None if left is None else left - len(batches[-1][0])
+        batches.append((taken(x, slice(left)), taken(y, slice(left))))
+        left = None if left is None else left - rows(batches[-1][0])
         if left == 0:
             break
     each = max(1, PARTS // len(batches))
     return [
         (x, y)
         for batch, targets in batches
-        for x, y in zip(batch.tensor_split(each), targets.tensor_split(each), strict=True)
-        if len(x)
+        for x, y in zip(split(batch, each), split(targets, each), strict=True)
+        if rows(x)
     ]
 
 
-def _losses(objective: Objective, parts: list[tuple[Tensor, Tensor]], eps: Tensor, linearized: bool | None) -> Tensor:
+def _losses(objective: Objective, parts: list[Batch], eps: Tensor, linearized: bool | None) -> Tensor:
     """Validation loss of each part under the perturbation ε (h,)."""
     lam = objective.space.lam.detach()
     found = []
     for x, y in parts:
-        output = objective.predict(x, objective.delta(lam, eps.expand(len(x), -1)), linearized=linearized)
+        output = objective.predict(x, objective.delta(lam, eps.expand(rows(x), -1)), linearized=linearized)
         found.append(objective.valid_loss(output, y).double().mean())
     return torch.stack(found).cpu()

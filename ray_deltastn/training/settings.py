@@ -61,7 +61,7 @@ class Settings(BaseModel):
             schedule in proportion.
         response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
-            decay, use the penalty `L2` instead.
+            decay, use the penalty `L2` instead, which is not AdamW's decay.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
         hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `recommended`. `auto` is
@@ -124,6 +124,8 @@ class Settings(BaseModel):
             optimisers, a changed loss weight) happen at the capture only. A step that reads a number from a tensor, or
             draws from Python's or NumPy's random numbers, is not captured.
         patience: stop after this many reports without a better validation loss; None for never.
+        monitor: number of a report that tells which network is the best one, see `SelfTuner.export`.
+        monitor_mode: `min` if a smaller number is better, `max` if a larger one is.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
         seed: seed of the data order, perturbations, dropout and the initial response.
@@ -176,6 +178,8 @@ class Settings(BaseModel):
     channels_last: bool = False
     graph: GraphName = "off"
     patience: _Count | None = None
+    monitor: str = "valid_loss"
+    monitor_mode: Literal["min", "max"] = "min"
     steps_per_report: _Count | None = None
     hyperparameters: SkipValidation[Constants] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0
@@ -315,9 +319,14 @@ class Settings(BaseModel):
             return round(self.warmup * steps_per_epoch)
         return min(max(5 * steps_per_epoch, AUTO_WARMUP), self.epochs * steps_per_epoch // 2)
 
-    def hyper_steps(self, steps_per_epoch: int) -> int:
-        """Hyper steps planned for a whole run, if an epoch has so many train steps."""
-        cycles = self.epochs * steps_per_epoch // self.train_interval
+    def hyper_steps(self, steps_per_epoch: int, steps: int | None = None) -> int:
+        """Hyper steps in the first train steps of a run.
+
+        Args:
+            steps_per_epoch: train steps in an epoch.
+            steps: train steps; by default those of the whole run.
+        """
+        cycles = (self.epochs * steps_per_epoch if steps is None else steps) // self.train_interval
         before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
         return max(0, cycles - before) * self.valid_interval
 

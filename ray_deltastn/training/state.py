@@ -10,7 +10,7 @@ from torch import nn
 from ray_deltastn.training.settings import Settings
 
 #: Version of the layout of `SelfTuner.state_dict`.
-VERSION = 2
+VERSION = 3
 
 
 def identity(

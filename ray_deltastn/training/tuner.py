@@ -20,6 +20,7 @@ from ray_deltastn.response import Coverage, Response
 from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
+from ray_deltastn.training.best import Best
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
@@ -28,6 +29,7 @@ from ray_deltastn.training.checks import (
     check_statistics,
     try_out,
     uses_batch_statistics,
+    warn_of_decay,
 )
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
@@ -61,6 +63,7 @@ class SelfTuner:
         done: whether the run has ended.
         stop_reason: why the run has ended; empty before.
         last_report: the latest report, empty before the first.
+        best: the best network so far, and its report.
         algorithm: the train step and the hyper step, see `Steps`.
 
     Raises:
@@ -91,6 +94,7 @@ class SelfTuner:
         self.method = get_method(method)
         check_differentiable(task, self.method)
         s = self.settings
+        warn_of_decay(task, s.optimizer)
         self.device = s.torch_device()
         self.model = placed(task.model, self.device, s.channels_last)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -137,11 +141,12 @@ class SelfTuner:
         self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
+        self.best = Best(s.monitor, s.monitor_mode)
         self._row = 0
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
-                try_out(self.objective, self.valid)
+                self.scores.try_out(*try_out(self.objective, self.valid))
                 check_small_batches(self.objective, self.train, s.response_fraction)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
             except BaseException:
@@ -153,11 +158,11 @@ class SelfTuner:
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
         seeds = [random_state.seed_of(s.seed, split) for split in range(3)]
-        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0])
-        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1])
+        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0], task.pair)
+        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1], task.pair)
         self.test = None
         if task.test is not None:
-            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2])
+            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2], task.pair)
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
         self.hyper_steps = s.hyper_steps(len(self.train))
@@ -191,7 +196,7 @@ class SelfTuner:
         """Train up to the next report (an epoch, or `steps_per_report`) and return it.
 
         Returns:
-            `epoch`, `steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
+            `epoch`, `steps`, `hyper_steps`, `train_loss`, `valid_loss`, `valid_accuracy`, `test_*`, `best_valid_loss`,
             `hyperparameters/<name>` in its own domain, `scale/<name>`, `signal/<name>`, `at_bound/<name>`, `lr`,
             `seconds/*`, `warning/*`, `diverged` and `stop_reason`. Losses of a diverged run are infinite.
 
@@ -295,6 +300,7 @@ class SelfTuner:
         report: dict[str, Any] = {
             "epoch": self.epoch,
             "steps": self.steps,
+            "hyper_steps": self.settings.hyper_steps(len(self.train), self.steps) if self.method.tunes else 0,
             "train_loss": train_loss,
             **scores,
             "best_valid_loss": self.scores.best_valid_loss,
@@ -309,6 +315,8 @@ class SelfTuner:
         }
         self.health.reset()
         self.last_report = report
+        if not reason:
+            self.best.see(report, self.export)
         return report
 
     def hyperparameters(self) -> dict[str, float]:
@@ -343,11 +351,22 @@ class SelfTuner:
         with self.arithmetic():
             return sensitivity(self.objective, self.valid, linearized, examples)
 
-    def export(self) -> dict[str, Tensor]:
+    def export(self, best: bool = False) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.
 
         For `stn` the weights are r(λ), folded in; for the others they are w₀ as trained.
+
+        Args:
+            best: the network of the report with the best `monitor` instead of the present one, on the CPU. That report
+                is `best.report`.
+
+        Raises:
+            ValueError: if the best network is asked for before a report with a finite number.
         """
+        if best:
+            if not self.best.weights:
+                raise ValueError(f"`export(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
+            return {name: value.clone() for name, value in self.best.weights.items()}
         folded = self.response is not None and not self.method.centered
         return plain_state(self.model, self.response if folded else None, self.space.lam.detach())
 
@@ -377,6 +396,7 @@ class SelfTuner:
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
             "in_force": self.in_force.state_dict(),
+            "best": self.best.state_dict(),
             **self.scores.state_dict(),
         }
 
@@ -414,4 +434,5 @@ class SelfTuner:
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])
         self.in_force.load_state_dict(state["in_force"])
+        self.best.load_state_dict(state["best"])
         self.health.reset()

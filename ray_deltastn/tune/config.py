@@ -221,6 +221,10 @@ class ExperimentConfig(_Section):
             **copy.deepcopy(self.train),
             "resources": {"cpu": self.tune.cpu, "gpu": self.tune.gpu},
         }
+        shown = self.tune.metric.removeprefix("best_")
+        if (shown, self.tune.mode) != ("valid_loss", "min"):
+            # The network that a trial keeps must be the one that the search ranks.
+            space = {"monitor": shown, "monitor_mode": self.tune.mode, **space}
         for name, text in self.search.items():
             *path, last = option_of(name).split(".")
             inner = space

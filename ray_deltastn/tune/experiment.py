@@ -32,6 +32,7 @@ from ray_deltastn.training.files import write_whole
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune import cluster
 from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
+from ray_deltastn.tune.finished import write_best
 from ray_deltastn.tune.folder.code import write_code
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
@@ -54,6 +55,9 @@ from ray_deltastn.tune.progress import Progress
 from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
+
+#: Hyper steps after which a scheduler may judge a trial.
+HYPER_STEPS = 10
 
 
 class _AllTrialsRestored(Callback):
@@ -125,7 +129,7 @@ def run_experiment(
     if resume and not trust:
         check_owner(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
-    space, config, reports = check_task(config)
+    space, config, reports, grace = check_task(config)
     cluster.start(address, config.task, code)
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
@@ -139,7 +143,7 @@ def run_experiment(
         warm_start=config.tune.warm_start,
         max_concurrent=alive,
     )
-    scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports)
+    scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports, grace=grace)
     if not resume:
         check_free(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -235,6 +239,9 @@ def _run(
     if log.exists():
         lineage(log, analysis.trials, read_log(out)).to_csv(out / LINEAGE_FILE, index=False)
     results = collect(out, {trial.trial_id for trial in analysis.trials})
+    told = write_best(out, results, config.tune.metric, config.tune.mode)
+    if told:
+        progress.console.print(told, highlight=False, markup=False)
     write_results(results, out)
     return results
 
@@ -267,8 +274,23 @@ def _reports(config: ExperimentConfig, task: Task) -> int:
     if all(interval is None for interval in intervals):
         return epochs
     batch_size = int(min(config.extremes("batch_size")))
-    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0))
+    steps = epochs * len(stream(task.train, batch_size, "train", torch.device("cpu"), 0, task.pair))
     return max(epochs if interval is None else math.ceil(steps / interval) for interval in intervals)
+
+
+def _grace(config: ExperimentConfig, task: Task, reports: int) -> int:
+    """Return the number of reports until λ has made some hyper steps in every trial; 1 if no trial tunes λ."""
+    shaping = ("method", "preset", "epochs", "batch_size", "warmup", "warmup_steps", "train_interval", "valid_interval")
+    searched = [name for name in (*shaping, "steps_per_report") if name in config.search]
+    found = 1
+    for values in itertools.product(*map(config.extremes, searched)):
+        settings = Settings(**{**config.train, **dict(zip(searched, values, strict=True))})
+        if get_method(settings.method).tunes:
+            epoch = len(stream(task.train, settings.batch_size, "train", torch.device("cpu"), 0, task.pair))
+            cycles = math.ceil(HYPER_STEPS / settings.valid_interval)
+            steps = settings.warmup_train_steps(epoch) + cycles * settings.train_interval
+            found = max(found, math.ceil(steps / (settings.steps_per_report or epoch)))
+    return min(found, reports)
 
 
 def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
@@ -279,13 +301,14 @@ def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
     return list(dict.fromkeys(Settings(**one).domains for one in given))
 
 
-def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int]:
+def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int, int]:
     """Build the task once, as a trial does, and check the experiment against it.
 
     Returns:
-        Three values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
+        Four values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
         value if `preset` or `domains` is searched); the experiment, in which `hyperparameters: all` is replaced by the
-        name and range of each hyperparameter; and the largest number of reports of one trial.
+        name and range of each hyperparameter; the largest number of reports of one trial; and the number of reports
+        before which a scheduler must not judge a trial.
 
     Raises:
         ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
@@ -326,4 +349,5 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     for name, key in constants.items():
         for value in config.extremes(key):
             task.space.hyperparameters[name].check_value(name, value)
-    return about, config, _reports(config, task)
+    reports = _reports(config, task)
+    return about, config, reports, _grace(config, task, reports)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pyarrow import fs
 
 from ray_deltastn.methods import get_method
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
+from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE, load_weights, schedule_of
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
-from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE, TRIALS_FOLDER
+from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log
+from ray_deltastn.tune.folder.own_states import newest_own
+from ray_deltastn.tune.folder.results import ranked
 
 #: Options of a trial that a refit does not take over.
 _LEFT = ("method", "hyperparameters", "patience", "epochs")
@@ -80,23 +86,44 @@ class FinishedTrial:
         Args:
             best_epoch: that epoch.
         """
-        order = {name: int(text.partition(":")[0]) for name, text in self.state["identity"]["space"].items()}
-        rows = self.state["in_force"]["rows"].numpy(force=True)
-        index = pd.RangeIndex(1, len(rows) + 1, name="epoch")
-        table: pd.DataFrame = pd.DataFrame(rows, columns=sorted(order, key=order.__getitem__), index=index)
+        table = schedule_of(self.state)
         used: pd.DataFrame = table if self.tunes else table.head(best_epoch)
         return used
 
 
 def _newest_state(trials: Path, trial: str) -> dict[str, Any]:
-    newest: dict[str, Any] = {}
-    for path in trials.glob(f"*/{CHECKPOINT}*/{STATE_FILE}"):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # torch.load raises many kinds of exception for a damaged file
-            continue
-        if state.get("trial_id") == trial and state["iteration"] > newest.get("iteration", 0):
-            newest = state
-    if "in_force" not in newest:
-        raise ValueError(f"`{trials}` must have a readable checkpoint of trial {trial!r} with a schedule, got none")
-    return newest
+    found = newest_own(fs.LocalFileSystem(), str(trials.resolve() / trial), trial).state
+    if found is None or "best" not in found:
+        raise ValueError(f"`{trials}` must have a readable checkpoint of trial {trial!r}, got none")
+    return found
+
+
+def write_best(folder: Path, results: pd.DataFrame, metric: str, mode: str) -> str:
+    """Write the network and the schedule of the best trial into the results folder.
+
+    Args:
+        folder: results folder.
+        results: the reports of all trials.
+        metric: number that decides.
+        mode: `min` or `max`.
+
+    Returns:
+        A sentence if there is no network, or if its number is not the one that the results show; else nothing.
+    """
+    for name in (MODEL_FILE, SCHEDULE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    best = ranked(results, metric, mode).iloc[0]
+    shown = metric.removeprefix("best_")
+    try:
+        state = _newest_state(folder / TRIALS_FOLDER, str(best["trial_id"]))
+        weights = load_weights(state)
+    except ValueError as error:
+        return f"No network of the best trial was kept: {error}"
+    with written_whole(folder / MODEL_FILE) as draft:
+        torch.save(weights, draft)
+    write_whole(folder / SCHEDULE_FILE, json.dumps(schedule_of(state).to_dict("list")) + "\n")
+    kept = state["best"]["report"].get(shown)
+    # A trial that population-based training copied onto has lost its own earlier network.
+    if kept != best[shown]:
+        return f"`{MODEL_FILE}` is the network with `{shown}` {kept:.4f}; that with {best[shown]:.4f} was not kept."
+    return ""

@@ -19,7 +19,7 @@ PAUSING = ("hyperband", "pbt", "pb2")
 CHANGING = ("pbt", "pb2")
 
 
-def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> TrialScheduler | None:
+def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int, grace: int = 1) -> TrialScheduler | None:
     """Return a scheduler for `tune.TuneConfig(scheduler=…)`; Tune sets its metric and mode.
 
     - `asha` and `median` stop trials early; the last report of a stopped trial is its result.
@@ -36,6 +36,8 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
         name: one of `SCHEDULERS`.
         space: config of a trial with Tune domains.
         reports: number of reports of a whole trial.
+        grace: number of reports before which no trial is stopped or copied. λ moves only after the warm-up, so that
+            earlier losses say nothing about what a trial will learn.
 
     Returns:
         The scheduler; None for `fifo`.
@@ -47,14 +49,16 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
         raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     if name == "fifo":
         return None
+    grace = min(grace, reports)
     few = max(1, reports // 8)
+    first = max(few, grace)
     changed = mutations(space, name) if name in CHANGING else {}
     if name == "asha":
-        return ASHAScheduler(time_attr=TIME, max_t=reports, grace_period=few, reduction_factor=3)
+        return ASHAScheduler(time_attr=TIME, max_t=reports, grace_period=first, reduction_factor=3)
     if name == "hyperband":
-        return HyperBandScheduler(time_attr=TIME, max_t=reports, reduction_factor=3)
+        return _HyperBand(grace, time_attr=TIME, max_t=reports, reduction_factor=3)
     if name == "median":
-        return MedianStoppingRule(time_attr=TIME, grace_period=few, min_samples_required=3)
+        return MedianStoppingRule(time_attr=TIME, grace_period=first, min_samples_required=3)
     common: dict[str, Any] = {
         "time_attr": TIME,
         "perturbation_interval": few,
@@ -62,8 +66,25 @@ def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int) -> Tria
         "synch": True,
     }
     if name == "pb2":
-        return BanditPopulation(hyperparam_bounds=bounds(changed), **common)
-    return Population(hyperparam_mutations=changed, **common)
+        population = BanditPopulation(hyperparam_bounds=bounds(changed), **common)
+        # PB2 has no option for this, unlike its base class.
+        population._burn_in_period, population._next_perturbation_sync = grace, first
+        return population
+    return Population(hyperparam_mutations=changed, burn_in_period=grace, **common)
+
+
+class _HyperBand(HyperBandScheduler):
+    """Tune's HyperBand, whose first cut of a bracket is not before `grace` reports."""
+
+    def __init__(self, grace: int, *, max_t: int, reduction_factor: float, **options: Any) -> None:
+        super().__init__(max_t=max_t, reduction_factor=reduction_factor, **options)
+        # Ray has no option for this: it is the report of the first cut in bracket s.
+        self._get_r0 = functools.partial(_first_cut, grace, max_t, reduction_factor)
+
+
+def _first_cut(grace: int, max_t: int, reduction_factor: float, s: int) -> int:
+    found = int(max_t * reduction_factor ** (-s))
+    return max(found, grace) if found else 0
 
 
 class EpochBudget(Stopper):

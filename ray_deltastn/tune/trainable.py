@@ -20,9 +20,10 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.columns import SECONDS, WARNINGS
 from ray_deltastn.training.files import written_whole
 from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.saved import STATE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
-from ray_deltastn.tune.folder.layout import CHECKPOINT, STATE_FILE
+from ray_deltastn.tune.folder.own_states import Found, first_line, newest_own, read_state
 from ray_deltastn.tune.pickled import warn_of_large
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class DeltaSTNTrainable(Trainable):
         except RuntimeError as error:
             if not _lacks_memory(error):
                 raise
-            raise torch.OutOfMemoryError(f"{_NO_MEMORY}; {_first_line(error)}") from error
+            raise torch.OutOfMemoryError(f"{_NO_MEMORY}; {first_line(error)}") from error
         self._saving, self._between, self._left, self._damaged = 0.0, 0.0, None, 0
 
     def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
@@ -141,7 +142,7 @@ class DeltaSTNTrainable(Trainable):
             if not _lacks_memory(error):
                 raise
             # A restart would fail in the same way. An infinite loss tells the searcher to avoid this region.
-            report = self.tuner.give_up(f"{_NO_MEMORY}; {_first_line(error)}")
+            report = self.tuner.give_up(f"{_NO_MEMORY}; {first_line(error)}")
         self._left = time.perf_counter()
         return self._complete(report)
 
@@ -166,38 +167,42 @@ class DeltaSTNTrainable(Trainable):
                 torch.save(state, draft)
         except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError when the disk is full
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
-            raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {_first_line(error)}") from error
+            raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {first_line(error)}") from error
         self._saving += time.perf_counter() - started
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue from a checkpoint, read as data only (called by Tune).
 
-        If the checkpoint is damaged, the trial continues from the newest earlier checkpoint that is readable. Later
-        reports count the damaged ones.
+        If the checkpoint is damaged, the trial continues from the newest earlier checkpoint of its own that is
+        readable. Later reports count the damaged ones.
 
         Raises:
             ValueError: if no checkpoint is readable, or the state belongs to another task or method.
         """
-        folder = Path(checkpoint)
+        path = Path(checkpoint, STATE_FILE)
         try:
-            state = _read(folder / STATE_FILE)
+            state = read_state(path.read_bytes, str(path))
         except ValueError as error:
-            state = self._read_earlier(folder, error)
+            state = self._earlier(error)
         self._restore(state)
 
-    def _read_earlier(self, folder: Path, reason: ValueError) -> dict[str, Any]:
+    def _own(self, most: float = math.inf) -> Found:
+        """The newest readable state of this trial in Tune's storage, of at most some iteration."""
+        storage = getattr(self, "_storage", None)  # only a trial of Tune has one
+        if storage is None:
+            return Found(None, "", 0)
+        return newest_own(storage.storage_filesystem, storage.trial_fs_path, self.trial_id, most)
+
+    def _earlier(self, reason: ValueError) -> dict[str, Any]:
         """The newest readable state before a damaged checkpoint; sets Tune's iteration to that of the state."""
-        older = [path for path in folder.parent.glob(f"{CHECKPOINT}*") if path.name < folder.name]
-        for path in sorted(older, reverse=True) if folder.name.startswith(CHECKPOINT) else ():
-            self._damaged += 1
-            try:
-                state = _read(path / STATE_FILE)
-            except ValueError:
-                continue
-            logger.warning("%s; continuing from '%s'", reason, path.name)
-            self._iteration = state["iteration"]
-            return state
-        raise reason
+        # Tune has set the iteration to that of the damaged checkpoint.
+        found = self._own(self.iteration or math.inf)
+        if found.state is None:
+            raise reason
+        logger.warning("%s; continuing from '%s'", reason, found.name)
+        self._damaged += max(1, found.damaged)
+        self._iteration = found.state["iteration"]
+        return found.state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Load a state, and its count of damaged checkpoints if the state was written by this trial."""
@@ -212,25 +217,13 @@ class DeltaSTNTrainable(Trainable):
         A driver that was killed before it saved its state does not know the newest checkpoints. After it resumes, it
         would restart such a trial from the beginning.
         """
-        storage = getattr(self, "_storage", None)
-        folder = Path(storage.trial_fs_path) if storage is not None else None
-        paths = sorted(folder.glob(f"{CHECKPOINT}*")) if folder is not None and folder.is_dir() else []
-        states, damaged = [], 0
-        for path in paths:
-            try:
-                state = _read(path / STATE_FILE)
-            except ValueError:
-                damaged += 1
-                continue
-            if state.get("trial_id") == self.trial_id:  # another run may have used a folder of the same name
-                states.append(state)
-                damaged = 0  # counts the damaged checkpoints that are newer than this one
-        if states:
-            newest = max(states, key=lambda state: state["iteration"])
-            self._damaged = damaged
-            self._restore(newest)
-            self._iteration = newest["iteration"]
-            logger.info("continuing from the checkpoint of report %d, which the driver did not know", self._iteration)
+        found = self._own()
+        if found.state is None:
+            return
+        self._damaged = found.damaged
+        self._restore(found.state)
+        self._iteration = found.state["iteration"]
+        logger.info("continuing from the checkpoint of report %d, which the driver did not know", self._iteration)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process (called by Tune when actors are reused)."""
@@ -263,19 +256,6 @@ def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
     return {"CPU": float(cpu), **({"GPU": float(gpu)} if gpu else {})}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a state from its file, as data only."""
-    try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
-    except Exception as error:  # torch.load raises many kinds of exception for a damaged file
-        raise ValueError(f"`{path}` must be a readable checkpoint, got: {_first_line(error)}") from error
-
-
 def _lacks_memory(error: RuntimeError) -> bool:
     """Whether the device is out of memory; cuBLAS and cuDNN report it with their own status codes."""
     return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,14 @@ def cutout(name):
 
 
 SPACES = {
+    "name-with-a-dot": (
+        lambda: space(**{"layer1.drop": rd.Bounded(0.1)}),
+        ValueError,
+        ["must have no '.', '/' or space", "got 'layer1.drop'; use 'layer1_drop'"],
+    ),
+    "name-with-a-slash": (lambda: space(**{"a/b": rd.Bounded(0.1)}), ValueError, ["got 'a/b'; use 'a_b'"]),
+    "name-with-a-space": (lambda: space(**{"a b": rd.Bounded(0.1)}), ValueError, ["got 'a b'; use 'a_b'"]),
+    "empty-name": (lambda: space(**{"": rd.Bounded(0.1)}), ValueError, ["got ''"]),
     "initial-on-lower-bound-of-the-sigmoid": (
         lambda: space(rate=rd.Bounded(0.0, low=0.0, high=0.9, map="sigmoid")),
         ValueError,

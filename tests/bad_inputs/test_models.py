@@ -57,17 +57,17 @@ MODELS = {
     "output-is-a-tuple": (
         lambda: tuner(changes={"model": Lambda(lambda x: (x, x))}),
         TypeError,
-        ["model", "output", "tensor", "tuple"],
+        ["`loss` must accept the output of `model`", "got tuple: ", "must be Tensor, not tuple"],
     ),
     "output-is-a-tuple-under-fixed": (
         lambda: tuner("fixed", changes={"model": Lambda(lambda x: (x, x))}),
         TypeError,
-        ["model", "output", "tensor", "tuple"],
+        ["`loss` must accept the output of `model`", "got tuple: ", "must be Tensor, not tuple"],
     ),
     "output-is-a-dictionary": (
         lambda: tuner(changes={"model": Lambda(lambda x: {"logits": x})}),
         TypeError,
-        ["model", "output", "tensor", "dict"],
+        ["`loss` must accept the output of `model`", "got dict with logits: "],
     ),
     "output-without-batch": (
         lambda: tuner(changes={"model": Lambda(lambda x: x[:1])}),

@@ -99,8 +99,33 @@ DATA = {
     ),
     "inputs-that-are-no-tensors": (
         lambda: tuner(changes={"valid": Examples(lambda x, y: ({"image": x}, y))}),
-        (ValueError, TypeError),
-        ["`valid`", "tensor", "dict"],
+        TypeError,
+        ["`model` must accept its inputs", "got dict with image: ", "unexpected keyword argument"],
+    ),
+    "inputs-without-a-tensor": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: ({"image": "a picture"}, y))}),
+        ValueError,
+        ["`valid` must give pairs (x, y) of tensors", "got dict with image"],
+    ),
+    "dictionaries-without-a-word-about-the-target": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: {"x": x, "y": y})}),
+        ValueError,
+        ["`valid` must give pairs (x, y)", "got dict with x, y", "`Task(batch=…)`"],
+    ),
+    "a-key-that-batches-lack": (
+        lambda: tuner(changes={"valid": Examples(lambda x, y: {"x": x, "y": y}), "batch": "labels"}),
+        ValueError,
+        ["`batch` must be a key of each batch", "got 'labels' for "],
+    ),
+    "a-batch-function-without-a-pair": (
+        lambda: tuner(changes={"batch": lambda one: one[0]}),
+        ValueError,
+        ["`batch` must return a pair (x, y), got Tensor"],
+    ),
+    "no-key-and-no-function": (
+        lambda: tuner(changes={"batch": 3}),
+        TypeError,
+        ["`batch` must be a key or a function", "got 3"],
     ),
 }
 

@@ -12,7 +12,7 @@ import torch
 import ray_deltastn as rd
 from benchmarks.common.tables import headroom as tables
 from benchmarks.headroom import __main__ as command
-from benchmarks.headroom import contenders, population, refits, results, suite
+from benchmarks.headroom import contenders, pictures, population, refits, results, study, suite, tricks
 from benchmarks.headroom.problems import SUITE, Problem, decays, few_digits, perceptron, rates
 from benchmarks.headroom.runs import Point, Runs
 from ray_deltastn.training.presets import PRESETS
@@ -261,3 +261,116 @@ def test_wrong_arguments_end_the_command_with_one_line(small_suite, capsys):
         with pytest.raises(SystemExit):
             command.main(arguments)
         assert rule in capsys.readouterr().err
+
+
+# --- the study of λ's step -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A part of the study on a tiny task."""
+    monkeypatch.setattr(study, "SUITE", {"tiny": tiny})
+    monkeypatch.setattr(study, "picked", lambda task: SHARED)
+    return lambda *groups: study.Work("tiny", 0, groups, tmp_path, None)
+
+
+def test_every_variant_of_the_study_changes_something_and_is_paired_with_the_reference(work, runs):
+    rows = list(work(*study.GROUPS).rows())
+    losses = {row["variant"]: row["best"] for row in rows if "best" in row}
+    names = [name for group in study.GROUPS.values() for name in group]
+    assert list(losses) == [study.REFERENCE, *names]
+    points = list(runs.follow("delta-stn", method="delta-stn"))
+    assert losses[study.REFERENCE] == min(p.valid for p in points)
+    tail = points[-1].valid
+    assert rows[0]["final"] == tail
+    refits = {row["variant"]: row["refit"] for row in rows if "refit" in row}
+    assert refits.keys() == {study.REFERENCE, study.ROTATING}
+
+
+def made(change=None, **options):
+    """λ after a short run with a change."""
+    torch.manual_seed(0)
+    task = tiny().task(few_digits(40, 0))
+    tuner = rd.SelfTuner(task, epochs=30, batch_size=20, lr=0.1, warmup=0, train_interval=1, **options)
+    if change is not None:
+        change(tuner)
+    lams = []
+    step = tuner.algorithm.hyper_step
+
+    def watched(x, y):
+        found = step(x, y)
+        lams.append(tuner.space.lam.detach().clone())
+        return found
+
+    tuner.algorithm.hyper_step = watched
+    list(tuner.fit())
+    return tuner, torch.stack(lams)
+
+
+def test_steps_by_the_sign_hold_lambda_over_a_segment_and_then_move_it_by_the_segments_reach():
+    _, lams = made(tricks.signs, hyper_lr=0.01, hyper_decay=1.0, hyper_clip=2.0 * tricks.SEGMENT)
+    moves = lams.diff(dim=0)
+    at = torch.arange(1, len(lams)) % tricks.SEGMENT == tricks.SEGMENT - 1
+    assert bool((moves[~at] == 0).all())
+    inside = moves[at][(lams[1:][at].abs() < 1.9) & (lams[1:][at] > -1.9)]
+    assert torch.allclose(inside.abs(), torch.full_like(inside, 0.01 * tricks.SEGMENT), rtol=1e-4)
+
+
+def test_steps_by_signal_to_noise_are_adams_with_equal_decays():
+    gradients = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    lam, other = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    ours = tricks.SignalToNoise(torch.optim.SGD([lam], lr=0.1))
+    adam = torch.optim.Adam([other], lr=0.1, betas=(tricks.NOISE_DECAY, tricks.NOISE_DECAY), eps=1e-12)
+    for gradient in gradients:
+        lam.grad, other.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        adam.step()
+    torch.testing.assert_close(lam, other)
+
+
+def test_the_hyper_step_sees_the_averages_and_the_train_step_does_not():
+    torch.manual_seed(0)
+    tuner = rd.SelfTuner(tiny().task(few_digits(40, 0)), epochs=5, batch_size=20, lr=0.1, warmup=0, train_interval=1)
+    seen, expected = [], None
+    first = tuner.algorithm.weights[0]
+    step = tuner.algorithm.hyper_step
+    tuner.algorithm.hyper_step = lambda x, y: (seen.append(first.detach().clone()), step(x, y))[1]
+    tricks.averaged(tuner)
+    expected = first.detach().clone()
+    train_step = tuner.algorithm.train_step
+
+    def train(x, y):
+        nonlocal expected
+        loss = train_step(x, y)
+        expected = expected.lerp(first.detach(), 1 - tricks.AVERAGE)
+        assert not torch.equal(expected, first)
+        return loss
+
+    tuner.algorithm.train_step = train
+    tuner.step()
+    torch.testing.assert_close(seen[-1], expected)
+
+
+def test_rotating_splits_take_turns_and_never_overlap():
+    data = (torch.arange(12.0)[:, None], torch.arange(12))
+    splits = ((data[0][:8], data[1][:8]), (data[0][8:], data[1][8:]), data)
+    train, valid = tricks.rotating(splits, 3)
+    held = []
+    for _ in range(6):
+        ours = {int(y) for _, batch in train for y in batch}
+        theirs = {int(y) for _, batch in valid for y in batch}
+        assert ours | theirs == set(range(12))
+        assert not ours & theirs
+        assert (len(ours), len(theirs)) == (8, 4)
+        held.append(frozenset(theirs))
+    assert len(set(held)) == 3
+    assert held[:3] == held[3:]
+
+
+def test_the_report_of_the_study_has_what_is_done_and_a_picture(work, tmp_path):
+    part = work("rate")
+    list(part.rows())
+    found = study.report([part, study.Work("tiny", 1, ("rate",), tmp_path, None)], "command")
+    assert [row["variant"] for row in found["rows"]] == [study.REFERENCE, *study.RATES]
+    pictures.rate_curve(found["rows"], tmp_path / "rate.png")
+    assert (tmp_path / "rate.png").stat().st_size > 1000

@@ -50,6 +50,31 @@ def test_there_is_no_note_if_no_checkpoint_was_damaged(damaged, folder):
     assert notes(folder, damaged) == []
 
 
+@pytest.mark.parametrize(
+    ("hyper_steps", "short", "note", "names"),
+    [
+        (0, 1.0, "In 2 of 2 trials λ never moved", []),
+        (0, 0.0, None, ["dropout", "decay"]),  # constants: nothing was to move
+        (3, 1.0, "Some trials were too short", ["learned dropout", "learned decay"]),
+        (3, 0.0, None, ["learned dropout", "learned decay"]),
+    ],
+)
+def test_values_that_never_moved_are_not_called_learned(hyper_steps, short, note, names, folder):
+    (folder / "space.json").write_text(json.dumps({"dropout": {}, "decay": {}}))
+    rows = [
+        {"trial_id": trial, "training_iteration": 1, "epoch": 3, "valid_loss": 0.5, "diverged": False}
+        | {"warning/short_run": short, "warning/saturated": 0.0, "hyper_steps": hyper_steps}
+        | {"hyperparameters/dropout": 0.1, "hyperparameters/decay": 0.2}
+        for trial in ("a", "b")
+    ]
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    results = Results(folder)
+    found = results.notes()
+    assert len(found) == (note is not None)
+    assert all(one.startswith(note) for one in found)
+    assert [name for name, _ in results.best_table()][3:] == names
+
+
 def test_the_pictures_of_the_response_show_the_numbers_of_the_best_trial(tmp_path, monkeypatch):
     config = {"search": {}, "tune": {"metric": "valid_loss", "mode": "min"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ray_deltastn.response import Response, linearised_forward
+from ray_deltastn.response.look import look
 from tests.networks import BATCH, BY_NAME
 from tests.oracles import (
     randomise,
@@ -66,18 +67,26 @@ def test_the_error_for_another_batch_size_names_the_layer():
         predict(model, response, torch.ones(2, H, dtype=torch.float64), x, False)
 
 
-def test_linearised_output_must_be_a_tensor():
+def test_every_tensor_of_a_nested_output_is_linearised():
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(2, 2)
 
         def forward(self, x):
-            return self.layer(x), x
+            return {"both": (self.layer(x), 2 * self.layer(x)), "count": torch.arange(len(x)), "name": "pair"}
 
     model = Pair()
-    with pytest.raises(TypeError, match="tuple"):
-        linearised_forward(model, torch.ones(1, 2), Response(model, H), torch.ones(1, H))
+    response = Response(model, H)
+    nn.init.normal_(response.U)
+    delta, x = torch.randn(3, H), torch.randn(3, 2)
+    found = linearised_forward(model, x, response, delta)
+    one = linearised_forward(model.layer, x, Response(model.layer, H), delta)
+    assert found["name"] == "pair"
+    assert torch.equal(found["count"], torch.arange(3))
+    assert torch.equal(2 * found["both"][0], found["both"][1])
+    assert found["both"][0].shape == one.shape
+    assert not torch.equal(found["both"][0], one)
 
 
 def test_directions_are_initialised_like_the_weights_of_their_layer():
@@ -182,9 +191,7 @@ def test_a_tied_parameter_is_listed_once(name):
 def test_layers_never_called_are_reported_after_a_trial_pass():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     response = Response(model, H)
-    with response.displaced(torch.zeros(1, H)):
-        model["used"](torch.ones(1, 2))
-    response.drop_uncalled()
+    look(lambda x: model["used"](x), torch.ones(3, 2), response, linearised=True, readers={})
     assert set(response.coverage.covered) == {"used.weight", "used.bias"}
     assert response.coverage.uncovered == dict.fromkeys(["idle.weight", "idle.bias"], "layer 'idle' is never called")
 

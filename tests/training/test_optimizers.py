@@ -172,3 +172,50 @@ def test_a_gradient_that_two_weights_share_is_clipped_once():
     list(tuner.fit())
     moved = torch.stack([tuner.model.one, tuner.model.other]).norm().item()
     assert moved == pytest.approx(1e-3, rel=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_tuned_decay_is_the_weight_decay_of_sgd_and_adam_and_not_of_adamw(optimizer, recwarn):
+    task = turned_task()
+    space = rd.HyperSpace(dropout=rd.Bounded(0.1), decay=rd.Positive(0.3))
+    given = {"loss": F.cross_entropy, "train": task.train, "valid": task.valid, "penalty": rd.L2("decay")}
+    tuner = rd.SelfTuner(
+        rd.Task(space=space, model=task.model, **given),
+        method="fixed",
+        hyperparameters={"dropout": 0.0, "decay": 0.3},
+        epochs=20,
+        batch_size=64,
+        lr=0.05,
+        momentum=0.9,
+        optimizer=optimizer,
+    )
+    warned = [str(one.message) for one in recwarn if "AdamW" in str(one.message)]
+    list(tuner.fit())
+    plain_task = turned_task()
+    (x, y), model = plain_task.train, plain_task.model[1:]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    plain = kind(
+        model.parameters(),
+        lr=0.05,
+        weight_decay=0.3,
+        foreach=False,
+        **({"momentum": 0.9} if kind is torch.optim.SGD else {}),
+    )
+    for _ in range(20):
+        plain.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        plain.step()
+    pairs = list(zip(tuner.model.parameters(), model.parameters(), strict=True))
+    same = all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in pairs)
+    assert same == (optimizer != "adamw")
+    assert bool(warned) == (optimizer == "adamw")
+    if warned:
+        # What the warning says to do instead: the penalty in the loss.
+        again = turned_task().model[1:]
+        plain = torch.optim.AdamW(again.parameters(), lr=0.05, weight_decay=0.0, foreach=False)
+        for _ in range(20):
+            plain.zero_grad()
+            (F.cross_entropy(again(x), y) + 0.15 * sum(p.square().sum() for p in again.parameters())).backward()
+            plain.step()
+        for one, other in zip(tuner.model.parameters(), again.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -116,6 +116,7 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
     assert set(reports[0]) == {
         "epoch",
         "steps",
+        "hyper_steps",
         "train_loss",
         "valid_loss",
         "valid_accuracy",

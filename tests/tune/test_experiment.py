@@ -201,6 +201,18 @@ def test_a_trial_id_that_looks_like_a_number_stays_text(trial_id, tmp_path):
     assert read_results(tmp_path / "results.csv")["trial_id"].tolist() == [trial_id]
 
 
+def test_the_results_folder_has_the_best_network_and_its_schedule(resumed):
+    _, _, out, _ = resumed
+    results = read_results(out / "results.csv")
+    best = results.loc[results["valid_loss"].idxmin()]
+    alone = DeltaSTNTrainable(read_log(out)[str(best["trial_id"])][-1].config)
+    finish(alone)
+    assert alone.tuner.best.report["valid_loss"] == best["valid_loss"]
+    weights = rd.load_weights(out)
+    assert all(torch.equal(weights[name], value) for name, value in alone.tuner.export(best=True).items())
+    assert rd.load_schedule(out).equals(alone.tuner.schedule())
+
+
 def test_refit_trains_again_with_the_schedule_of_a_trial(resumed, capsys):
     _, _, out, _ = resumed
     results = read_results(out / "results.csv")

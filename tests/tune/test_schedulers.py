@@ -12,6 +12,7 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
+from ray_deltastn.tune.experiment import check_task
 from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.population import mutations, within
@@ -21,7 +22,7 @@ from tests.tune.tiny import CONFIG, finish, without_times
 EPOCHS = 9
 YAML = f"""
 task: tests.tune.tiny:build
-train: {{epochs: {EPOCHS}, batch_size: 16, warmup: 1, hyper_lr: 0.05, momentum: 0.5}}
+train: {{epochs: {EPOCHS}, batch_size: 16, warmup: 1, train_interval: 1, hyper_lr: 0.05, momentum: 0.5}}
 search: {{lr: "loguniform(0.0001, 0.3)"}}
 tune: {{searcher: random, num_samples: 6, checkpoint_every: 1}}
 """
@@ -45,7 +46,7 @@ def test_trials_that_are_stopped_or_paused_keep_their_numbers(scheduler, experim
     lengths = results.groupby("trial_id")["training_iteration"].max()
     assert len(lengths) == 6
     assert lengths.max() == EPOCHS
-    assert lengths.min() < EPOCHS  # it did stop some
+    assert 4 <= lengths.min() < EPOCHS  # it did stop some, after 4 train steps of warm-up and 10 hyper steps
     log = read_log(out)
     for name, trial in results.groupby("trial_id"):
         alone = finish(DeltaSTNTrainable(log[str(name)][-1].config))
@@ -60,7 +61,8 @@ def test_trials_that_are_stopped_or_paused_keep_their_numbers(scheduler, experim
 @pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
 def test_a_population_copies_perturbs_and_says_so(scheduler, experiment):
     # Two of five are copied after each of the first three epochs; more would be more of the same.
-    out, results = experiment(scheduler, "train.epochs=4", "tune.num_samples=5")
+    soon = ("train.warmup=0", "train.batch_size=4")
+    out, results = experiment(scheduler, "train.epochs=4", "tune.num_samples=5", *soon)
     lineage = pd.read_csv(out / "lineage.csv", dtype={"trial_id": str, "copied_from": str})
     assert len(lineage) > 0
     assert set(lineage["copied_from"]) | set(lineage["trial_id"]) <= set(results["trial_id"])
@@ -98,6 +100,53 @@ def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, larger_ray_
     last = without_times(trial.last_result)
     expected = finish(DeltaSTNTrainable(CONFIG))[-1]
     assert {key: last[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        # 64 examples: 4 train steps in an epoch. 10 hyper steps follow the warm-up, one after every 5 train steps.
+        ({"warmup": 5}, 18),  # (20 + 50) / 4
+        ({"warmup": 0}, 13),
+        ({"warmup_steps": 2, "train_interval": 1}, 3),
+        ({"warmup": 5, "train_interval": 2, "valid_interval": 4}, 7),
+        ({"warmup": 5, "steps_per_report": 2}, 35),
+        ({"warmup": 5, "method": "fixed"}, 1),
+        ({"warmup": 5, "epochs": 15}, 15),  # never: no report is early enough to stop
+    ],
+)
+def test_no_trial_is_judged_before_the_warm_up_and_ten_hyper_steps(train, expected):
+    config = {"epochs": 40, "batch_size": 16, "hyper_lr": 0.05, **train}
+    search = {"lr": "loguniform(0.0001, 0.3)"}
+    *_, grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search))
+    assert grace == expected
+
+
+def test_the_longest_wait_of_all_searched_values_counts():
+    search = {"batch_size": "choice([8, 32])", "warmup": "choice([1.0, 2.0])"}
+    config = {"epochs": 60, "train_interval": 1}
+    *_, grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search))
+    assert grace == 7  # batches of 32, 2 steps in an epoch: (4 + 10) / 2
+
+
+@pytest.mark.parametrize("grace", [1, 3, 7, 27, 40])
+def test_no_scheduler_stops_or_copies_before_its_grace(grace):
+    first = min(grace, 27)
+
+    def made(name):
+        return make_scheduler(name, {"lr": tune.uniform(0, 1)}, reports=27, grace=grace)
+
+    assert made("asha")._brackets[0]._rungs[-1][0] == max(3, first)
+    assert made("median")._grace_period == max(3, first)
+    hyperband, plain = made("hyperband"), tune.schedulers.HyperBandScheduler(max_t=27, reduction_factor=3)
+    for s in range(4):
+        assert hyperband._get_r0(s) == max(first, plain._get_r0(s))
+        assert hyperband._get_n0(s) == plain._get_n0(s)
+    for name in ("pbt", "pb2"):
+        population = made(name)
+        assert population._burn_in_period == first
+        assert population._next_perturbation_sync == max(3, first)
+        assert population._perturbation_interval == 3
 
 
 @pytest.mark.parametrize("scheduler", ["pbt", "pb2"])

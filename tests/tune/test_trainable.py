@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pyarrow import fs
+from ray import tune
 from ray.tune.utils import validate_save_restore
 
 import ray_deltastn as rd
@@ -16,6 +18,16 @@ from ray_deltastn import DeltaSTNTrainable
 from tests.tune.tiny import CONFIG, finish, without_times
 
 DAMAGED = "warning/damaged_checkpoints"
+
+
+def stored(trial, folder, filesystem=None):
+    """The trial, with the storage that Tune gives a real one."""
+    trial._storage = SimpleNamespace(
+        trial_fs_path=str(folder),
+        storage_filesystem=filesystem or fs.LocalFileSystem(),
+        persist_artifacts=lambda *_, **__: None,
+    )
+    return trial
 
 
 @pytest.mark.parametrize("method", ["fixed", "stn", "delta-stn"])
@@ -116,7 +128,7 @@ def test_a_trial_with_a_damaged_checkpoint_continues_from_the_previous_one(damag
     for number in range(3 - damaged, 3):
         state = tmp_path / f"checkpoint_{number:06}" / "deltastn.pt"
         state.write_bytes(state.read_bytes()[:1000])
-    trial = DeltaSTNTrainable(CONFIG)
+    trial = stored(DeltaSTNTrainable(CONFIG), tmp_path)
     trial.restore(str(tmp_path / "checkpoint_000002"))
     assert f"continuing from 'checkpoint_{2 - damaged:06}'" in caplog.text
     assert trial.iteration == 3 - damaged
@@ -125,6 +137,7 @@ def test_a_trial_with_a_damaged_checkpoint_continues_from_the_previous_one(damag
     assert all(report.pop(DAMAGED) == 0 for report in expected)
     assert reports == expected[3 - damaged :]
     # The trial saves the count in later checkpoints. A trial that copies its state starts at zero.
+    trial._storage = None
     trial.save(str(tmp_path / "later"))
     for own, count in ((True, damaged), (False, 0)):
         heir = DeltaSTNTrainable(CONFIG)
@@ -135,6 +148,44 @@ def test_a_trial_with_a_damaged_checkpoint_continues_from_the_previous_one(damag
         assert heir.train()[DAMAGED] == count
 
 
+def test_a_damaged_checkpoint_elsewhere_is_replaced_by_one_of_the_trial_itself(tmp_path, monkeypatch):
+    """Tune unpacks a checkpoint of remote storage to the temporary folder, beside those of other trials."""
+    remote, unpacked = tmp_path / "remote", tmp_path / "unpacked"
+    filesystem = fs.SubTreeFileSystem(str(remote), fs.LocalFileSystem())
+    unpacked.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(unpacked))
+    donor, other = DeltaSTNTrainable(CONFIG), DeltaSTNTrainable({**CONFIG, "seed": 9})
+    expected = []
+    for number in range(2):
+        expected.append(without_times(donor.train()))
+        donor.save(str(remote / "exp" / "trial" / f"checkpoint_{number:06}"))
+    expected += finish(donor)
+    (remote / "exp" / "trial" / "checkpoint_000001" / "deltastn.pt").write_bytes(b"torn")
+    monkeypatch.setattr(DeltaSTNTrainable, "trial_id", property(lambda self: "b" if self is other else "default"))
+    other.train()
+    for name in ("checkpoint_000000", "checkpoint_tmp_0", "checkpoint_00"):
+        other.save(str(unpacked / name))
+    trial = stored(DeltaSTNTrainable(CONFIG), "exp/trial", filesystem)
+    trial.restore(tune.Checkpoint("exp/trial/checkpoint_000001", filesystem))
+    assert trial.iteration == 1
+    rest = finish(trial)
+    assert {report.pop(DAMAGED) for report in rest} == {1}
+    assert all(report.pop(DAMAGED) == 0 for report in expected)
+    assert rest == expected[1:]
+    nothing = stored(DeltaSTNTrainable(CONFIG), "exp/nothing", filesystem)
+    with pytest.raises(ValueError, match="must be a readable checkpoint"):
+        nothing.restore(tune.Checkpoint("exp/trial/checkpoint_000001", filesystem))
+
+
+def test_a_trial_with_remote_storage_continues_from_its_own_checkpoints(tmp_path):
+    filesystem = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    donor = DeltaSTNTrainable(CONFIG)
+    donor.train()
+    donor.save(str(tmp_path / "exp" / "checkpoint_000000"))
+    rest = finish(donor)
+    assert finish(stored(DeltaSTNTrainable(CONFIG), "exp", filesystem)) == rest
+
+
 def test_a_restarted_trial_continues_from_its_own_checkpoints(tmp_path, monkeypatch):
     donor = DeltaSTNTrainable(CONFIG)
     reports = []
@@ -143,8 +194,7 @@ def test_a_restarted_trial_continues_from_its_own_checkpoints(tmp_path, monkeypa
         donor.save(str(tmp_path / f"checkpoint_{number:06}"))
     reports += finish(donor)
     trial = DeltaSTNTrainable(CONFIG)
-    # Tune sets this attribute in a real trial.
-    trial._storage = SimpleNamespace(trial_fs_path=str(tmp_path), persist_artifacts=lambda *_, **__: None)
+    stored(trial, tmp_path)
     stranger = DeltaSTNTrainable(CONFIG)
     stranger._storage = trial._storage
     monkeypatch.setattr(DeltaSTNTrainable, "trial_id", property(lambda self: "b" if self is stranger else "default"))
@@ -185,7 +235,7 @@ def test_an_error_names_the_damaged_checkpoint_if_none_is_readable(tmp_path):
         donor.save(str(tmp_path / f"checkpoint_{number:06}"))
         (tmp_path / f"checkpoint_{number:06}" / "deltastn.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"checkpoint_000001/deltastn\.pt` must be a readable checkpoint, got: "):
-        DeltaSTNTrainable(CONFIG).restore(str(tmp_path / "checkpoint_000001"))
+        stored(DeltaSTNTrainable(CONFIG), tmp_path).restore(str(tmp_path / "checkpoint_000001"))
 
 
 def test_reset_frees_the_old_model():

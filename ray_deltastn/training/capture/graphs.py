@@ -74,11 +74,11 @@ class GraphedSteps:
         self._captured: dict[tuple[Hashable, ...], _Captured] = {}
         self._constants: dict[str, tuple[Hashable, ...]] = {}
 
-    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def train_step(self, x: Any, y: Any) -> Tensor:
         """Move w₀ and Θ on one minibatch; the model must be in training mode."""
         return self._run("train", self.steps.train_step, x, y)
 
-    def hyper_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def hyper_step(self, x: Any, y: Any) -> Tensor:
         """Move λ, and σ if tuned, on one validation minibatch; the model must be in evaluation mode."""
         return self._run("hyper", self.steps.hyper_step, x, y)
 
@@ -98,8 +98,14 @@ class GraphedSteps:
         kinds = {key[0] for key in self._seen}
         return bool(kinds) and not self._refused and kinds == {key[0] for key in self._captured}
 
-    def _run(self, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def _run(self, name: str, step: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tensor:
         if name in self._refused:
+            return step(x, y)
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            reason = "inputs and targets must be one tensor each for a capture"
+            if self.must:
+                raise RuntimeError(f"`graph` must be off, {name} steps cannot be captured: {reason}")
+            self._give_up(name, reason)
             return step(x, y)
         constants, before = self._now(name), self._constants.get(name, ())
         if constants != before:

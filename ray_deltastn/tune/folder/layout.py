@@ -18,8 +18,8 @@ LOCK_FILE = ".lock"
 TRIALS_FOLDER, STATES_FOLDER = "trials", "states"
 #: Folder of the networks that `refit` has trained.
 REFIT_FOLDER = "refit"
-#: The trial's state in a checkpoint folder, and the prefix of Tune's checkpoint folders.
-STATE_FILE, CHECKPOINT = "deltastn.pt", "checkpoint_"
+#: The prefix of Tune's checkpoint folders.
+CHECKPOINT = "checkpoint_"
 
 
 class ResumeError(RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     if not rows:
         raise ResumeError(f"`{out / LOG_FILE}` must hold at least one report, got none")
     found: pd.DataFrame = pd.DataFrame(rows).sort_values("timestamp", kind="stable", ignore_index=True)
+    return found
+
+
+def ranked(reports: pd.DataFrame, metric: str, mode: str) -> pd.DataFrame:
+    """One row per trial: its best report by a metric; the best trial comes first.
+
+    Args:
+        reports: the reports of all trials.
+        metric: column of `reports`. For `best_valid_loss` the best report is the one with the lowest `valid_loss`.
+        mode: `min` or `max`.
+    """
+    sign = 1.0 if mode == "min" else -1.0
+    rank = (sign * reports[metric.removeprefix("best_")]).fillna(math.inf)
+    rows = reports.assign(_rank=rank).loc[rank.groupby(reports["trial_id"]).idxmin()]
+    found: pd.DataFrame = rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
     return found
 
 

@@ -1,0 +1,257 @@
+"""What keeps λ from the optimum? Δ-STN with one thing changed at a time, on tasks with headroom.
+
+    python -m benchmarks.headroom.study --out DIR
+    python -m benchmarks.headroom.study --out DIR --groups rate,cost --seeds 10 --tasks protein,digits-200
+    python -m benchmarks.headroom.study --out DIR --report --json FILE.json --plot FOLDER
+
+Each variant differs from the recommended Δ-STN in one point. It is paired with a run on the same task and split, with
+the same initial weights and order of the data. `--out` may be the folder of `benchmarks.headroom`: its runs are used.
+
+| group    | what changes                                                                       |
+|----------|------------------------------------------------------------------------------------|
+| `rate`   | the learning rate of λ: a quarter, a half, twice and four times the automatic one  |
+| `tricks` | options of λ's step, and changes of it in `benchmarks.headroom.tricks`             |
+| `cost`   | shares of each minibatch that train Θ                                              |
+| `others` | more options: warm-up, perturbations, limits, σ                                     |
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import ray_deltastn as rd
+from benchmarks.common.arguments import number, prepare, several, whole
+from benchmarks.common.machine import quiet, versions
+from benchmarks.common.record import command_line, rounded, write
+from benchmarks.headroom import tricks
+from benchmarks.headroom.contenders import best_of
+from benchmarks.headroom.pictures import rate_curve
+from benchmarks.headroom.problems import SUITE
+from benchmarks.headroom.runs import Clock, Point, Runs, cheap_arithmetic
+from benchmarks.headroom.suite import OutOfTimeError, picked, spread_out
+
+UNFINISHED = 3
+REFERENCE = "delta-stn"
+#: Tasks whose runs are short, one where Δ-STN wins and two where it loses.
+TASKS = ("mnist1d-1000", "protein", "digits-200")
+#: Factors of the automatic learning rate of λ.
+FACTORS = (0.25, 0.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Δ-STN with one thing changed.
+
+    Attributes:
+        label: what is changed.
+        options: options that differ from the recommended ones.
+        change: function that rebuilds the tuner before its first step; its steps are not captured then.
+        rate: factor of the automatic learning rate of λ.
+        warmup: share of the epochs without hyper steps.
+    """
+
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    change: Callable[[rd.SelfTuner], None] | None = None
+    rate: float | None = None
+    warmup: float | None = None
+
+
+RATES = {f"rate-{factor:g}": Variant(f"λ's rate × {factor:g}", rate=factor) for factor in FACTORS}
+TRICKS = {
+    "constant-rate": Variant("λ's rate does not fall", {"hyper_decay": 1.0}),
+    "rising-rate": Variant("λ's rate rises over the first half", change=tricks.rising),
+    "whole-valid": Variant("hyper batch of the whole validation set", {"valid_batch_size": 500}),
+    "signs": Variant("sign of 10 summed hypergradients", {"hyper_clip": 2.0 * tricks.SEGMENT}, change=tricks.signs),
+    "signal-to-noise": Variant("steps by signal to noise", change=tricks.signal_to_noise),
+    "adam": Variant("Adam for λ and σ", {"hyper_optimizer": "adam", "graph": "off"}),
+    "averaged": Variant("averages of w₀ and Θ for the hyper step", change=tricks.averaged),
+    "tau-0": Variant("τ = 0", {"entropy_weight": 0.0}),
+    "tau-0.01": Variant("τ = 0.01", {"entropy_weight": 0.01}),
+    "cycle-2": Variant("T_train = 2", {"train_interval": 2}),
+    "cycle-20": Variant("T_train = 20", {"train_interval": 20}),
+}
+OTHERS = {
+    "warmup-0": Variant("no warm-up", {"warmup": 0}),
+    "warmup-0.3": Variant("warm-up of 30 % of the run", warmup=0.3),
+    "two-perturbations": Variant("two perturbations for each example", {"perturbations": 2}),
+    "linearized": Variant("linearised hyper step", {"hyper_pass": "linearized"}),
+    "no-response-clip": Variant("gradient of Θ not limited", {"response_clip": 1e9}),
+    "held-scale": Variant("σ is not tuned", {"tune_scale": False}),
+}
+COSTS = {
+    "half": Variant("½ of each minibatch trains Θ", {"response_fraction": 0.5}),
+    "quarter": Variant("¼", {"response_fraction": 0.25}),
+    "quarter-pairs": Variant("¼, in pairs ±ε", {"response_fraction": 0.25, "antithetic": True}),
+    "eighth": Variant("⅛", {"response_fraction": 0.125}),
+}
+GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS, "others": OTHERS}
+#: The one variant that has no validation data of its own; it is judged by the refit with its schedule.
+ROTATING = "rotating"
+
+
+def variant_run(runs: Runs, name: str, variant: Variant) -> Iterator[Point]:
+    """The reports of a variant's run, kept in the folder as `study-NAME`."""
+    options = dict(variant.options)
+    if variant.rate is not None:
+        options["hyper_lr"] = variant.rate * runs.training(Clock(), method=REFERENCE).tuner.hyper_lr
+    if variant.warmup is not None:
+        options["warmup"] = variant.warmup * runs.problem.epochs
+    if variant.change is None:
+        yield from runs.follow(f"study-{name}", method=REFERENCE, **options)
+        return
+
+    def train() -> Iterator[Point]:
+        run = runs.training(Clock(), method=REFERENCE, graph="off", **options)
+        assert variant.change is not None
+        variant.change(run.tuner)
+        while not run.done:
+            yield run.step()
+
+    yield from runs.kept(f"study-{name}", {**runs.shared, **options, "change": name}, train)
+
+
+def rotating_refit(runs: Runs) -> Point:
+    """The plain network trained on all data with the schedule that a run with rotating splits has learned."""
+
+    def train() -> Iterator[Point]:
+        torch.manual_seed(runs.seed)
+        train_data, valid_data = tricks.rotating(runs.splits, runs.shared["batch_size"])
+        task = runs.problem.task(runs.splits)
+        rotated = rd.Task(
+            space=task.space, model=task.model, loss=task.loss, train=train_data, valid=valid_data,
+            augment=task.augmentations, penalty=task.penalties,
+        )  # fmt: skip
+        given: Any = {"epochs": runs.problem.epochs, "seed": runs.seed, "device": "cpu", **runs.shared}
+        clock = Clock()
+        tuner = rd.SelfTuner(rotated, "delta-stn", **given)
+        while not tuner.done:
+            with clock:
+                tuner.step()
+            yield Point(clock.seconds, 0.0, values=tuner.in_force.latest())
+
+    points = list(runs.kept(f"study-{ROTATING}", {**runs.shared, "change": ROTATING}, train))
+    return runs.refit(f"study-{ROTATING}-refit", pd.DataFrame([point.values for point in points]))
+
+
+def reference_refit(runs: Runs) -> Point:
+    """The same with the schedule of the recommended run."""
+    points = list(runs.follow(REFERENCE, method=REFERENCE))
+    return runs.refit("refit-schedule", pd.DataFrame([point.values for point in points]), use="schedule")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process does: some variants of one task and seed."""
+
+    task: str
+    seed: int
+    groups: tuple[str, ...]
+    out: Path
+    until: float | None
+
+    def run(self) -> bool:
+        """Run the variants; return whether all are done."""
+        cheap_arithmetic()
+        quiet()
+        try:
+            for row in self.rows():
+                losses = "  ".join(f"{key} {row[key]:.4f}" for key in ("best", "test", "refit") if key in row)
+                print(f"{self.task} seed {self.seed}  {row['variant']}: {losses}", flush=True)
+        except OutOfTimeError:
+            return False
+        return True
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row of the record for the reference and for each variant.
+
+        `best`: the best validation loss. `test`: the test loss there. `final`: the mean validation loss of the last
+        twentieth of the run. `seconds`: of the run.
+        """
+        runs = Runs(self.task, SUITE[self.task](), self.seed, self.out, picked(self.task), self.check)
+        wanted = {name: variant for group in self.groups for name, variant in GROUPS[group].items()}
+        yield self.row(REFERENCE, runs.follow(REFERENCE, method=REFERENCE))
+        for name, variant in wanted.items():
+            yield self.row(name, variant_run(runs, name, variant))
+        if "tricks" in self.groups:
+            for name, refit in ((REFERENCE, reference_refit), (ROTATING, rotating_refit)):
+                yield {"task": self.task, "seed": self.seed, "variant": name, "refit": refit(runs).test}
+
+    def row(self, name: str, run: Iterator[Point]) -> dict[str, Any]:
+        """One row of the record."""
+        points = list(run)
+        best, _ = best_of(iter(points))
+        tail = [point.valid for point in points[-max(1, len(points) // 20) :]]
+        row = {"task": self.task, "seed": self.seed, "variant": name, "best": best.valid, "test": best.test}
+        return {**row, "final": sum(tail) / len(tail), "seconds": points[-1].seconds}
+
+    def check(self) -> None:
+        """Raise OutOfTimeError if the time is over."""
+        if self.until is not None and time.time() > self.until:
+            raise OutOfTimeError
+
+
+def report(works: Sequence[Work], command: str) -> dict[str, Any]:
+    """The record of what is in the folder."""
+    cheap_arithmetic()
+    rows = []
+    for work in works:
+        for group in work.groups:
+            try:
+                for row in Work(work.task, work.seed, (group,), work.out, until=0.0).rows():
+                    if rounded(row, 5) not in rows:
+                        rows.append(rounded(row, 5))
+            except OutOfTimeError:
+                continue
+    return {"command": command, "versions": versions(), "rows": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, or report it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.headroom.study", description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=several(str), default=list(TASKS), help=", ".join(SUITE))
+    parser.add_argument("--groups", type=several(str), default=list(GROUPS), help=", ".join(GROUPS))
+    parser.add_argument("--seeds", type=whole(), default=5, help="number of seeds")
+    parser.add_argument("--minutes", type=number(above=0.0), help="stop after this time")
+    parser.add_argument("--workers", type=whole(), default=1, help="number of processes")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--plot", type=Path, help="folder for the picture")
+    options = parser.parse_args(arguments)
+    command = command_line("benchmarks.headroom.study", arguments).replace(str(options.out), "DIR")
+    for given, known, flag in ((options.tasks, SUITE, "--tasks"), (options.groups, GROUPS, "--groups")):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"`{flag}` must be of {', '.join(known)}, got {unknown[0]!r}")
+    prepare(parser, options.json)
+    until = None if options.minutes is None else time.time() + 60 * options.minutes
+    works = [
+        Work(task, seed, (group,), options.out, until)
+        for group in options.groups
+        for seed in range(options.seeds)
+        for task in options.tasks
+    ]
+    done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
+    if options.json or options.plot:
+        found = report(works, command)
+        if options.json:
+            write(options.json, found)
+        if options.plot:
+            rate_curve(found["rows"], options.plot / "rate.png")
+    if not all(done):
+        sys.exit(UNFINISHED)
+
+
+if __name__ == "__main__":
+    main()

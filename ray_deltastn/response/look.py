@@ -1,0 +1,271 @@
+"""A look at the response before the first step: every part of it must be the derivative that it claims to be.
+
+For s = ⟨u, f(x)⟩ with a random u, two derivatives must be equal for each example and each row r of a parameter:
+
+| symbol      | how                                                                                               |
+|-------------|---------------------------------------------------------------------------------------------------|
+| ∂s/∂(Uδ)_r  | backward through the displaced network, or through the tangent of the linearised network          |
+| ⟨∂s/∂W_r, W_resp,r⟩ | backward through the network without hooks: the oracle                                    |
+
+They differ if a layer's output does not have the batch where the response looks for it, if a weight is also used
+outside its layer, if the model changes the order of its examples, or if an operation loses its tangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normalized_shape
+from ray_deltastn.response.layout import FRONT, Layout, find_layout
+from ray_deltastn.response.linearise import rules_for_attention
+from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.trees import joined, rows, taken, tensors
+
+#: Largest relative error of a part, and largest error as a share of the largest part: rounding in float32.
+RELATIVE, ABSOLUTE = 1e-2, 1e-5
+#: Batch sizes of the look; a layer's output has the batch where its shape follows both.
+FEW = (2, 3)
+
+#: More axes than a tensor has.
+MANY = 1000
+
+Predict = Callable[[Any], Any]
+
+
+class LostTangentError(TypeError):
+    """An operation of the network has no forward-mode rule, so that tangents of its inputs are lost."""
+
+
+def look(predict: Predict, x: Any, response: Response, linearised: bool, readers: Mapping[str, Any] | None) -> None:
+    """Drop the parameters whose response would be wrong, and find where each layer has the batch.
+
+    Args:
+        predict: the network in evaluation mode, with the same random numbers in each call.
+        x: inputs of three examples.
+        response: its response.
+        linearised: whether passes are linearised (3.13).
+        readers: layers that read a value per example and have an attribute `layout`, by name; None if all examples of
+            a batch have the same values and the same displacement.
+
+    Raises:
+        LostTangentError: if the linearised pass loses the tangent of a parameter.
+        ValueError: if no parameter is left, or if a reader's input has no batch axis.
+    """
+    calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
+    _drop_uncalled(response, calls)
+    if readers is not None:
+        _find_layouts(response, calls)
+        _find_readers(readers, calls)
+    if isinstance(response.U, FakeTensor):
+        return  # without numbers there is nothing to compare
+    two, each = taken(x, slice(FEW[0])), readers is not None
+    u, expected = _oracle(predict, two, response, each)
+    if not all(bool(torch.isfinite(part).all()) for part in expected.values()):
+        return
+    for slot in _wrong(_ours(predict, two, response, u, each, linearised=False), expected, response):
+        response.drop(slot, _reason(response, slot, each))
+    if linearised:
+        lost = _wrong(_ours(predict, two, response, u, each, linearised=True), expected, response)
+        if lost:
+            names = ", ".join(f"'{slot.name}'" for slot in lost[:3]) + (", …" if len(lost) > 3 else "")
+            raise LostTangentError(
+                f"every operation must have a forward-mode rule, got one that loses the tangents of {names}, such as a "
+                "custom operator"
+            )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer: the number of examples, the shape of the output, and which rows belong to the last example."""
+
+    batch: int
+    shape: tuple[int, ...]
+    last: tuple[bool, ...] = ()
+
+
+def _calls(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[_Call]]:
+    """The calls of each layer with two and with three examples."""
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    handles = [layer.register_forward_hook(lambda m, args, out: outputs.append((m, out))) for layer in layers]
+    found: dict[nn.Module, list[_Call]] = {layer: [] for layer in layers}
+    readable = not any(isinstance(t, FakeTensor) for t in tensors(x))
+    try:
+        with torch.no_grad():
+            for batch in FEW:
+                outputs.clear()
+                predict(taken(x, slice(batch)))
+                first = list(outputs)
+                # Rows that change with the last example belong to it.
+                outputs.clear()
+                predict(joined(taken(x, slice(batch - 1)), taken(x, slice(1))))
+                for (layer, one), (_, other) in zip(first, outputs, strict=True):
+                    changed: tuple[bool, ...] = ()
+                    if readable and one.dim() and one.shape[0] not in (0, batch) and one.shape[0] % batch == 0:
+                        changed = tuple((one != other).flatten(1).any(1).tolist())
+                    found[layer].append(_Call(batch, tuple(one.shape), changed))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
+    names = {layer: name for name, layer in response.layers.items()}
+    for slot in list(response.slots):
+        users = response.users(slot)
+        if not any(calls[layer] for layer in users):
+            response.drop(slot, f"layer '{names[users[0]]}' is never called")
+
+
+def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
+    found = {
+        layer: _layout(calls[layer], _last(layer, response.kind(layer)))
+        for layer in response.layers.values()
+        if calls[layer]
+    }
+    for slot in list(response.slots):
+        users = [layer for layer in response.users(slot) if layer in found]
+        if any(found[layer] is None for layer in users):
+            response.drop(slot, "its layer's output has no batch axis, and examples have different hyperparameters")
+    for layer, layout in found.items():
+        if layout is not None and layout != FRONT:
+            response.set_layout(layer, layout)
+
+
+def _find_readers(readers: Mapping[str, Any], calls: Mapping[nn.Module, list[_Call]]) -> None:
+    for name, layer in readers.items():
+        layout = _layout(calls[layer], 0) if calls[layer] else FRONT
+        if layout is None:
+            raise ValueError(
+                f"the inputs of layer '{name}' must have a batch axis, got {calls[layer][0].shape} for a batch of "
+                f'{FEW[0]}; give its hyperparameter `per="batch"`'
+            )
+        layer.layout = layout
+
+
+def _layout(calls: Sequence[_Call], last: int) -> Layout | None:
+    """The layout that fits all calls of a layer, whose last axes hold channels or features."""
+    layout = find_layout([(call.batch, call.shape) for call in calls], last)
+    if layout is None or layout.fold == 1:
+        return layout
+    seen = [call for call in calls if any(call.last)]
+    for interleaved in (True, False):
+        one = replace(layout, interleaved=interleaved)
+        if all(
+            not any(changed and not own for changed, own in zip(c.last, _rows(one, c.batch), strict=True)) for c in seen
+        ):
+            return one
+    return None
+
+
+def _rows(layout: Layout, batch: int) -> list[bool]:
+    """Which rows of axis 0 belong to the last example of a batch."""
+    marks = torch.tensor([[float(i == batch - 1)] for i in range(batch)])
+    return [bool(mark) for mark in layout.spread(marks).flatten()]
+
+
+def _last(layer: nn.Module, kind: LayerKind) -> int:
+    """Number of axes at the end of an output that hold channels or features; all but the first for channels."""
+    if kind.place is on_channels:
+        return MANY
+    return len(layer.normalized_shape) if kind.place is on_normalized_shape else 1  # type: ignore[arg-type]
+
+
+def _reason(response: Response, slot: Slot, per_example: bool) -> str:
+    names = {layer: name for name, layer in response.layers.items()}
+    where = " and ".join(f"'{names[layer]}'" for layer in response.users(slot))
+    mixes = ", or the model mixes its examples" if per_example else ""
+    return f"it is also used outside layer {where}{mixes}"
+
+
+def _oracle(predict: Predict, x: Any, response: Response, per_example: bool) -> tuple[list[Tensor], dict[Slot, Tensor]]:
+    """The random u for each output (B, …), and ⟨∂s/∂W_r, W_resp,r⟩ for each parameter: (B or 1, k)."""
+    parameters = [slot.parameter for slot in response.slots]
+    count = rows(x)
+    with _gradients_of(parameters), torch.enable_grad():
+        outputs = _by_example(predict(x), count)
+        if not outputs:
+            raise ValueError(
+                f"the output of `model` must have a tensor with one entry per example, got none for {count}"
+            )
+        generator = torch.Generator().manual_seed(0)
+        u = [torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out) for out in outputs]
+        products = _products(outputs, u)
+        if not products.requires_grad:
+            return u, {slot: torch.zeros(count if per_example else 1, 1) for slot in response.slots}
+        scalars = list(products) if per_example else [products.sum()]
+        by_row: dict[Slot, list[Tensor]] = {slot: [] for slot in response.slots}
+        for scalar in scalars:
+            found = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            for slot, gradient in zip(response.slots, found, strict=True):
+                along = slot.by_row(response.direction(slot).detach())
+                own = torch.zeros_like(along) if gradient is None else slot.by_row(_dense(gradient))
+                by_row[slot].append((own * along).sum(-1))
+    return u, {slot: torch.stack(parts) for slot, parts in by_row.items()}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _by_example(output: Any, count: int) -> list[Tensor]:
+    """The real tensors of an output that have one entry per example."""
+    return [t for t in tensors(output) if t.dim() and t.shape[0] == count and t.is_floating_point()]
+
+
+def _products(outputs: Sequence[Tensor], u: Sequence[Tensor]) -> Tensor:
+    """⟨u, f(x)⟩ of each example, (B,)."""
+    return torch.stack([(one * other).flatten(1).sum(1) for one, other in zip(outputs, u, strict=True)]).sum(0)
+
+
+def _ours(
+    predict: Predict, x: Any, response: Response, u: list[Tensor], per_example: bool, linearised: bool
+) -> dict[Slot, Tensor]:
+    """∂s/∂(Uδ) of each parameter at δ = 0, (B or 1, k)."""
+    count = rows(x)
+    changes = response.U.new_zeros(count if per_example else 1, len(response.U)).requires_grad_()
+    rules = rules_for_attention() if linearised and response.attends else nullcontext()
+    with torch.enable_grad():
+        if linearised:
+            with fwAD.dual_level(), response.displaced_rows(changes, linearised=True), rules:
+                outputs = _by_example(predict(x), count)
+                pairs = [(fwAD.unpack_dual(out).tangent, one) for out, one in zip(outputs, u, strict=True)]
+        else:
+            with response.displaced_rows(changes):
+                pairs = list(zip(_by_example(predict(x), count), u, strict=True))
+        kept = [(out, one) for out, one in pairs if out is not None and out.requires_grad]
+        gradient = None
+        if kept:
+            total = _products(*zip(*kept, strict=True)).sum()
+            (gradient,) = torch.autograd.grad(total, changes, allow_unused=True)
+    found = torch.zeros_like(changes) if gradient is None else gradient
+    return {slot: found[:, slot.start : slot.stop] for slot in response.slots}
+
+
+def _wrong(ours: Mapping[Slot, Tensor], expected: Mapping[Slot, Tensor], response: Response) -> list[Slot]:
+    slots = response.slots
+    sizes = torch.stack([expected[slot].norm() for slot in slots]).double().tolist()
+    errors = torch.stack([(ours[slot] - expected[slot]).norm() for slot in slots]).double().tolist()
+    most = ABSOLUTE * max(sizes)
+    return [s for s, size, error in zip(slots, sizes, errors, strict=True) if not error <= RELATIVE * size + most]
+
+
+@contextmanager
+def _gradients_of(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters have gradients within the context."""
+    still = [p for p in parameters if not p.requires_grad]
+    for p in still:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in still:
+            p.requires_grad_(False)

@@ -1,0 +1,60 @@
+"""The best network of a run so far, kept with the report that it had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class Best:
+    """The network of the best report, on the CPU.
+
+    Args:
+        monitor: number of a report that decides.
+        mode: `min` if smaller is better, `max` if larger is better.
+
+    Attributes:
+        report: that report; empty before the first finite number.
+        weights: its network, as a `state_dict` of the model's own class.
+    """
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        self.monitor = monitor
+        self._sign = 1.0 if mode == "min" else -1.0
+        self.report: dict[str, Any] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    @property
+    def value(self) -> float:
+        """The number, with the sign that makes smaller better; infinite before the first."""
+        return self._sign * float(self.report[self.monitor]) if self.report else math.inf
+
+    def see(self, report: Mapping[str, Any], export: Callable[[], dict[str, Tensor]]) -> None:
+        """Take a network if its report is better than all before.
+
+        Args:
+            report: the report.
+            export: function that copies the network.
+
+        Raises:
+            ValueError: if the report has no such number.
+        """
+        number = report.get(self.monitor)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            known = [name for name, value in report.items() if isinstance(value, float) and "/" not in name]
+            raise ValueError(f"`monitor` must be one of {', '.join(known)}, got {self.monitor!r}")
+        if math.isfinite(number) and self._sign * number < self.value:
+            self.report = dict(report)
+            self.weights = {name: value.cpu() for name, value in export().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The report and the network."""
+        return {"monitor": self.monitor, "report": dict(self.report), "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; one that was kept by another number starts anew."""
+        same = state["monitor"] == self.monitor
+        self.report, self.weights = (dict(state["report"]), dict(state["weights"])) if same else ({}, {})
