@@ -5,6 +5,7 @@ import math
 
 import pytest
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 
 from ray_deltastn import DeltaSTNTrainable
@@ -39,6 +40,7 @@ def fit(folder, scheduler, space, samples=4, reuse=False):
             storage_path=str(folder),
             name="run",
             verbose=0,
+            callbacks=[JsonLoggerCallback()],  # the tests disable Tune's own
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
         ),
     ).fit()
