@@ -36,13 +36,13 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
 
 if TYPE_CHECKING:
-    from ray_deltastn.tune import DeltaSTNTrainable, SkOptSearch, TrialConfig, WarmStart
+    from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
 
 # The package logs nothing unless the user configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Names that need Ray; everything else works without it.
-_NEEDS_RAY = ("DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart")
+_NEEDS_RAY = ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart")
 
 
 if not TYPE_CHECKING:  # type checkers would accept every name
@@ -72,6 +72,7 @@ __all__ = [
     "Positive",
     "RandomAffine",
     "RandomHorizontalFlip",
+    "ReadableConfig",
     "Regularizer",
     "Response",
     "RunWarning",

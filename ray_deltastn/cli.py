@@ -27,12 +27,14 @@ from ray_deltastn.reports.comparison import Comparison, statement, write_compari
 from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.reports.page import PAGE
 from ray_deltastn.reports.results import Results
+from ray_deltastn.tasks.imports import importable
 from ray_deltastn.training.refit import Use, refit
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.tune.config import ConfigError, ExperimentConfig
 from ray_deltastn.tune.console import PlainConsole, lasting_output, one_line, plain
 from ray_deltastn.tune.experiment import TrialsFailedError, run_experiment
 from ray_deltastn.tune.finished import FinishedTrial
+from ray_deltastn.tune.folder.code import read_code
 from ray_deltastn.tune.folder.layout import COMPARISON_FILE, REFIT_FOLDER, STATES_FOLDER, TRIALS_FOLDER, ResumeError
 from ray_deltastn.tune.folder.states import state_files
 from ray_deltastn.tune.reading import load_yaml
@@ -123,7 +125,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     told = threading.Event()
     try:
-        with terminable(lambda: _leave(options, told)):
+        with terminable(lambda: _leave(options, told)), importable(_code(options)):
             COMMANDS[options.command](PlainConsole(), options)
     except (ConfigError, ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
@@ -135,6 +137,13 @@ def _main(arguments: Sequence[str] | None) -> int:
         told.set()
         return TERMINATED if isinstance(stop, Terminated) else 130
     return 0
+
+
+def _code(options: argparse.Namespace) -> list[Path]:
+    """Folders that may hold the task's module: that of the YAML file, and the one the command was started in."""
+    if "config" in options:
+        return [options.config.parent, Path.cwd()]
+    return [*read_code(options.folder), Path.cwd()] if "folder" in options else []
 
 
 def _leave(options: argparse.Namespace, told: threading.Event) -> None:
@@ -195,7 +204,7 @@ def _run(console: Console, options: argparse.Namespace) -> None:
     started = time.monotonic()
     config = _read(options)
     out = _out(options)
-    run_experiment(config, out, options.resume, options.trust, options.address)
+    run_experiment(config, out, options.resume, options.trust, options.address, _code(options))
     _show(console, write_report(out))
     _show_end(console, started, out)
 
@@ -205,7 +214,7 @@ def _compare(console: Console, options: argparse.Namespace) -> None:
     config = _read(options)
     out = _out(options)
     methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
-    run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address)
+    run_comparison(config, methods, options.seeds, out, options.resume, options.trust, options.address, _code(options))
     _show_comparison(console, write_comparison(out))
     _show_end(console, started, out)
 

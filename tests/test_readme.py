@@ -50,12 +50,13 @@ def test_python_blocks_of_a_page_run_in_order(page, ray_cluster, tmp_path, monke
     namespace = {"__name__": "__main__"}
     for number, block in enumerate(blocks(page)):
         exec(compile(block, f"{page}, block {number + 1}", "exec"), namespace)
-    analysis, tuner, build = namespace["analysis"], namespace["tuner"], namespace["build"]
+    results, tuner, build = namespace["results"], namespace["tuner"], namespace["build"]
     assert tuner.done
     assert len(tuner.coverage.covered) == 4
     assert list(namespace["weights"]) == list(build({}).model.state_dict())
-    assert math.isfinite(analysis.best_result["valid_loss"])
+    best = results.get_best_result().metrics
+    assert math.isfinite(best["valid_loss"])
     for name in tuner.space.names:
-        assert math.isfinite(analysis.best_result[f"hyperparameters/{name}"])
-    assert [trial.status for trial in analysis.trials] == ["TERMINATED"] * 4
-    assert Path(analysis.experiment_path).is_relative_to(os.environ["HOME"])
+        assert math.isfinite(best[f"hyperparameters/{name}"])
+    assert results.num_terminated == len(results) == 4
+    assert Path(results.experiment_path).is_relative_to(os.environ["HOME"])

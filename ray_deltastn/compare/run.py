@@ -77,6 +77,7 @@ def run_comparison(
     resume: bool = False,
     trust: bool = False,
     address: str | None = None,
+    code: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """Run every method with every seed and write the reports to `results.csv` and `results.parquet`.
 
@@ -89,6 +90,7 @@ def run_comparison(
             methods and seeds may be added or left out.
         trust: resume even if the folder belongs to another user; see `run_experiment`.
         address: address of a running Ray cluster; see `run_experiment`.
+        code: folders that may hold the task's module; see `run_experiment`.
 
     Returns:
         One row per report of every trial; the first two columns are `method` and `seed`.
@@ -120,7 +122,7 @@ def run_comparison(
                 console.print(f"{number}/{len(planned)}  {one.name}", style="bold")
             if unfinished(folder) and not any(map(state_files, (folder / TRIALS_FOLDER, folder / STATES_FOLDER))):
                 shutil.rmtree(folder)  # it was killed before Tune wrote a state, so it starts again
-            run_experiment(one.config, folder, unfinished(folder), trust, address)
+            run_experiment(one.config, folder, unfinished(folder), trust, address, code)
         results = gather(out, asked)
         write_whole(out / SPACE_FILE, (out / RUNS_FOLDER / planned[0].name / SPACE_FILE).read_text())
         write_results(results, out)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.digits import digits_mlp
 from ray_deltastn.tasks.images import cifar10_alexnet, cifar10_resnet18, cifar10_vgg16, fashion_cnn, mnist_mlp
+from ray_deltastn.tasks.imports import import_function
 from ray_deltastn.tasks.mnist1d import mnist1d_mlp
 from ray_deltastn.tasks.names import name_of
 
-READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
+READY: dict[str, Callable[..., Task]] = {
     "digits-mlp": digits_mlp,
     "mnist1d-mlp": mnist1d_mlp,
     "mnist-mlp": mnist_mlp,
@@ -24,18 +25,18 @@ READY: dict[str, Callable[[Mapping[str, Any]], Task]] = {
 }
 
 
-def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
+def find_task(task: Any) -> Callable[..., Task]:
     """The function that builds a task.
 
     Args:
         task: a callable, an import string `"package.module:function"`, or the name of a ready task.
 
     Raises:
-        ValueError: if the name is unknown or the import fails. The message gives the name and the reason.
+        ValueError: if the name is unknown or the import fails. The message gives the reason and where was searched.
         TypeError: if `task` is neither a callable nor a string, or if the import string does not name a callable.
     """
     if callable(task):
-        build: Callable[[Mapping[str, Any]], Task] = task
+        build: Callable[..., Task] = task
         return build
     if not isinstance(task, str):
         raise TypeError(f"`task` must be a callable, an import string or a ready task's name, got {task!r}")
@@ -45,27 +46,39 @@ def find_task(task: Any) -> Callable[[Mapping[str, Any]], Task]:
         near = difflib.get_close_matches(task, READY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"`task` must be one of {', '.join(READY)} or 'module:function', got {task!r}{hint}")
-    module, _, name = task.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`task` must be importable as 'module:function', got {task!r}: {error}") from error
-    if not callable(found):
-        raise TypeError(f"`task` must name a callable, got {task!r}, a {type(found).__name__}")
-    imported: Callable[[Mapping[str, Any]], Task] = found
-    return imported
+    return import_function(task)
 
 
-def build_task(config: Mapping[str, Any]) -> Task:
+def build_task(config: Mapping[str, Any], **data: Any) -> Task:
     """Build the task of a trial from its configuration.
+
+    Args:
+        config: configuration of the trial; `config["task"]` is the function, or names it.
+        data: more arguments of the function, such as those of `tune.with_parameters`.
 
     Raises:
         ValueError: if `config` has no key `task`, or no task with this name exists.
-        TypeError: if the function does not return a `Task`.
+        TypeError: if the function does not accept `data`, or does not return a `Task`.
     """
     if "task" not in config:
         raise ValueError(f"`config` must hold 'task', got the keys {sorted(config)}")
-    task = find_task(config["task"])(config)
+    build = find_task(config["task"])
+    _check_accepts(build, config, data)
+    task = build(config, **data)
     if not isinstance(task, Task):
         raise TypeError(f"`task` must build a Task, got {type(task).__name__} from {name_of(config['task'])!r}")
     return task
+
+
+def _check_accepts(build: Callable[..., Task], config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise TypeError if the function of a task cannot be called with the config and these arguments."""
+    try:
+        signature = inspect.signature(build, follow_wrapped=False)
+    except ValueError:  # some callables written in C have no signature
+        return
+    try:
+        signature.bind(config, **data)
+    except TypeError as error:
+        call = ", ".join(["config", *(f"{name}={name}" for name in data)])
+        name = getattr(build, "__name__", repr(build))
+        raise TypeError(f"`task` must be callable as `{name}({call})`, got `{name}{signature}`: {error}") from None

@@ -86,7 +86,9 @@ def _by_epoch(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _folder(source: Any) -> Path | None:
-    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    # Ray's `Checkpoint` counts as path-like, but refuses to be one.
+    named = isinstance(source, str | os.PathLike) and not hasattr(source, "as_directory")
+    path = Path(source) if named else None
     return path if path is not None and path.is_dir() else None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray_deltastn.tune.readable import ReadableConfig
 from ray_deltastn.tune.trainable import DeltaSTNTrainable
 from ray_deltastn.tune.trial_config import TrialConfig
 
 if TYPE_CHECKING:
+    from ray_deltastn.tune.schedulers import make_scheduler
     from ray_deltastn.tune.search.skopt_search import SkOptSearch
     from ray_deltastn.tune.search.warm_start import WarmStart
 
@@ -24,7 +26,11 @@ if not TYPE_CHECKING:  # type checkers would accept every name
             from ray_deltastn.tune.search.warm_start import WarmStart
 
             return WarmStart
+        if name == "make_scheduler":
+            from ray_deltastn.tune.schedulers import make_scheduler
+
+            return make_scheduler
         raise AttributeError(f"module 'ray_deltastn.tune' has no attribute {name!r}")
 
 
-__all__ = ["DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart"]
+__all__ = ["DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart", "make_scheduler"]

@@ -8,19 +8,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 from ray import tune
 from ray.tune import Callback
 
 from ray_deltastn.training import random_state
 from ray_deltastn.training.files import write_whole
+from ray_deltastn.tune import cluster
 from ray_deltastn.tune.config import ExperimentConfig, option_of
 from ray_deltastn.tune.finished import write_best
+from ray_deltastn.tune.folder.code import write_code
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
@@ -99,7 +100,12 @@ class _Ended(Callback):
 
 
 def run_experiment(
-    config: ExperimentConfig, out: Path, resume: bool = False, trust: bool = False, address: str | None = None
+    config: ExperimentConfig,
+    out: Path,
+    resume: bool = False,
+    trust: bool = False,
+    address: str | None = None,
+    code: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """Run all trials and write the reports to `results.csv` and `results.parquet`.
 
@@ -111,6 +117,7 @@ def run_experiment(
         trust: resume even if the folder belongs to another user.
         address: address of a running Ray cluster. By default it is `$RAY_ADDRESS`; if that is not set, Ray starts on
             this machine.
+        code: folders on `sys.path` that may hold the task's module; workers find it too, see `cluster.start`.
 
     Returns:
         One row per report of every trial.
@@ -120,7 +127,7 @@ def run_experiment(
             or if `resume` is not set and `out` holds an unfinished experiment.
         ValueError: if the task or an option breaks a rule, or a machine of the cluster cannot access `out`. It is
             raised before any trial starts.
-        ConnectionError: if no cluster runs at the address.
+        ConnectionError: if no cluster answers at the address.
         TrialsFailedError: if every trial fails. The experiment can be resumed: then each trial is tried again.
         Terminated: after SIGTERM. Like KeyboardInterrupt after Ctrl-C, it is raised when the state is saved.
     """
@@ -134,24 +141,22 @@ def run_experiment(
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
     space, config, reports, grace = check_task(config)
     with terminable() as rearm:
-        if not ray.is_initialized():
-            _start_ray(address)
+        try:
+            cluster.start(address, config.task, code)
+        except SystemExit:  # Ray's own handler of SIGTERM
+            raise Terminated from None
         rearm()
-        return _run_on_cluster(config, space, reports, grace, out, resume)
-
-
-def _start_ray(address: str | None) -> None:
-    # Without an address, Ray joins any cluster that it finds on this machine, even a dead one whose files remain.
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    dashboard = False if where == "local" else None
-    try:
-        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
-    except SystemExit:  # Ray's own handler of SIGTERM
-        raise Terminated from None
+        return _run_on_cluster(config, space, reports, grace, out, resume, code)
 
 
 def _run_on_cluster(
-    config: ExperimentConfig, space: dict[str, dict[str, Any]], reports: int, grace: int, out: Path, resume: bool
+    config: ExperimentConfig,
+    space: dict[str, dict[str, Any]],
+    reports: int,
+    grace: int,
+    out: Path,
+    resume: bool,
+    code: Sequence[Path],
 ) -> pd.DataFrame:
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
@@ -171,6 +176,8 @@ def _run_on_cluster(
     out.mkdir(parents=True, exist_ok=True)
     check_shared(out)
     with alone(out):
+        if code:
+            write_code(out, code)
         return _run(config, space, searcher, scheduler, alive, out, resume)
 
 

@@ -20,7 +20,7 @@ CHANGING = ("pbt", "pb2")
 
 
 def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int, grace: int = 1) -> TrialScheduler | None:
-    """Return a scheduler for `tune.run(scheduler=…)`; Tune sets its metric and mode.
+    """Return a scheduler for `tune.TuneConfig(scheduler=…)`; Tune sets its metric and mode.
 
     - `asha` and `median` stop trials early; the last report of a stopped trial is its result.
     - `hyperband` pauses trials, and the best third continues.

@@ -24,6 +24,7 @@ from ray_deltastn.training.saved import STATE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.folder.own_states import Found, first_line, newest_own, read_state
+from ray_deltastn.tune.pickled import warn_of_large
 from ray_deltastn.tune.repeats import with_own_seed
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ class DeltaSTNTrainable(Trainable):
       the task's initial values (see `WarmStart`);
     - `__trial_index__`, which Tune's `Repeater` sets: it goes into the seed, so that the repeats differ;
     - any other key that `build` reads.
+
+    `tune.with_parameters(DeltaSTNTrainable, data=data)` puts `data` into Ray's object store once, and the trial calls
+    `build(config, data=data)`. A config that holds the data itself is copied into Tune's state for every trial; a value
+    that pickles to more than 10 MB gives a `RunWarning`.
 
     A report holds the columns of `SelfTuner.step`, and these:
 
@@ -79,10 +84,17 @@ class DeltaSTNTrainable(Trainable):
         Raises:
             ValueError: if a resource is unknown, or an amount is negative or not a number.
         """
+        warn_of_large(config)  # Tune calls this in the driver before it copies the config into its state
         return PlacementGroupFactory([_bundle(config)])
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Build the task and its tuner (called by Tune)."""
+    def setup(self, config: dict[str, Any], **data: Any) -> None:
+        """Build the task and its tuner (called by Tune).
+
+        Args:
+            config: config of the trial.
+            data: the arguments of `tune.with_parameters`; the function of the task gets them too.
+        """
+        warn_of_large(config)
         config = with_own_seed(config)
         for key in config:
             near = Settings.nearest(key)
@@ -99,7 +111,7 @@ class DeltaSTNTrainable(Trainable):
         try:
             settings = Settings(**options)
             with random_state.isolated(settings.seed):
-                task = build_task(config)
+                task = build_task(config, **data)
             if config.get("warm_start"):
                 # First the maps of the trial: the box of other maps could cut a value off.
                 task.space.use(settings.domains)

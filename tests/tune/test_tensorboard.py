@@ -1,12 +1,10 @@
 """TensorBoard's files hold the numbers of every report."""
 
-import struct
-
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event
 
 from ray_deltastn.cli import main
 from ray_deltastn.tune.folder.results import read_results
+from tests.tune.event_files import scalars
 
 YAML = """
 task: tests.tune.tiny:build
@@ -14,19 +12,6 @@ train: {epochs: 4, batch_size: 16, warmup: 1, hyper_lr: 0.05}
 search: {lr: "loguniform(0.01, 0.1)"}
 tune: {searcher: random, num_samples: 2, max_concurrent: 2}
 """
-
-
-def scalars(path):
-    """Steps and values by tag, from TensorBoard's records (length, checksum, event, checksum)."""
-    found, data = {}, path.read_bytes()
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
-        for value in event.summary.value:
-            if value.WhichOneof("value") == "simple_value":
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
 
 
 def test_losses_and_hyperparameters_of_each_trial_are_written(tmp_path, ray_cluster, monkeypatch):

@@ -2,6 +2,8 @@
 
 #: The configuration of the experiment, and the hyperparameters of its task.
 CONFIG_FILE, SPACE_FILE = "config.json", "space.json"
+#: Folders in which the command looked for the task's module.
+CODE_FILE = "code.json"
 #: All reports of all trials. The experiment has ended if `RESULTS_FILE` exists.
 RESULTS_FILE, PARQUET_FILE = "results.csv", "results.parquet"
 #: Every report, one line each, written when it arrives.

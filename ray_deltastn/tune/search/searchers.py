@@ -29,7 +29,7 @@ def make_searcher(
     seed: int,
     warm_start: bool = False,
 ) -> Any:
-    """Return a searcher for `tune.run(search_alg=…)`; equal seeds give equal proposals.
+    """Return a searcher for `tune.TuneConfig(search_alg=…)`; equal seeds give equal proposals.
 
     Args:
         name: one of `SEARCHERS`; for `grid` see `grid_points`.

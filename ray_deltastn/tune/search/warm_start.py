@@ -50,7 +50,7 @@ class WarmStart(Searcher):
 
     Examples:
         >>> search = WarmStart(SkOptSearch(random_state=0))
-        >>> tune.run(DeltaSTNTrainable, config=config, search_alg=search, num_samples=8)  # doctest: +SKIP
+        >>> tuner = tune.Tuner(DeltaSTNTrainable, tune_config=tune.TuneConfig(search_alg=search))  # doctest: +SKIP
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
