@@ -60,7 +60,8 @@ def test_trials_that_tunes_schedulers_stop_or_pause_keep_their_numbers_and_colum
     results = fit(tmp_path, scheduler, OUTER, samples=5)
     lengths = [result.metrics["training_iteration"] for result in results]
     assert max(lengths) == EPOCHS
-    assert min(lengths) < EPOCHS
+    if isinstance(scheduler, ASHAScheduler):  # five trials of this length fill one bracket of HyperBand
+        assert min(lengths) < EPOCHS
     for result in results:
         alone = finish(DeltaSTNTrainable(result.config))
         last = without_times(result.metrics)
