@@ -13,6 +13,8 @@ TRIAL = """
 import logging, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
+from types import SimpleNamespace
+from pyarrow import fs
 from ray_deltastn import DeltaSTNTrainable
 config = {"task": "tests.tune.tiny:build", "epochs": 3, "batch_size": 16, "warmup": 0}
 trial, folder = DeltaSTNTrainable(config), Path(sys.argv[1])
@@ -26,6 +28,7 @@ for configured in (False, True):
         logging.basicConfig()
         print("configured", file=sys.stderr)
     again = DeltaSTNTrainable(config)
+    again._storage = SimpleNamespace(trial_fs_path=str(folder), storage_filesystem=fs.LocalFileSystem())
     again.restore(str(folder / "checkpoint_000001"))
     again.train()
 """
