@@ -28,7 +28,9 @@ for configured in (False, True):
         logging.basicConfig()
         print("configured", file=sys.stderr)
     again = DeltaSTNTrainable(config)
-    again._storage = SimpleNamespace(trial_fs_path=str(folder), storage_filesystem=fs.LocalFileSystem())
+    again._storage = SimpleNamespace(
+        trial_fs_path=str(folder), storage_filesystem=fs.LocalFileSystem(), persist_artifacts=lambda *_, **__: None
+    )
     again.restore(str(folder / "checkpoint_000001"))
     again.train()
 """
