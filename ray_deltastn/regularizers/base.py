@@ -51,7 +51,7 @@ class PassValues:
         value = self.values[name].to(_at_least_single(like.dtype))
         if value.dim() and self.space.hyperparameters[name].per == "batch":
             value = value[:1]
-        value = layout.spread(value.reshape(-1, 1))
+        value = layout.spread(value.reshape(-1, 1), like.shape[layout.axis])
         if value.shape[0] not in (1, like.shape[layout.axis]):
             raise ValueError(
                 f"`x.shape[{layout.axis}]` must be the batch size for '{name}' per example, got "

@@ -12,14 +12,14 @@ from torch import Tensor
 class Layout:
     """The batch in a layer's output.
 
+    Several rows of axis 0 may belong to one example, such as windows or frames; their number may differ between calls.
+
     Attributes:
         axis: the axis with one entry per example; sequence-first networks have it at 1.
-        fold: number of rows of axis 0 that belong to one example, such as windows or frames.
-        interleaved: whether these rows are one block per example; else each block has one row of every example.
+        interleaved: whether the rows of an example are one block; else each block has one row of every example.
     """
 
     axis: int = 0
-    fold: int = 1
     interleaved: bool = True
 
     def to_front(self, tensor: Tensor) -> Tensor:
@@ -30,32 +30,32 @@ class Layout:
         """The inverse of `to_front`."""
         return tensor if self.axis == 0 else tensor.movedim(0, self.axis)
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """Row changes (B, k), one row for each row of axis 0."""
-        if self.fold == 1 or rows.shape[0] == 1:
+    def spread(self, rows: Tensor, length: int) -> Tensor:
+        """Values of the examples (B or 1, k) for an axis of this length, or unchanged if they do not divide it."""
+        count = rows.shape[0]
+        if count == 1 or length == count or length % count:
             return rows
-        return rows.repeat_interleave(self.fold, 0) if self.interleaved else rows.repeat(self.fold, 1)
+        return rows.repeat_interleave(length // count, 0) if self.interleaved else rows.repeat(length // count, 1)
+
+    def owners(self, count: int, length: int) -> list[int]:
+        """The example to which each entry of an axis of this length belongs."""
+        fold = length // count
+        return [i // fold if self.interleaved else i % count for i in range(length)]
 
 
 #: The batch is axis 0, as PyTorch's layers expect it.
 FRONT = Layout()
 
 
-def find_layout(shapes: Sequence[tuple[int, tuple[int, ...]]], last: int) -> Layout | None:
-    """The layout that fits all outputs of a layer, or None.
+def layouts(shapes: Sequence[tuple[int, tuple[int, ...]]], last: int) -> list[Layout]:
+    """The layouts that fit the shapes of all outputs of a layer, the most likely first.
 
     Args:
         shapes: pairs of a batch size and the shape of an output, for at least two batch sizes.
         last: number of axes at the end that hold the layer's channels or features.
     """
-    if all(shape and shape[0] == batch for batch, shape in shapes):
-        return FRONT
+    if all(shape and shape[0] and shape[0] % batch == 0 for batch, shape in shapes):
+        whole = all(shape[0] == batch for batch, shape in shapes)
+        return [FRONT] if whole else [FRONT, Layout(interleaved=False)]
     dims = min(len(shape) for _, shape in shapes)
-    for axis in range(1, dims - last):
-        if all(shape[axis] == batch for batch, shape in shapes):
-            return Layout(axis=axis)
-    folds = {divmod(shape[0], batch) if shape else (0, 1) for batch, shape in shapes}
-    if len(folds) == 1:
-        fold, rest = folds.pop()
-        return Layout(fold=fold) if fold > 0 and rest == 0 else None
-    return None
+    return [Layout(axis) for axis in range(1, dims - last) if all(shape[axis] == batch for batch, shape in shapes)]

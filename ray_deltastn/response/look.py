@@ -14,8 +14,9 @@ outside its layer, if the model changes the order of its examples, or if an oper
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,16 +25,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normalized_shape
-from ray_deltastn.response.layout import FRONT, Layout, find_layout
+from ray_deltastn.response.layout import FRONT, Layout, layouts
 from ray_deltastn.response.linearise import rules_for_attention
 from ray_deltastn.response.response import Response, Slot
-from ray_deltastn.response.trees import joined, rows, taken, tensors
+from ray_deltastn.response.trees import joined, mapped, rows, taken, tensors
 
 #: Largest relative error of a part, and largest error as a share of the largest part: rounding in float32.
 RELATIVE, ABSOLUTE = 1e-2, 1e-5
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
 FEW = (2, 3)
 
+#: Examples for the look: two groups, because the rows of a layer may depend on the data.
+EXAMPLES = 2 * max(FEW)
+#: A weight is moved by this share of its root mean square, and at least by this number.
+SHARE, LEAST = 0.5, 0.05
 #: More axes than a tensor has.
 MANY = 1000
 
@@ -44,29 +49,81 @@ class LostTangentError(TypeError):
     """An operation of the network has no forward-mode rule, so that tangents of its inputs are lost."""
 
 
-def look(predict: Predict, x: Any, response: Response, linearised: bool, readers: Mapping[str, Any] | None) -> None:
+def look(
+    predict: Predict,
+    x: Any,
+    response: Response,
+    linearised: bool,
+    readers: Mapping[str, Any] | None,
+    training: Predict | None = None,
+) -> None:
     """Drop the parameters whose response would be wrong, and find where each layer has the batch.
+
+    The network is looked at twice: as it is, and with weights that are moved by random numbers, because a part behind a
+    weight of zero shows nothing.
 
     Args:
         predict: the network in evaluation mode, with the same random numbers in each call.
-        x: inputs of three examples.
+        x: inputs of `EXAMPLES` examples.
         response: its response.
         linearised: whether passes are linearised (3.13).
         readers: layers that read a value per example and have an attribute `layout`, by name; None if all examples of
             a batch have the same values and the same displacement.
+        training: the network in training mode, for readers that are not called in evaluation mode.
 
     Raises:
         LostTangentError: if the linearised pass loses the tangent of a parameter.
         ValueError: if no parameter is left, or if a reader's input has no batch axis.
     """
+    with rules_for_attention():
+        if isinstance(response.U, FakeTensor):  # without numbers there is nothing to move or to compare
+            _find(predict, x, response, readers, training)
+            return
+        with _moved(response.model):
+            _find(predict, x, response, readers, training)
+            for pair in ([1, 0], [2, 0]):
+                _compare(predict, _chosen(x, pair), response, linearised, readers is not None)
+        _compare(predict, _chosen(x, [0, 1]), response, linearised, readers is not None)
+
+
+@contextmanager
+def _moved(model: nn.Module) -> Iterator[None]:
+    """Move all parameters by random numbers within the context; afterwards they are as before, to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [(p, p.detach().clone()) for p in model.parameters() if p.is_floating_point()]
+    with torch.no_grad():
+        for p, _ in kept:
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+            p.add_(noise * (SHARE * p.square().mean().sqrt() + LEAST))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, before in kept:
+                p.copy_(before)
+
+
+def _chosen(x: Any, examples: list[int]) -> Any:
+    return mapped(lambda t: t[torch.tensor(examples, device=t.device)] if t.dim() else t, x)
+
+
+def _find(
+    predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Predict | None
+) -> None:
+    """Drop what is not called, and find all layouts."""
     calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
     _drop_uncalled(response, calls)
-    if readers is not None:
-        _find_layouts(response, calls)
-        _find_readers(readers, calls)
-    if isinstance(response.U, FakeTensor):
-        return  # without numbers there is nothing to compare
-    two, each = taken(x, slice(FEW[0])), readers is not None
+    if readers is None:
+        return
+    _find_layouts(response, calls)
+    uncalled = [layer for layer in readers.values() if not calls[layer]]
+    if uncalled and training is not None:
+        calls |= _calls(training, x, uncalled)
+    _find_readers(readers, calls)
+
+
+def _compare(predict: Predict, two: Any, response: Response, linearised: bool, each: bool) -> None:
+    """Drop the parts that differ from the oracle on two examples."""
     u, expected = _oracle(predict, two, response, each)
     if not all(bool(torch.isfinite(part).all()) for part in expected.values()):
         return
@@ -84,37 +141,55 @@ def look(predict: Predict, x: Any, response: Response, linearised: bool, readers
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a layer: the number of examples, the shape of the output, and which rows belong to the last example."""
+    """A call of a layer: the number of examples, the shape of the output, and what changes with the last example.
+
+    `changed` has, for each axis, whether an entry of the axis changes. A call whose shape depends on the data has the
+    shape ().
+    """
 
     batch: int
     shape: tuple[int, ...]
-    last: tuple[bool, ...] = ()
+    changed: tuple[tuple[bool, ...], ...] = ()
 
 
 def _calls(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[_Call]]:
-    """The calls of each layer with two and with three examples."""
-    outputs: list[tuple[nn.Module, Tensor]] = []
-    handles = [layer.register_forward_hook(lambda m, args, out: outputs.append((m, out))) for layer in layers]
+    """The calls of each layer with two and with three examples, of each group."""
     found: dict[nn.Module, list[_Call]] = {layer: [] for layer in layers}
     readable = not any(isinstance(t, FakeTensor) for t in tensors(x))
-    try:
-        with torch.no_grad():
-            for batch in FEW:
-                outputs.clear()
-                predict(taken(x, slice(batch)))
-                first = list(outputs)
-                # Rows that change with the last example belong to it.
-                outputs.clear()
-                predict(joined(taken(x, slice(batch - 1)), taken(x, slice(1))))
-                for (layer, one), (_, other) in zip(first, outputs, strict=True):
-                    changed: tuple[bool, ...] = ()
-                    if readable and one.dim() and one.shape[0] not in (0, batch) and one.shape[0] % batch == 0:
-                        changed = tuple((one != other).flatten(1).any(1).tolist())
+    groups = [taken(x, slice(start, start + max(FEW))) for start in range(0, EXAMPLES, max(FEW))]
+    with torch.no_grad():
+        for group, batch in product(groups, FEW):
+            first = _outputs(predict, taken(group, slice(batch)), layers)
+            # What changes with the last example belongs to it.
+            other = _outputs(predict, joined(taken(group, slice(batch - 1)), taken(group, slice(1))), layers)
+            for layer in layers:
+                same = [a.shape for a in first[layer]] == [b.shape for b in other[layer]]
+                for one, two in zip(first[layer], other[layer], strict=False) if same else ():
+                    changed = _changed(one, two) if readable else ()
                     found[layer].append(_Call(batch, tuple(one.shape), changed))
+                if not same:
+                    found[layer].append(_Call(batch, ()))
+    return found
+
+
+def _outputs(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[Tensor]]:
+    found: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    handles = [layer.register_forward_hook(lambda m, args, out: found[m].append(out)) for layer in layers]
+    try:
+        predict(x)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _changed(one: Tensor, two: Tensor) -> tuple[tuple[bool, ...], ...]:
+    differs = one != two
+    if one.is_floating_point():
+        # A product of matrices with another number of rows rounds in another way.
+        near = torch.finfo(one.dtype).eps ** 0.5
+        differs &= ~torch.isclose(one, two, rtol=near, atol=near * float(one.abs().max()) if one.numel() else 0.0)
+    return tuple(tuple(differs.movedim(axis, 0).flatten(1).any(1).tolist()) for axis in range(one.dim()))
 
 
 def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
@@ -122,7 +197,7 @@ def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -
     for slot in list(response.slots):
         users = response.users(slot)
         if not any(calls[layer] for layer in users):
-            response.drop(slot, f"layer '{names[users[0]]}' is never called")
+            response.drop(slot, f"layer '{names[users[0]]}' is never called in evaluation mode")
 
 
 def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
@@ -134,7 +209,10 @@ def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) ->
     for slot in list(response.slots):
         users = [layer for layer in response.users(slot) if layer in found]
         if any(found[layer] is None for layer in users):
-            response.drop(slot, "its layer's output has no batch axis, and examples have different hyperparameters")
+            response.drop(
+                slot,
+                "its layer's outputs do not have the batch on one axis, and examples have different hyperparameters",
+            )
     for layer, layout in found.items():
         if layout is not None and layout != FRONT:
             response.set_layout(layer, layout)
@@ -144,32 +222,35 @@ def _find_readers(readers: Mapping[str, Any], calls: Mapping[nn.Module, list[_Ca
     for name, layer in readers.items():
         layout = _layout(calls[layer], 0) if calls[layer] else FRONT
         if layout is None:
+            shapes = ", ".join(sorted({str(call.shape) for call in calls[layer] if call.batch == FEW[0]}))
             raise ValueError(
-                f"the inputs of layer '{name}' must have a batch axis, got {calls[layer][0].shape} for a batch of "
-                f'{FEW[0]}; give its hyperparameter `per="batch"`'
+                f"the inputs of layer '{name}' must have the batch on one axis, in the order of the examples, got "
+                f'{shapes} for a batch of {FEW[0]}; give its hyperparameter `per="batch"`'
             )
         layer.layout = layout
 
 
 def _layout(calls: Sequence[_Call], last: int) -> Layout | None:
     """The layout that fits all calls of a layer, whose last axes hold channels or features."""
-    layout = find_layout([(call.batch, call.shape) for call in calls], last)
-    if layout is None or layout.fold == 1:
-        return layout
-    seen = [call for call in calls if any(call.last)]
-    for interleaved in (True, False):
-        one = replace(layout, interleaved=interleaved)
-        if all(
-            not any(changed and not own for changed, own in zip(c.last, _rows(one, c.batch), strict=True)) for c in seen
-        ):
+    few, more = ([call for call in calls if call.batch == batch] for batch in FEW)
+    if len(few) != len(more):
+        return None
+    for one in layouts([(call.batch, call.shape) for call in calls], last):
+        # The rows must grow with the batch; a table of positions may have a multiple of both sizes.
+        grows = all(a.shape[one.axis] * b.batch == b.shape[one.axis] * a.batch for a, b in zip(few, more, strict=True))
+        if grows and all(_fits(call, one) for call in calls):
             return one
     return None
 
 
-def _rows(layout: Layout, batch: int) -> list[bool]:
-    """Which rows of axis 0 belong to the last example of a batch."""
-    marks = torch.tensor([[float(i == batch - 1)] for i in range(batch)])
-    return [bool(mark) for mark in layout.spread(marks).flatten()]
+def _fits(call: _Call, layout: Layout) -> bool:
+    """Whether only entries of the last example change with it."""
+    if not call.changed:
+        return True
+    owners = layout.owners(call.batch, call.shape[layout.axis])
+    return not any(
+        changed and owner != call.batch - 1 for changed, owner in zip(call.changed[layout.axis], owners, strict=True)
+    )
 
 
 def _last(layer: nn.Module, kind: LayerKind) -> int:
@@ -232,10 +313,9 @@ def _ours(
     """∂s/∂(Uδ) of each parameter at δ = 0, (B or 1, k)."""
     count = rows(x)
     changes = response.U.new_zeros(count if per_example else 1, len(response.U)).requires_grad_()
-    rules = rules_for_attention() if linearised and response.attends else nullcontext()
     with torch.enable_grad():
         if linearised:
-            with fwAD.dual_level(), response.displaced_rows(changes, linearised=True), rules:
+            with fwAD.dual_level(), response.displaced_rows(changes, linearised=True):
                 outputs = _by_example(predict(x), count)
                 pairs = [(fwAD.unpack_dual(out).tangent, one) for out, one in zip(outputs, u, strict=True)]
         else:
@@ -255,7 +335,8 @@ def _wrong(ours: Mapping[Slot, Tensor], expected: Mapping[Slot, Tensor], respons
     sizes = torch.stack([expected[slot].norm() for slot in slots]).double().tolist()
     errors = torch.stack([(ours[slot] - expected[slot]).norm() for slot in slots]).double().tolist()
     most = ABSOLUTE * max(sizes)
-    return [s for s, size, error in zip(slots, sizes, errors, strict=True) if not error <= RELATIVE * size + most]
+    relative = max(RELATIVE, 20 * torch.finfo(response.U.dtype).eps)
+    return [s for s, size, error in zip(slots, sizes, errors, strict=True) if not error <= relative * size + most]
 
 
 @contextmanager

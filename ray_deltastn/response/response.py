@@ -126,6 +126,7 @@ class Response(nn.Module):
         #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
         self._names = {layer: name for name, layer in model.named_modules()}
+        self._model = [model]  # in a list, so that it is not a part of this module
         self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]
         self._handles += [
             layer.register_forward_pre_hook(_Hook(self._before), with_kwargs=True)
@@ -137,6 +138,11 @@ class Response(nn.Module):
         """Remove the hooks from the model. The model is then as it was before."""
         for handle in self._handles:
             handle.remove()
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self._model[0]
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -254,11 +260,12 @@ class Response(nn.Module):
             x, output = layout.to_front(x), layout.to_front(output)
             applied = None if applied is None else layout.to_front(applied)
         for role, (slot, kind) in self._layers[layer].items():
-            rows, direction = layout.spread(self._pass.by_slot[slot.name]), self.direction(slot)
+            rows, direction = layout.spread(self._pass.by_slot[slot.name], output.shape[0]), self.direction(slot)
             if rows.shape[0] not in (1, output.shape[0]):
                 raise ValueError(
                     f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "
-                    f"a batch of {rows.shape[0]} in layer '{self._names[layer]}'"
+                    f"a batch of {rows.shape[0]} in layer '{self._names[layer]}'; if the rows of this layer depend on "
+                    'the data, give all hyperparameters `per="batch"`'
                 )
             if role == "bias":
                 terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))

@@ -88,7 +88,7 @@ class Weights:
         inner = _join([(slot.by_row(slot.parameter) * a).sum(-1) for slot, a in zip(slots, along, strict=True)])
         norm = _join([(a * a).sum(-1) for a in along])
         U: Tensor = self.response.U  # (rows, h)
-        if len(slots) < len(self.response.slots):
+        if sum(slot.stop - slot.start for slot in slots) < len(U):  # others do not respond, or are not counted
             U = _join([U[slot.start : slot.stop] for slot in slots])
         # The sum over rows is a quadratic form of δ with an h×h matrix, so that no tensor of size B × rows is needed.
         delta, transposed = self.delta.to(U.dtype), U.T

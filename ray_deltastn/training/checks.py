@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
-from ray_deltastn.response.look import FEW, LostTangentError, look
+from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
@@ -92,6 +92,8 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
     try:
         x, y = valid.first()
         output = _try_out(objective, x, y)
+        if objective.response is not None:
+            _look(objective, valid.first(EXAMPLES)[0])
         if train is not None:
             _try_out_train(objective, train, x, y)
         return output, y
@@ -152,7 +154,6 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
-        _look(objective, x)
     return output
 
 
@@ -160,7 +161,7 @@ def _look(objective: Objective, x: Any) -> None:
     """Look at the response, and name the layer if one has no forward-mode rule."""
     response, method, model = objective.response, objective.method, objective.model
     assert response is not None
-    few = mapped(lambda t: t[torch.arange(max(FEW), device=t.device) % len(t)] if t.dim() else t, x)
+    few = mapped(lambda t: t[torch.arange(EXAMPLES, device=t.device) % len(t)] if t.dim() else t, x)
     space = objective.space
     readers = {
         name: layer
@@ -168,15 +169,27 @@ def _look(objective: Objective, x: Any) -> None:
         if isinstance(layer, Regularizer) and any(space.hyperparameters[own].per == "example" for own in layer.names)
     }
 
+    device = space.lam.device
+
     def predict(inputs: Any) -> Any:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
-        with isolated(0), torch.backends.cudnn.flags(enabled=False):
+        with isolated(0, device), torch.backends.cudnn.flags(enabled=False):
             return called(model, objective.in_order(inputs))
+
+    def training(inputs: Any) -> Any:
+        model.train()
+        objective.pass_values.values = space.named(space.values(space.lam.detach()))
+        try:
+            with isolated(0, device), _kept_generator(objective), RunningStatistics(model).held():
+                return called(model, objective.in_order(inputs))
+        finally:
+            objective.pass_values.values = {}
+            model.eval()
 
     layers: list[tuple[str, str]] = []
     try:
         with entered(model) as layers:
-            look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None)
+            look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None, training)
     except (NotImplementedError, RuntimeError) as error:
         if "forward" not in str(error).lower():
             raise

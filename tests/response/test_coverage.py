@@ -191,9 +191,11 @@ def test_a_tied_parameter_is_listed_once(name):
 def test_layers_never_called_are_reported_after_a_trial_pass():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     response = Response(model, H)
-    look(lambda x: model["used"](x), torch.ones(3, 2), response, linearised=True, readers={})
+    look(lambda x: model["used"](x), torch.ones(6, 2), response, linearised=True, readers={})
     assert set(response.coverage.covered) == {"used.weight", "used.bias"}
-    assert response.coverage.uncovered == dict.fromkeys(["idle.weight", "idle.bias"], "layer 'idle' is never called")
+    assert response.coverage.uncovered == dict.fromkeys(
+        ["idle.weight", "idle.bias"], "layer 'idle' is never called in evaluation mode"
+    )
 
 
 def test_a_model_that_cannot_respond_is_refused():

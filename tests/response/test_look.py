@@ -254,3 +254,190 @@ def test_a_network_without_any_right_response_is_refused():
         ValueError, match=r"must have a layer that can respond, got none: 'words\.weight': it is also used"
     ):
         rd.SelfTuner(task, epochs=2)
+
+
+# --- parts that show nothing at first, and rows that depend on the data ----------------------------------------------
+
+
+class Gated(nn.Module):
+    """A branch that sees the examples in another order, behind a gate that starts at `gate`."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.words, self.branch = nn.Embedding(WORDS, 8), nn.Linear(8, 8)
+        self.gate = nn.Parameter(torch.full((8,), gate))
+        self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        y = self.words(x).mean(1)
+        return self.out(self.drop(y + self.gate * torch.tanh(self.branch(y.flip(0)).flip(0))))
+
+
+class Sorted(nn.Module):
+    """The examples are sorted by a number of theirs before the first layer, as before a recurrent network."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.first = nn.Embedding(WORDS, 8), nn.Linear(8, 8)
+        self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        y = torch.tanh(self.first(self.words(x[order]).mean(1)))
+        return self.out(self.drop(y[order.argsort()]))
+
+
+class Experts(nn.Module):
+    """Each expert gets the tokens that a rule sends to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.experts = nn.Embedding(WORDS, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        y = self.words(x)
+        mixed = torch.zeros_like(y)
+        for number, expert in enumerate(self.experts):
+            chosen = x % 3 == number
+            if chosen.any():
+                mixed[chosen] = torch.tanh(expert(y[chosen]))
+        return self.out(self.drop(mixed.mean(1)))
+
+
+class Frames(nn.Module):
+    """Frames are folded into the batch; their number may differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.conv = nn.Embedding(WORDS, 8), nn.Conv1d(8, 8, 1)
+        self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        y = self.words(x).reshape(-1, 8, 1)
+        return self.out(self.drop(torch.tanh(self.conv(y))).reshape(len(x), -1, 8).mean(1))
+
+
+class Encoder(nn.Module):
+    """PyTorch's encoder with a mask, which has a fast path with nested tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(WORDS, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.out(self.drop(self.encoder(self.words(x), src_key_padding_mask=x == 0)).mean(1))
+
+
+def tuner_for(model, x=None, **options):
+    torch.manual_seed(0)
+    model = model.double()
+    x = torch.randint(1, WORDS, (24, 4)) if x is None else x
+    y = torch.randint(0, CLASSES, (len(x),))
+    space = rd.HyperSpace(rate=rd.Bounded(0.2), decay=rd.Positive(1e-3))
+    task = rd.Task(space, model, F.cross_entropy, (x, y), (x, y), penalty=rd.L2("decay"))
+    return rd.SelfTuner(task, epochs=1, batch_size=4, warmup=0, **options), x
+
+
+@pytest.mark.parametrize("gate", [0.0, 1e-6, 1.0])
+def test_a_wrong_part_behind_a_closed_gate_is_found(gate):
+    tuner, x = tuner_for(Gated(gate))
+    assert {"branch.weight", "branch.bias"} < set(tuner.coverage.uncovered)
+    with torch.no_grad():
+        tuner.model.gate.fill_(1.0)
+    assert max(errors(tuner, x[:4], 4)) < 1e-12
+
+
+def test_weights_are_not_moved_by_the_look():
+    torch.manual_seed(1)
+    model = Gated(0.5).double()
+    before = {name: p.detach().clone() for name, p in model.state_dict().items()}
+    tuner, _ = tuner_for(model)
+    assert all(torch.equal(before[name], value) for name, value in tuner.model.state_dict().items())
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_an_order_that_depends_on_the_data_is_found(descending):
+    x = torch.randint(1, WORDS, (24, 4))
+    x[:, 0] = x[:, 0].sort(descending=descending).values
+    tuner, x = tuner_for(Sorted(), x)
+    assert {"first.weight", "first.bias"} <= set(tuner.coverage.uncovered)
+    assert max(errors(tuner, x[:4].flip(0), 4)) < 1e-12
+
+
+def test_dropout_of_reordered_examples_is_refused_by_name():
+    class Turned(Gated):
+        def forward(self, x):
+            return self.out(self.drop(torch.tanh(self.branch(self.words(x).mean(1))).flip(0)).flip(0))
+
+    with pytest.raises(
+        ValueError, match=r"inputs of layer 'drop' must have the batch on one axis, in the order of the exam"
+    ):
+        tuner_for(Turned(1.0))
+
+
+def test_experts_whose_rows_depend_on_the_data_are_dropped_by_name():
+    x = torch.tensor([[3, 3, 4, 5], [1, 2, 3, 3], [5, 5, 5, 4], [9, 1, 2, 1]] * 6)
+    tuner, x = tuner_for(Experts(), x)
+    assert any(name.startswith("experts") for name in tuner.coverage.uncovered)
+    tuner.step()
+
+
+def test_the_number_of_folded_frames_may_differ_between_splits():
+    torch.manual_seed(0)
+    y = torch.randint(0, CLASSES, (24,))
+    train, valid = (torch.randint(1, WORDS, (24, frames)) for frames in (3, 5))
+    space = rd.HyperSpace(rate=rd.Bounded(0.2), decay=rd.Positive(1e-3))
+    model = Frames().double()
+    task = rd.Task(space, model, F.cross_entropy, (train, y), (valid, y), penalty=rd.L2("decay"))
+    tuner = rd.SelfTuner(task, epochs=1, batch_size=4, warmup=0)
+    assert not tuner.coverage.uncovered
+    for x in (train, valid):
+        assert max(errors(tuner, x[:4], 4)) < 1e-12
+    tuner.model.train()
+    tuner.step()
+
+
+@pytest.mark.parametrize("method", ["delta-stn", "centered-stn", "stn"])
+def test_pytorchs_encoder_with_a_padding_mask_trains(method):
+    x = torch.randint(0, WORDS, (24, 4))
+    tuner, x = tuner_for(Encoder(), x, method=method)
+    tuner.step()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_one_dropout_layer_may_act_before_and_after_folding():
+    class Shared(Frames):
+        def forward(self, x):
+            y = self.drop(self.words(x)).reshape(-1, 8, 1)
+            return self.out(self.drop(torch.tanh(self.conv(y))).reshape(len(x), -1, 8).mean(1))
+
+    tuner, x = tuner_for(Shared())
+    assert max(errors(tuner, x[:4], 4)) < 1e-12
+    tuner.step()
+
+
+def test_dropout_that_is_called_in_training_only_finds_its_batch():
+    class Late(SequenceFirst):
+        def forward(self, x):
+            y = self.norm(self.words(x.T))
+            return self.out((self.drop(y) if self.training else y).mean(0))
+
+    tuner, _ = tuner_for(Late())
+    assert tuner.model.drop.layout.axis == 1
+
+
+@pytest.mark.parametrize("formed", [0, 4096])
+def test_penalties_are_right_after_a_part_was_dropped(formed, monkeypatch):
+    monkeypatch.setattr("ray_deltastn.response.weights.FORMED", formed)
+    tuner, _ = tuner_of("positions")
+    response = randomised(tuner)
+    delta = torch.randn(4, 2, dtype=torch.float64)
+    found = rd.response.Weights(tuner.model, response, delta).squared_norm()
+    for row, norm in zip(delta, found, strict=True):
+        folded = response.fold(row)
+        dense = sum(folded.get(name, p).square().sum() for name, p in tuner.model.named_parameters())
+        torch.testing.assert_close(norm, dense)
