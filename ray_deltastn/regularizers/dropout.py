@@ -33,6 +33,20 @@ class Dropout(Regularizer):
                 f"for '{self.names[0]}'"
             )
 
+    @property
+    def p(self) -> float:
+        """Zero in evaluation mode, as attention layers of libraries read it.
+
+        Raises:
+            RuntimeError: in training mode, because each example may have a rate of its own.
+        """
+        if self.training:
+            raise RuntimeError(
+                f"the rate '{self.names[0]}' must be used by calling the layer, got a read of its `p`; let the model "
+                "call its dropout layer, such as with `fused_attn = False` in timm"
+            )
+        return 0.0
+
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the mask, which broadcasts over `x`."""
         return tuple(x.shape)

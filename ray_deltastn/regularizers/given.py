@@ -31,6 +31,9 @@ def tune_dropouts(
 ) -> dict[str, Bounded]:
     """Replace the dropout layers of a model by tuned ones, in place.
 
+    Rates that are not layers stay as they are: the `dropout` of `nn.MultiheadAttention` and of recurrent layers, and
+    calls of `F.dropout`.
+
     Args:
         model: any network with `nn.Dropout`, `nn.Dropout1d`, `nn.Dropout2d` or `nn.Dropout3d`.
         groups: name of a hyperparameter → regular expression. Layers whose name in the model has a match share this
@@ -44,7 +47,7 @@ def tune_dropouts(
         `LEAST`.
 
     Raises:
-        ValueError: if an expression matches no dropout layer.
+        ValueError: if an expression matches no dropout layer, or `high` is not in (0, 1]. The model is then unchanged.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Linear(8, 8), nn.Dropout(0.4), nn.Linear(8, 3))
@@ -53,19 +56,19 @@ def tune_dropouts(
         {'first': 0.2, 'rest': 0.4}
     """
     chosen = {"dropout": ""} if groups is None else dict(groups)
-    rates: dict[str, list[float]] = {name: [] for name in chosen}
     places = [
         (parent, key, f"{prefix}.{key}" if prefix else key, child)
         for prefix, parent in model.named_modules()
-        for key, child in parent.named_children()
+        for key, child in parent._modules.items()
         if type(child) in KINDS
     ]
-    for parent, key, where, layer in places:
+    rates: dict[str, list[float]] = {name: [] for name in chosen}
+    tuned: dict[nn.Module, Dropout] = {}  # a layer that the model uses in two places stays one layer
+    for _, _, where, layer in places:
         name = next((name for name, pattern in chosen.items() if re.search(pattern, where)), None)
-        if name is None:
-            continue
-        rates[name].append(float(layer.p))
-        setattr(parent, key, KINDS[type(layer)](name))
+        if name is not None and layer is not None and layer not in tuned:
+            rates[name].append(float(layer.p))  # type: ignore[arg-type]
+            tuned[layer] = KINDS[type(layer)](name).train(layer.training)
     for name, own in rates.items():
         if not own:
             known = ", ".join(where for _, _, where, _ in places) or "none"
@@ -73,7 +76,13 @@ def tune_dropouts(
                 f"`groups[{name!r}]` must match a dropout layer that no earlier expression matches, got "
                 f"{chosen[name]!r}; the dropout layers are: {known}"
             )
-    return {
+    found = {
         name: Bounded(min(high, max(LEAST, round(sum(own) / len(own), 12))), low=0.0, high=high, per=per)
         for name, own in rates.items()
     }
+    if not 0 < high <= 1:
+        raise ValueError(f"`0 < high <= 1` must hold for rates of dropout, got high={high}")
+    for parent, key, _, layer in places:
+        if layer in tuned:
+            parent._modules[key] = tuned[layer]
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ray_deltastn.training.columns import SECONDS, VALUES, WARNINGS
+from ray_deltastn.training.tuner import ALL_DONE
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.folder.layout import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
 from ray_deltastn.tune.folder.results import ranked, read_results
@@ -100,7 +101,8 @@ class Results:
         if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
             notes.append(f"{diverged} of {len(last)} trials diverged and have an infinite loss.")
         short, still = last[WARNINGS("short_run")] > 0, last.get("hyper_steps", pd.Series(1, last.index)) == 0
-        if (idle := int((short & still).sum())) > 0:
+        ended = last["stop_reason"] == ALL_DONE if "stop_reason" in last else pd.Series(True, last.index)
+        if (idle := int((short & still & ended).sum())) > 0:
             notes.append(
                 f"In {idle} of {len(last)} trials λ never moved, because the warm-up took the whole trial. Lower "
                 "`train.warmup`, or raise `train.epochs`."

@@ -6,6 +6,7 @@ all examples.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,16 +19,20 @@ Tree = Any
 
 
 def mapped(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
-    """The tree with `function` applied to each tensor."""
+    """The tree with `function` applied to each tensor. A mapping of an unknown kind becomes a dictionary."""
     if isinstance(tree, Tensor):
         return function(tree)
 
     def leaf(value: Any) -> Any:
         if isinstance(value, Tensor):
             return function(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-            return dataclasses.replace(value, **{name: mapped(function, inner) for name, inner in fields.items()})
+        if isinstance(value, Mapping):
+            return {name: mapped(function, inner) for name, inner in value.items()}
+        if _is_data(value):
+            found = copy.copy(value)
+            for name in _fields(value):
+                object.__setattr__(found, name, mapped(function, getattr(value, name)))
+            return found
         return value
 
     return tree_map(leaf, tree)
@@ -41,10 +46,19 @@ def tensors(tree: Tree) -> list[Tensor]:
     for value in tree_leaves(tree):
         if isinstance(value, Tensor):
             found.append(value)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for field in dataclasses.fields(value):
-                found += tensors(getattr(value, field.name))
+        elif isinstance(value, Mapping):
+            found += [tensor for inner in value.values() for tensor in tensors(inner)]
+        elif _is_data(value):
+            found += [tensor for name in _fields(value) for tensor in tensors(getattr(value, name))]
     return found
+
+
+def _is_data(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _fields(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
 
 
 def rows(tree: Tree) -> int:
@@ -72,13 +86,30 @@ def repeated(tree: Tree, copies: int) -> Tree:
 
 
 def joined(one: Tree, other: Tree) -> Tree:
-    """The examples of two batches of the same structure."""
-    rest = iter(tensors(other))
+    """The examples of two batches.
+
+    Raises:
+        ValueError: if their structures, or the types of their tensors, differ.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+        return {name: joined(value, other[name]) for name, value in one.items()}
+    left, right = tensors(one), tensors(other)
+    kinds = [[t.dtype for t in part] for part in (left, right)]
+    if isinstance(one, Mapping) or kinds[0] != kinds[1]:
+        types = [", ".join(str(kind).removeprefix("torch.") for kind in own) for own in kinds]
+        raise ValueError(
+            f"two batches must have the same parts of the same types, got {described(one)} ({types[0]}) and "
+            f"{described(other)} ({types[1]})"
+        )
+    rest = iter(right)
 
     def pair(t: Tensor) -> Tensor:
         u = next(rest)
-        return torch.cat([t, u.to(t)]) if t.dim() else t
+        return torch.cat([t, u.to(t.device)]) if t.dim() else t
 
+    if isinstance(one, tuple | list) and len(one) == len(other):
+        parts = [joined(a, b) for a, b in zip(one, other, strict=True)]
+        return parts if isinstance(one, list) else tuple(parts)
     return mapped(pair, one)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,16 +14,21 @@ class Best:
 
     Args:
         monitor: number of a report that decides.
-        mode: `min` if smaller is better, `max` if larger is better.
+        mode: `min` if smaller is better, `max` if larger is better; None means `min`, for a loss only.
+
+    Raises:
+        ValueError: if no mode is given for a number that is no loss.
 
     Attributes:
         report: that report; empty before the first finite number.
         weights: its network, as a `state_dict` of the model's own class.
     """
 
-    def __init__(self, monitor: str, mode: str) -> None:
-        self.monitor = monitor
-        self._sign = 1.0 if mode == "min" else -1.0
+    def __init__(self, monitor: str, mode: str | None) -> None:
+        if mode is None and not monitor.endswith("loss"):
+            raise ValueError(f"`monitor_mode` must be min or max if `monitor` is no loss, got none for {monitor!r}")
+        self.monitor, self.mode = monitor, mode or "min"
+        self._sign = 1.0 if self.mode == "min" else -1.0
         self.report: dict[str, Any] = {}
         self.weights: dict[str, Tensor] = {}
 
@@ -32,29 +37,35 @@ class Best:
         """The number, with the sign that makes smaller better; infinite before the first."""
         return self._sign * float(self.report[self.monitor]) if self.report else math.inf
 
+    def check(self, known: Collection[str]) -> None:
+        """Check the name of the number.
+
+        Args:
+            known: numbers of a report.
+
+        Raises:
+            ValueError: if it is not one of them.
+        """
+        if self.monitor not in known:
+            raise ValueError(f"`monitor` must be one of {', '.join(known)}, got {self.monitor!r}")
+
     def see(self, report: Mapping[str, Any], export: Callable[[], dict[str, Tensor]]) -> None:
         """Take a network if its report is better than all before.
 
         Args:
             report: the report.
             export: function that copies the network.
-
-        Raises:
-            ValueError: if the report has no such number.
         """
-        number = report.get(self.monitor)
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            known = [name for name, value in report.items() if isinstance(value, float) and "/" not in name]
-            raise ValueError(f"`monitor` must be one of {', '.join(known)}, got {self.monitor!r}")
+        number = report[self.monitor]
         if math.isfinite(number) and self._sign * number < self.value:
             self.report = dict(report)
             self.weights = {name: value.cpu() for name, value in export().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The report and the network."""
-        return {"monitor": self.monitor, "report": dict(self.report), "weights": dict(self.weights)}
+        return {"monitor": self.monitor, "mode": self.mode, "report": dict(self.report), "weights": dict(self.weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; one that was kept by another number starts anew."""
-        same = state["monitor"] == self.monitor
+        same = (state["monitor"], state["mode"]) == (self.monitor, self.mode)
         self.report, self.weights = (dict(state["report"]), dict(state["weights"])) if same else ({}, {})

@@ -91,6 +91,8 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
     model.eval()
     try:
         x, y = valid.first()
+        if objective.augment and not isinstance(x, torch.Tensor):
+            raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
@@ -212,7 +214,10 @@ def _look(objective: Objective, x: Any) -> None:
 def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: Any) -> None:
     """Run the model and the loss on training examples, unless they look like those of validation."""
     x, y = train.first()
-    kinds = [[(t.dtype, t.shape[1:]) for t in tensors(pair)] for pair in ((x, y), (valid_x, valid_y))]
+    kinds = [
+        [described(pair[0]), described(pair[1]), *((t.dtype, t.shape[1:]) for t in tensors(pair))]
+        for pair in ((x, y), (valid_x, valid_y))
+    ]
     if kinds[0] == kinds[1]:
         return
     with torch.no_grad():

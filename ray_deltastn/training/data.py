@@ -25,6 +25,18 @@ Batch = tuple[Any, Any]
 Pair = Callable[[Any], Batch]
 
 
+def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function, called once for each tensor: inputs and targets may share some."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def call(t: Tensor) -> Tensor:
+        if id(t) not in found:
+            found[id(t)] = t, function(t)  # the tensor stays alive, so that its id is not given to another one
+        return found[id(t)][1]
+
+    return call
+
+
 class Stream:
     """Minibatches of one split, pass after pass.
 
@@ -97,9 +109,10 @@ class TensorStream(Stream):
         self.count = lengths[0]
         if self.count == 0:
             raise ValueError(f"`{name}` must hold at least one example, got none")
-        size = sum(t.numel() * t.element_size() for t in every)
+        size = sum(t.numel() * t.element_size() for t in {id(t): t for t in every}.values())
         self.home = device if size <= RESIDENT_BYTES else every[0].device
-        self.x, self.y = (mapped(lambda t: t.to(self.home), part) for part in data)
+        place = once(lambda t: t.to(self.home))
+        self.x, self.y = (mapped(place, part) for part in data)
         self.batch_size = min(batch_size, self.count)
         self._order: Tensor | None = None
 
@@ -124,18 +137,15 @@ class TensorStream(Stream):
         chosen = self._order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         self.position += 1
 
-        def pick(t: Tensor) -> Tensor:
-            return (t.index_select(0, chosen) if t.dim() else t).to(self.device)
-
+        pick = once(lambda t: (t.index_select(0, chosen) if t.dim() else t).to(self.device))
         return mapped(pick, self.x), mapped(pick, self.y)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in the order of the data, in batches of up to 1,000 examples."""
         size = max(self.batch_size, 1000)
         for start in range(0, self.count, size):
-            part = taken((self.x, self.y), slice(start, start + size))
-            x, y = mapped(lambda t: t.to(self.device), part)
-            yield x, y
+            cut = once(lambda t, a=start: (t[a : a + size] if t.dim() else t).to(self.device))
+            yield mapped(cut, self.x), mapped(cut, self.y)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position."""
@@ -215,9 +225,7 @@ class LoaderStream(Stream):
             if not tensors(part):
                 raise ValueError(f"`{self.name}` must give pairs (x, y) of tensors, got {described(part)}")
 
-        def move(t: Tensor) -> Tensor:
-            return t.to(self.device, non_blocking=True)
-
+        move = once(lambda t: t.to(self.device, non_blocking=True))
         return mapped(move, x), mapped(move, y)
 
     def in_order(self) -> Iterator[Batch]:

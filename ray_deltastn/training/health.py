@@ -173,6 +173,8 @@ class ResponseSize:
             lam, eps = space.lam.detach(), space.scale * z.to(space.lam.device, space.lam.dtype)
             output = _real(objective.predict(x, objective.delta(lam, None)))
             change = _real(objective.predict(x, objective.delta(lam, eps))) - output
+            finite = output.isfinite()  # a masked output is infinite for good
+            output, change = output.where(finite, 0.0), change.where(finite, 0.0)
             changed, size = change.square().mean().sqrt().item(), output.square().mean().sqrt().item()
         objective.model.train(was_training)
         if changed == 0.0:  # also if all outputs are zero

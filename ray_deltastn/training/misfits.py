@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.methods import Loss, Objective
-from ray_deltastn.response.trees import described
+from ray_deltastn.response.trees import described, rows, taken
 
 #: What PyTorch raises for tensors that do not fit.
 MISFITS = (RuntimeError, IndexError, ValueError)
@@ -120,15 +120,17 @@ def require_mean(function: Loss, what: str, output: Any, y: Any, loss: Tensor) -
     Raises:
         ValueError: if the loss is a sum.
     """
-    if not (isinstance(output, Tensor) and isinstance(y, Tensor)):
-        return
-    count = len(output)
+    count = rows(y)
     if loss.dim() or count < 2:
         return
+
+    def part(cut: slice) -> float:
+        return float(function(taken(output, cut), taken(y, cut)))
+
     try:
         whole = float(loss)
-        parts = [(float(function(output[:n], y[:n])), float(function(output[n:], y[n:]))) for n in range(1, count)]
-    except MISFITS:  # a tensor without numbers, or a loss that needs more examples
+        parts = [(part(slice(n)), part(slice(n, count))) for n in range(1, count)]
+    except (*MISFITS, TypeError, KeyError, AttributeError):  # no numbers, or a loss that needs more examples
         return
     for size, (first, second) in enumerate(parts, 1):
         scale = abs(first) + abs(second)

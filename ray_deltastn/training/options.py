@@ -70,7 +70,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     graph: GraphName | bool | Other
     patience: int | Other | None
     monitor: str | Other
-    monitor_mode: Literal["min", "max"] | Other
+    monitor_mode: Literal["min", "max"] | Other | None
     steps_per_report: int | Other | None
     hyperparameters: Constants | Other
     seed: int | Other

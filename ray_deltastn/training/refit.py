@@ -103,7 +103,9 @@ def refit(
     if home is not None:
         with written_whole(home / MODEL_FILE) as draft:
             torch.save(weights, draft)
-        write_whole(home / SCHEDULE_FILE, json.dumps(values) + "\n")
+        epochs = tuner.settings.epochs
+        by_epoch = {name: v if isinstance(v, list) else [v] * epochs for name, v in values.items()}
+        write_whole(home / SCHEDULE_FILE, json.dumps(by_epoch) + "\n")
         (home / PROGRESS_FILE).unlink(missing_ok=True)
     return weights
 

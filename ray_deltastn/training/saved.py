@@ -26,8 +26,8 @@ def load_weights(source: Any) -> dict[str, Tensor]:
     the response folded in. A checkpoint holds the best network so far, which may be older than the checkpoint.
 
     Args:
-        source: the state of a `SelfTuner` or a file with it, a checkpoint of Ray Tune, a `Result` of a `ResultGrid`, a
-            checkpoint's folder, or the results folder of `ray-deltastn run` or `refit`.
+        source: the state of a `SelfTuner` or a file with it, a network or a file with it, a checkpoint of Ray Tune, a
+            `Result` of a `ResultGrid`, a checkpoint's folder, or the results folder of `ray-deltastn run` or `refit`.
 
     Returns:
         The weights, on the CPU.
@@ -46,7 +46,10 @@ def load_weights(source: Any) -> dict[str, Tensor]:
     if folder is not None and not (folder / STATE_FILE).exists() and (folder / MODEL_FILE).exists():
         weights: dict[str, Tensor] = torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=True)
         return weights
-    found: dict[str, Tensor] = _state(source)["best"]["weights"]
+    state = _state(source, plain=True)
+    if "best" not in state:
+        return dict(state)
+    found: dict[str, Tensor] = state["best"]["weights"]
     if not found:
         raise ValueError("`source` must have a report with a finite loss, got none")
     return found
@@ -92,27 +95,31 @@ def _folder(source: Any) -> Path | None:
     return path if path is not None and path.is_dir() else None
 
 
-def _state(source: Any) -> Mapping[str, Any]:
-    """The state in any source; duck typing keeps Ray out of this module."""
+def _state(source: Any, plain: bool = False) -> Mapping[str, Any]:
+    """The state in any source, or with `plain` a network; duck typing keeps Ray out of this module."""
     if isinstance(source, Mapping):
         state = source
     elif hasattr(source, "as_directory"):
         with source.as_directory() as folder:
-            return _state(folder)
+            return _state(folder, plain)
     elif hasattr(source, "checkpoint"):
         if source.checkpoint is None:
             raise ValueError(
                 "`source` must have a checkpoint, got a result without one; set `checkpoint_at_end=True` in Tune's "
                 "`CheckpointConfig`"
             )
-        return _state(source.checkpoint)
+        return _state(source.checkpoint, plain)
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         state = _read(path / STATE_FILE if path.is_dir() else path)
     else:
         raise TypeError(f"`source` must be {_KINDS}, got {type(source).__name__}")
+    if plain and state and all(isinstance(value, Tensor) for value in state.values()):
+        return state
     if "best" not in state or "in_force" not in state:
-        raise ValueError(f"`source` must be {_KINDS}, got {', '.join(sorted(map(str, state))) or 'nothing'}")
+        names = sorted(map(str, state))
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        raise ValueError(f"`source` must be {_KINDS}, got {shown or 'nothing'}")
     return state
 
 

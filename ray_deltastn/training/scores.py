@@ -115,6 +115,13 @@ class Scores:
                     f"{shape}"
                 )
 
+    @property
+    def names(self) -> list[str]:
+        """The numbers of a report that score the network, once they have been tried out."""
+        kinds = ["loss", *(["accuracy"] if self._accuracy is not None else []), *self.metrics]
+        splits = ["valid", *(["test"] if self.test is not None else [])]
+        return ["train_loss", "best_valid_loss", *(f"{split}_{kind}" for split in splits for kind in kinds)]
+
     def add(self, train_loss: Tensor) -> None:
         """Count the loss of a train step, without waiting for the device."""
         self._train_loss += train_loss

@@ -126,7 +126,8 @@ class Settings(BaseModel):
             draws from Python's or NumPy's random numbers, is not captured.
         patience: stop after this many reports without a better validation loss; None for never.
         monitor: number of a report that tells which network is the best one, see `SelfTuner.export`.
-        monitor_mode: `min` if a smaller number is better, `max` if a larger one is.
+        monitor_mode: `min` if a smaller number is better, `max` if a larger one is; by default `min` for a loss. For
+            any other number it must be given.
         steps_per_report: train steps between reports; by default an epoch.
         hyperparameters: for `fixed`: name → value, or one value per epoch.
         seed: seed of the data order, perturbations, dropout and the initial response.
@@ -180,7 +181,7 @@ class Settings(BaseModel):
     graph: GraphName = "off"
     patience: _Count | None = None
     monitor: str = "valid_loss"
-    monitor_mode: Literal["min", "max"] = "min"
+    monitor_mode: Literal["min", "max"] | None = None
     steps_per_report: _Count | None = None
     hyperparameters: SkipValidation[Constants] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0

@@ -147,6 +147,7 @@ class SelfTuner:
         with random_state.isolated(s.seed, self.device):
             try:
                 self.scores.try_out(*try_out(self.objective, self.valid, self.train))
+                self.best.check(self.scores.names)
                 check_small_batches(self.objective, self.train, s.response_fraction)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
             except BaseException:

@@ -228,9 +228,9 @@ class ExperimentConfig(_Section):
             "resources": {"cpu": self.tune.cpu, "gpu": self.tune.gpu},
         }
         shown = self.tune.metric.removeprefix("best_")
-        if (shown, self.tune.mode) != ("valid_loss", "min"):
+        if (shown, self.tune.mode) != ("valid_loss", "min") and not {"monitor", "monitor_mode"} & self.train.keys():
             # The network that a trial keeps must be the one that the search ranks.
-            space = {"monitor": shown, "monitor_mode": self.tune.mode, **space}
+            space |= {"monitor": shown, "monitor_mode": self.tune.mode}
         for name, text in self.search.items():
             *path, last = option_of(name).split(".")
             inner = space

@@ -90,3 +90,28 @@ def test_a_network_of_torchvision_is_tuned_without_rewriting(make):
     assert report["hyperparameters/classifier"] != found["classifier"].initial
     plain = make(num_classes=3)
     plain.load_state_dict(tuner.export())
+
+
+def test_a_layer_in_two_places_stays_one_layer():
+    drop = nn.Dropout(0.3)
+    model = nn.Sequential(nn.Linear(8, 8), drop, nn.Linear(8, 8), drop)
+    rd.tune_dropouts(model)
+    assert isinstance(model[1], rd.Dropout)
+    assert model[1] is model[3]
+
+
+def test_a_refused_call_changes_nothing_and_the_mode_stays():
+    model = network().eval()
+    for groups, high in (({"input": "^0$", "none": "nothing"}, 0.9), (None, 2.0)):
+        with pytest.raises(ValueError, match="must"):
+            rd.tune_dropouts(model, groups, high=high)
+        assert type(model[0]) is nn.Dropout
+    rd.tune_dropouts(model)
+    model(torch.randn(2, 8))
+
+
+def test_a_rate_that_is_read_instead_of_used_is_refused_in_training():
+    layer = rd.Dropout("rate")
+    with pytest.raises(RuntimeError, match="the rate 'rate' must be used by calling the layer, got a read of its `p`"):
+        _ = layer.p
+    assert layer.eval().p == 0.0

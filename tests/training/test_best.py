@@ -75,7 +75,22 @@ def test_another_number_may_decide():
 
 def test_an_unknown_number_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"`monitor` must be one of .*valid_loss.*, got 'f1'"):
-        finished(monitor="f1")
+        rd.SelfTuner(build({}), **OPTIONS, monitor="f1", monitor_mode="max")
+
+
+def test_a_number_that_is_no_loss_needs_a_mode():
+    with pytest.raises(
+        ValueError, match="`monitor_mode` must be min or max if `monitor` is no loss, got none for 'valid_acc"
+    ):
+        rd.SelfTuner(build({}), **OPTIONS, monitor="valid_accuracy")
+
+
+def test_a_state_that_was_kept_by_another_number_starts_anew():
+    tuner, _ = finished(monitor="valid_accuracy", monitor_mode="max")
+    for other in ({"monitor": "valid_accuracy", "monitor_mode": "min"}, {}):
+        heir = rd.SelfTuner(build({}), **OPTIONS, **other)
+        heir.load_state_dict(tuner.state_dict())
+        assert heir.best.report == {}
 
 
 def test_a_run_without_a_finite_loss_has_no_best_network():
@@ -124,6 +139,7 @@ def test_the_result_of_a_refit_is_read_from_its_folder(tmp_path):
         (3, TypeError, "got int"),
         ({"model": {}}, ValueError, "got model"),
         ("no-such-file.pt", ValueError, r"got no file no-such-file\.pt"),
+        ({f"layer{i}": {} for i in range(9)}, ValueError, r"got layer0, layer1, layer2, layer3, layer4, …"),
         (SimpleNamespace(checkpoint=None), ValueError, "got a result without one; set `checkpoint_at_end=True`"),
     ],
 )
@@ -138,3 +154,16 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path):
     (tmp_path / "deltastn.pt").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"deltastn\.pt` must be a readable state, got: "):
         rd.load_weights(tmp_path)
+
+
+def test_a_network_is_a_source_too(tmp_path):
+    tuner, _ = finished()
+    weights = tuner.export(best=True)
+    torch.save(weights, tmp_path / "model.pt")
+    for source in (weights, tmp_path / "model.pt", tmp_path):
+        assert all(torch.equal(weights[name], weight) for name, weight in rd.load_weights(source).items())
+
+
+def test_the_schedule_of_constants_has_a_row_for_each_epoch(tmp_path):
+    rd.refit(build({}), {"dropout": 0.3, "decay": 1e-3}, epochs=5, lr=0.05, folder=tmp_path)
+    assert rd.load_schedule(tmp_path)["dropout"].tolist() == [0.3] * 5

@@ -1,6 +1,7 @@
 """Batches and outputs that are dictionaries, tuples and dataclasses train as the same numbers in one tensor do."""
 
 import dataclasses
+from collections import UserDict
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import ray_deltastn as rd
+from ray_deltastn.response import trees
 
 OPTIONS = {"epochs": 4, "batch_size": 6, "lr": 0.1, "warmup": 1, "hyper_lr": 0.1, "train_interval": 2, "seed": 1}
 
@@ -182,4 +184,46 @@ def test_an_unequal_number_of_examples_is_refused():
     made = task("dictionary")
     made.train[0]["left"] = made.train[0]["left"][:-1]
     with pytest.raises(ValueError, match=r"`len\(x\) == len\(y\)` must hold for 'train', got 23 and 24"):
+        rd.SelfTuner(made, **OPTIONS)
+
+
+def test_other_mappings_and_dataclasses_keep_their_numbers():
+    @dataclasses.dataclass
+    class Doubled:
+        a: torch.Tensor
+
+        def __post_init__(self):
+            self.a = self.a * 2
+
+    given = UserDict(one=torch.ones(2), two=[Doubled(torch.ones(2)), None])
+    found = trees.mapped(lambda t: t, given)
+    assert found["two"][0].a.tolist() == [2.0, 2.0]
+    assert [t.tolist() for t in trees.tensors(given)] == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_batches_are_joined_by_name_and_never_cast():
+    one, other = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": 3 * torch.ones(1), "a": 2 * torch.ones(1)}
+    assert {name: t.tolist() for name, t in trees.joined(one, other).items()} == {"a": [0, 0, 2], "b": [1, 1, 3]}
+    for wrong in ({"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.ones(2, dtype=torch.uint8)}):
+        with pytest.raises(ValueError, match="two batches must have the same parts of the same types"):
+            trees.joined(one, wrong)
+
+
+def test_inputs_that_are_targets_too_are_copied_once():
+    tuner = rd.SelfTuner(task("one-dictionary"), **OPTIONS)
+    for x, y in (tuner.train.next(), next(tuner.valid.in_order())):
+        assert x["left"] is y["left"]
+
+
+def test_a_sum_as_loss_of_nested_tensors_is_refused():
+    made = task("dictionary")
+    made.loss = lambda output, y: F.cross_entropy(output.logits, y, reduction="sum")
+    with pytest.raises(ValueError, match="`loss` must return a mean over the examples, got a sum"):
+        rd.SelfTuner(made, **OPTIONS)
+
+
+def test_augmentations_need_one_tensor():
+    made = task("dictionary")
+    made.augmentations = (rd.GaussianNoise(0.1),)
+    with pytest.raises(TypeError, match="`augment` must have inputs that are one tensor, got dict with left, right"):
         rd.SelfTuner(made, **OPTIONS)
