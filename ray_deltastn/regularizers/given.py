@@ -67,7 +67,7 @@ def tune_dropouts(
     for _, _, where, layer in places:
         name = next((name for name, pattern in chosen.items() if re.search(pattern, where)), None)
         if name is not None and layer is not None and layer not in tuned:
-            rates[name].append(float(layer.p))  # type: ignore[arg-type]
+            rates[name].append(float(layer.p))
             tuned[layer] = KINDS[type(layer)](name).train(layer.training)
     for name, own in rates.items():
         if not own:

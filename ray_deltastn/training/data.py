@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,8 +145,11 @@ class TensorStream(Stream):
         """One pass in the order of the data, in batches of up to 1,000 examples."""
         size = max(self.batch_size, 1000)
         for start in range(0, self.count, size):
-            cut = once(lambda t, a=start: (t[a : a + size] if t.dim() else t).to(self.device))
+            cut = once(partial(self._cut, start, start + size))
             yield mapped(cut, self.x), mapped(cut, self.y)
+
+    def _cut(self, start: int, stop: int, t: Tensor) -> Tensor:
+        return (t[start:stop] if t.dim() else t).to(self.device)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position."""
