@@ -60,7 +60,7 @@ import ray_deltastn as rd
 import ray_deltastn.tasks
 assert "ray" not in sys.modules and "skopt" not in sys.modules
 for name in rd.__all__:
-    if name not in ("DeltaSTNTrainable", "SkOptSearch", "TrialConfig", "WarmStart"):
+    if name not in ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"):
         getattr(rd, name)
 assert "ray" not in sys.modules
 print(rd.DeltaSTNTrainable.__module__)

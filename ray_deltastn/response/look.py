@@ -244,13 +244,12 @@ def _layout(calls: Sequence[_Call], last: int) -> Layout | None:
 
 
 def _fits(call: _Call, layout: Layout) -> bool:
-    """Whether only entries of the last example change with it."""
+    """Whether only entries of the last example change with it, or all: a model may mix its examples."""
     if not call.changed:
         return True
+    changed = call.changed[layout.axis]
     owners = layout.owners(call.batch, call.shape[layout.axis])
-    return not any(
-        changed and owner != call.batch - 1 for changed, owner in zip(call.changed[layout.axis], owners, strict=True)
-    )
+    return all(changed) or not any(one and owner != call.batch - 1 for one, owner in zip(changed, owners, strict=True))
 
 
 def _last(layer: nn.Module, kind: LayerKind) -> int:
