@@ -204,10 +204,12 @@ def rate_curve(rows: Rows, path: Path) -> None:
     figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 2.8), squeeze=False, layout="constrained")
     for axis, (task, by_factor) in zip(axes[0], found.items(), strict=True):
         factors = sorted(by_factor)
-        for seed in sorted(by_factor[1.0]):
-            points = [by_factor[factor].get(seed, np.nan) for factor in factors]
-            axis.plot(factors, points, color="#b5cdd2", linewidth=1, label="each seed" if seed == 0 else None)
-        means = [np.mean(list(by_factor[factor].values())) for factor in factors]
+        # The reference has more seeds than the others.
+        seeds = sorted(set.intersection(*(set(by_factor[factor]) for factor in factors)))
+        for seed in seeds:
+            points = [by_factor[factor][seed] for factor in factors]
+            axis.plot(factors, points, color="#b5cdd2", linewidth=1, label="each seed" if seed == seeds[0] else None)
+        means = [np.mean([by_factor[factor][seed] for seed in seeds]) for factor in factors]
         axis.plot(factors, means, color=COLOURS["delta-stn"], marker="o", linewidth=2, label="mean")
         axis.set_xscale("log", base=2)
         axis.set_xticks(factors, [f"{factor:g}" for factor in factors])

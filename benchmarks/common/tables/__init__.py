@@ -12,9 +12,24 @@ from benchmarks.common.tables import (
     ray,
     response,
     speed,
+    study,
     toy,
     versions,
 )
 
-_TOPICS = (versions, toy, response, headroom, images, digits, mnist1d, comparisons, speed, noise, outer_search, ray)
+_TOPICS = (
+    versions,
+    toy,
+    response,
+    headroom,
+    study,
+    images,
+    digits,
+    mnist1d,
+    comparisons,
+    speed,
+    noise,
+    outer_search,
+    ray,
+)
 TABLES: dict[str, Table] = {name: table for topic in _TOPICS for name, table in topic.TABLES.items()}

@@ -101,6 +101,5 @@ TABLES = {
     "study-rate": _of("rate"),
     "study-tricks": _of("tricks"),
     "study-cost": _of("cost"),
-    "study-others": _of("others"),
     "study-rotating": Table(rotating, ("headroom/study.json",)),
 }
