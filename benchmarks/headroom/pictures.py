@@ -94,7 +94,7 @@ def curves(rows: Rows, path: Path, which: str = "test", tasks: Sequence[str] | N
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_visible(False)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
     figure.supxlabel("CPU seconds, in plain runs", fontsize=10)
     figure.supylabel(f"{which} loss of the network with the best validation loss so far", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
