@@ -11,14 +11,16 @@ Layers with a response add their part of the tangent (see `Response`). PyTorch's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwAD
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.response.response import Response
 from ray_deltastn.response.trees import called, mapped, tensors
@@ -43,6 +45,45 @@ def rules_for_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
+def _hardsigmoid(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return (x / 6 + 0.5).clamp(0.0, 1.0)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    a, b = x.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+#: Functions whose forward-mode rule has no backward pass, in elementary operations.
+ELEMENTARY: dict[Any, Callable[..., Tensor]] = {F.hardsigmoid: _hardsigmoid, F.glu: _glu}
+
+
+class Elementary(TorchFunctionMode):
+    """Inside, the functions of `ELEMENTARY` are computed by elementary operations.
+
+    Attributes:
+        seen: whether one was called.
+    """
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace a call."""
+        replaced = ELEMENTARY.get(func)
+        self.seen = self.seen or replaced is not None
+        return (replaced or func)(*args, **(kwargs or {}))
+
+
+def rules(response: Response) -> ExitStack:
+    """Contexts in which all functions of the network have a forward-mode rule with a backward pass."""
+    stack = ExitStack()
+    if response.attends:
+        stack.enter_context(rules_for_attention())
+    if response.elementary:
+        stack.enter_context(Elementary())
+    return stack
+
+
 def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tensor) -> Any:
     """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of the linearised network (Eqn. 3.13).
 
@@ -61,8 +102,7 @@ def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tens
     Raises:
         NotImplementedError: if a layer has no forward-mode rule, such as the fused kernels of LSTM and GRU.
     """
-    rules = rules_for_attention() if response.attends else nullcontext()
-    with fwAD.dual_level(), response.displaced(delta, linearised=True), rules:
+    with fwAD.dual_level(), response.displaced(delta, linearised=True), rules(response):
         output = called(model, x)
         parts = {id(t): fwAD.unpack_dual(t) for t in tensors(output)}
     return mapped(lambda t: _sum(*parts[id(t)]), output)

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normalized_shape
 from ray_deltastn.response.layout import FRONT, Layout, layouts
-from ray_deltastn.response.linearise import rules_for_attention
+from ray_deltastn.response.linearise import rules, rules_for_attention
 from ray_deltastn.response.response import Response, Slot
 from ray_deltastn.response.trees import joined, mapped, rows, taken, tensors
 
@@ -75,7 +75,7 @@ def look(
         LostTangentError: if the linearised pass loses the tangent of a parameter.
         ValueError: if no parameter is left, or if a reader's input has no batch axis.
     """
-    with rules_for_attention():
+    with rules_for_attention(), rules(response):
         if isinstance(response.U, FakeTensor):  # without numbers there is nothing to move or to compare
             _find(predict, x, response, readers, training)
             return

@@ -125,6 +125,8 @@ class Response(nn.Module):
         self._layouts: dict[nn.Module, Layout] = {}
         #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
+        #: Whether the model calls functions that a linearised pass must compute by elementary operations.
+        self.elementary = False
         self._names = {layer: name for name, layer in model.named_modules()}
         self._model = [model]  # in a list, so that it is not a part of this module
         self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]

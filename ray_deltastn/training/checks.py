@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
+from ray_deltastn.response.linearise import Elementary
 from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
@@ -141,7 +142,7 @@ def try_out_task(task: Task) -> None:
 def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     count = rows(x)
     with torch.no_grad():
-        with _Attention() as attention:
+        with _Attention() as attention, Elementary() as elementary:
             output = predicted(objective, x, "valid")
         shapes = [tuple(t.shape) for t in tensors(output)]
         if not any(shape and shape[0] == count for shape in shapes):
@@ -156,6 +157,7 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
+        objective.response.elementary = elementary.seen
     return output
 
 

@@ -441,3 +441,22 @@ def test_penalties_are_right_after_a_part_was_dropped(formed, monkeypatch):
         folded = response.fold(row)
         dense = sum(folded.get(name, p).square().sum() for name, p in tuner.model.named_parameters())
         torch.testing.assert_close(norm, dense)
+
+
+@pytest.mark.parametrize("layer", [nn.GLU(1), nn.Hardsigmoid(), nn.Hardswish()])
+def test_functions_whose_rule_has_no_backward_pass_are_exact_too(layer):
+    class Activated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.middle, self.layer = nn.Embedding(WORDS, 8), nn.Linear(8, 8), layer
+            self.drop, self.out = rd.Dropout("rate"), nn.Linear(4 if isinstance(layer, nn.GLU) else 8, CLASSES)
+
+        def forward(self, x):
+            return self.out(self.drop(self.layer(self.middle(self.words(x).mean(1)))))
+
+    tuner, x = tuner_for(Activated())
+    assert not tuner.coverage.uncovered
+    # PyTorch's own rule for the hard sigmoid has 1/6 in single precision.
+    assert max(errors(tuner, x[:4], 4)) < 1e-8
+    tuner.model.train()
+    tuner.step()
