@@ -128,7 +128,9 @@ def test_summary_has_medians_ranks_and_wins_against_random():
     assert [lines[name]["best"] for name in found] == [2.0, 1.0, 2.0]
     assert [lines[name]["wins"] for name in found] == [None, 1.5, 2.0]
     assert lines["bo"]["pairs"] == 3
-    assert [lines[name]["rank"] for name in found] == pytest.approx([(3 + 1.5 + 2) / 3, (1 + 1.5 + 3) / 3, 2.0], rel=1e-5)
+    assert [lines[name]["rank"] for name in found] == pytest.approx(
+        [(3 + 1.5 + 2) / 3, (1 + 1.5 + 3) / 3, 2.0], rel=1e-5
+    )
 
 
 def test_the_command_continues_its_record(tmp_path, monkeypatch, capsys):
