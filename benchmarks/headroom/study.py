@@ -31,14 +31,14 @@ import torch
 
 import ray_deltastn as rd
 from benchmarks.common.arguments import number, prepare, several, whole
-from benchmarks.common.machine import quiet, versions
+from benchmarks.common.machine import versions
 from benchmarks.common.record import command_line, rounded, write
 from benchmarks.headroom import tricks
 from benchmarks.headroom.contenders import best_of
 from benchmarks.headroom.pictures import rate_curve
 from benchmarks.headroom.problems import SUITE
 from benchmarks.headroom.runs import Clock, Point, Runs, cheap_arithmetic
-from benchmarks.headroom.suite import OutOfTimeError, picked, spread_out
+from benchmarks.headroom.suite import OutOfTimeError, Timed, picked, spread_out
 
 UNFINISHED = 3
 REFERENCE = "delta-stn"
@@ -151,7 +151,7 @@ def reference_refit(runs: Runs) -> Point:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Timed):
     """What one process does: some variants of one task and seed."""
 
     task: str
@@ -160,17 +160,11 @@ class Work:
     out: Path
     until: float | None
 
-    def run(self) -> bool:
-        """Run the variants; return whether all are done."""
-        cheap_arithmetic()
-        quiet()
-        try:
-            for row in self.rows():
-                losses = "  ".join(f"{key} {row[key]:.4f}" for key in ("best", "test", "refit") if key in row)
-                print(f"{self.task} seed {self.seed}  {row['variant']}: {losses}", flush=True)
-        except OutOfTimeError:
-            return False
-        return True
+    def lines(self) -> Iterator[str]:
+        """Run the variants."""
+        for row in self.rows():
+            losses = "  ".join(f"{key} {row[key]:.4f}" for key in ("best", "test", "refit") if key in row)
+            yield f"{self.task} seed {self.seed}  {row['variant']}: {losses}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row of the record for the reference and for each variant.
@@ -194,11 +188,6 @@ class Work:
         tail = [point.valid for point in points[-max(1, len(points) // 20) :]]
         row = {"task": self.task, "seed": self.seed, "variant": name, "best": best.valid, "test": best.test}
         return {**row, "final": sum(tail) / len(tail), "seconds": points[-1].seconds}
-
-    def check(self) -> None:
-        """Raise OutOfTimeError if the time is over."""
-        if self.until is not None and time.time() > self.until:
-            raise OutOfTimeError
 
 
 def report(works: Sequence[Work], command: str) -> dict[str, Any]:

@@ -31,8 +31,38 @@ class OutOfTimeError(Exception):
     """The time of the command is over."""
 
 
+class Timed:
+    """Work that stops when its time is over.
+
+    Attributes:
+        until: Unix time of the end; None means no end.
+    """
+
+    until: float | None
+
+    def lines(self) -> Iterator[str]:
+        """Do the work; a line for each part."""
+        raise NotImplementedError
+
+    def run(self) -> bool:
+        """Do the work and print its lines; return whether all is done."""
+        cheap_arithmetic()
+        quiet()
+        try:
+            for line in self.lines():
+                print(line, flush=True)
+        except OutOfTimeError:
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise OutOfTimeError if the time is over."""
+        if self.until is not None and time.time() > self.until:
+            raise OutOfTimeError
+
+
 @dataclass(frozen=True)
-class Work:
+class Work(Timed):
     """What one process does: the contenders of one task and seed."""
 
     task: str
@@ -41,16 +71,10 @@ class Work:
     out: Path
     until: float | None
 
-    def run(self) -> bool:
-        """Run the contenders; return whether all are done."""
-        cheap_arithmetic()
-        quiet()
-        try:
-            for name, entry in self.entries():
-                print(f"{self.task} seed {self.seed}  {name}: {said(entry)}", flush=True)
-        except OutOfTimeError:
-            return False
-        return True
+    def lines(self) -> Iterator[str]:
+        """Run the contenders."""
+        for name, entry in self.entries():
+            yield f"{self.task} seed {self.seed}  {name}: {said(entry)}"
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each contender with what a record keeps of it."""
@@ -64,11 +88,6 @@ class Work:
             one = contender(name)
             if name != "trivial-augment" or runs.problem.images:
                 yield name, scored(limited(one.trace(runs, plain), one.largest * plain * 1.02), plain)
-
-    def check(self) -> None:
-        """Raise OutOfTimeError if the time is over."""
-        if self.until is not None and time.time() > self.until:
-            raise OutOfTimeError
 
 
 def said(entry: Mapping[str, Any]) -> str:

@@ -34,7 +34,6 @@ from ray_deltastn.response.trees import joined, mapped, rows, taken, tensors
 RELATIVE, ABSOLUTE = 1e-2, 1e-5
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
 FEW = (2, 3)
-
 #: Examples for the look: two groups, because the rows of a layer may depend on the data.
 EXAMPLES = 2 * max(FEW)
 #: A weight is moved by this share of its root mean square, and at least by this number.
@@ -46,7 +45,7 @@ Predict = Callable[[Any], Any]
 
 
 class LostTangentError(TypeError):
-    """An operation of the network has no forward-mode rule, so that tangents of its inputs are lost."""
+    """An operation of the network has no forward-mode rule, or one that is wrong at these inputs."""
 
 
 def look(
@@ -72,7 +71,7 @@ def look(
         training: the network in training mode, for readers that are not called in evaluation mode.
 
     Raises:
-        LostTangentError: if the linearised pass loses the tangent of a parameter.
+        LostTangentError: if the linearised pass loses the tangent of a parameter, or makes it infinite or NaN.
         ValueError: if no parameter is left, or if a reader's input has no batch axis.
     """
     with rules_for_attention(), rules(response):
@@ -130,9 +129,15 @@ def _compare(predict: Predict, two: Any, response: Response, linearised: bool, e
     for slot in _wrong(_ours(predict, two, response, u, each, linearised=False), expected, response):
         response.drop(slot, _reason(response, slot, each))
     if linearised:
-        lost = _wrong(_ours(predict, two, response, u, each, linearised=True), expected, response)
+        ours = _ours(predict, two, response, u, each, linearised=True)
+        lost = _wrong(ours, expected, response)
         if lost:
             names = ", ".join(f"'{slot.name}'" for slot in lost[:3]) + (", …" if len(lost) > 3 else "")
+            if not all(bool(ours[slot].isfinite().all()) for slot in lost):
+                raise LostTangentError(
+                    f"tangents must be finite where gradients are, got others for {names}, such as at the norm of a "
+                    "vector of zeros"
+                )
             raise LostTangentError(
                 f"every operation must have a forward-mode rule, got one that loses the tangents of {names}, such as a "
                 "custom operator"

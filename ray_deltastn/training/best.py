@@ -14,10 +14,7 @@ class Best:
 
     Args:
         monitor: number of a report that decides.
-        mode: `min` if smaller is better, `max` if larger is better; None means `min`, for a loss only.
-
-    Raises:
-        ValueError: if no mode is given for a number that is no loss.
+        mode: `min` if smaller is better, `max` if larger is better; None means `min`.
 
     Attributes:
         report: that report; empty before the first finite number.
@@ -25,8 +22,6 @@ class Best:
     """
 
     def __init__(self, monitor: str, mode: str | None) -> None:
-        if mode is None and not monitor.endswith("loss"):
-            raise ValueError(f"`monitor_mode` must be min or max if `monitor` is no loss, got none for {monitor!r}")
         self.monitor, self.mode = monitor, mode or "min"
         self._sign = 1.0 if self.mode == "min" else -1.0
         self.report: dict[str, Any] = {}

@@ -236,6 +236,10 @@ class Settings(BaseModel):
             if getattr(self, name) != whole and method.responds and not method.trains_apart:
                 got = f"{getattr(self, name)} with '{method.name}'"
                 raise ValueError(f"`{name}` needs a method that trains Θ apart from w₀, got {got}")
+        if self.monitor_mode is None and not self.monitor.endswith("loss"):
+            raise ValueError(
+                f"`monitor_mode` must be min or max if `monitor` is no loss, got none for {self.monitor!r}"
+            )
         if self.hyper_pass == "unperturbed" and self.tune_scale and method.responds:
             raise ValueError("`hyper_pass: unperturbed` has no use for σ, so `tune_scale` must be false, got true")
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":

@@ -460,3 +460,25 @@ def test_functions_whose_rule_has_no_backward_pass_are_exact_too(layer):
     assert max(errors(tuner, x[:4], 4)) < 1e-8
     tuner.model.train()
     tuner.step()
+
+
+def test_a_tangent_that_is_no_number_is_refused_with_its_reason():
+    class Normed(nn.Module):
+        """Words divided by their norm; the padding word is zero, where the norm has a gradient and no tangent."""
+
+        def __init__(self):
+            super().__init__()
+            self.words, self.middle = nn.Embedding(WORDS, 8, padding_idx=0), nn.Linear(8, 8, bias=False)
+            self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            y = self.middle(self.words(x))
+            return self.out(self.drop((y / (y.norm(dim=-1, keepdim=True) + 1e-6)).mean(1)))
+
+    x = torch.zeros(24, 4, dtype=torch.long)
+    x[:, 0] = torch.arange(24)
+    with pytest.raises(
+        TypeError, match=r"tangents must be finite where gradients are, got others for .*'middle\.weight'"
+    ):
+        tuner_for(Normed(), x)
+    assert not tuner_for(Normed(), x, method="centered-stn")[0].coverage.uncovered
