@@ -30,7 +30,7 @@ from ray_deltastn.regularizers import (
     ScalingNoise,
     tune_dropouts,
 )
-from ray_deltastn.response import Coverage, Response, linearised_forward
+from ray_deltastn.response import Coverage, Response, linearised_forward, register_kind
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
@@ -90,5 +90,6 @@ __all__ = [
     "load_schedule",
     "load_weights",
     "refit",
+    "register_kind",
     "tune_dropouts",
 ]

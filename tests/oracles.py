@@ -60,9 +60,14 @@ def grad(output, inputs):
 def structure(model, parameter):
     """The parts of a parameter that move together: rows, columns (if an embedding uses it) or single elements."""
     users = [m for m in model.modules() if any(p is parameter for p in m._parameters.values())]
-    if parameter.dim() == 1 or any(isinstance(m, nn.LayerNorm | nn.RMSNorm) for m in users):
+    whole = parameter.dim() == 1 or parameter.shape[0] == 1
+    owned = any(any(True for c in m.children() if any(True for _ in c.parameters())) for m in users)
+    if whole or any(isinstance(m, nn.LayerNorm | nn.RMSNorm) for m in users):
         return "elements"
-    return "columns" if any(isinstance(m, nn.Embedding) for m in users) else "rows"
+    if owned and not any(isinstance(m, nn.MultiheadAttention) for m in users):
+        return "elements"
+    columns = nn.Embedding | nn.EmbeddingBag | nn.modules.conv._ConvTransposeNd
+    return "columns" if any(isinstance(m, columns) for m in users) else "rows"
 
 
 def dense_change(model, response, name, delta_row):

@@ -5,18 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ray_deltastn.response.kinds import LayerKind, kind_of
+from ray_deltastn.response.kinds.base import Rows
+from ray_deltastn.response.passes import LEAF, ModulePass, pass_of
+from ray_deltastn.response.passes.leaf import rows_of, unsupported
+
+#: A parameter that a module with submodules owns has one row per element up to this size.
+ELEMENTS = 2**16
 
 
 @dataclass
 class Owner:
-    """One use of a responding parameter: the layer that uses it, and the parameter's role in this layer."""
+    """One use of a responding parameter: the layer that uses it, and the parameter's role in this layer.
+
+    Attributes:
+        layer_name: name of the layer.
+        layer: the layer.
+        kind: how its parameters move; None means that the parameter itself is replaced while it is displaced.
+        role: name of the parameter in the layer.
+        rows: what a row of the parameter is.
+    """
 
     layer_name: str
     layer: nn.Module
-    kind: LayerKind
-    role: str  # "weight" or "bias"
+    kind: LayerKind | ModulePass | None
+    role: str
+    rows: Rows
 
 
 @dataclass
@@ -58,7 +74,7 @@ class Coverage:
 
 
 def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]:
-    """Find the parameters that can respond, and all layers that use each of them.
+    """Find the parameters that can respond, and all uses of each of them.
 
     Returns:
         The owners of each parameter, in the order in which the parameters appear in the model, and the coverage
@@ -66,29 +82,34 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
     """
     owners: dict[nn.Parameter, list[Owner]] = {}
     reasons: dict[nn.Parameter, str] = {}
-    inside_attention = {
-        id(child) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
-    }
+    inside: set[int] = set()  # submodules of modules that compute their output as a whole
     for layer_name, layer in model.named_modules():
-        kind = kind_of(layer)
-        for role, parameter in layer.named_parameters(recurse=False):
+        if id(layer) in inside:
+            continue
+        kind = _kind(layer)
+        if isinstance(kind, ModulePass):
+            inside |= {id(m) for m in layer.modules()}
+        refused = kind.refuse(layer) if isinstance(kind, LayerKind) else unsupported(layer)
+        rows = _roles(layer, kind)
+        for role, parameter in layer.named_parameters(recurse=isinstance(kind, ModulePass), remove_duplicate=False):
             if not parameter.requires_grad:
                 reasons[parameter] = "frozen (requires_grad=False)"
-            elif id(layer) in inside_attention:
-                reasons[parameter] = "used by nn.MultiheadAttention without calling a layer"
-            elif kind is None:
-                reasons[parameter] = f"owned directly by {type(layer).__name__}"
-            elif why := kind.refuse(layer):
-                reasons[parameter] = why
-            elif role not in ("weight", "bias"):
+            elif refused:
+                reasons[parameter] = refused
+            elif role not in rows:
                 reasons[parameter] = f"no rule for the role {role!r} in {type(layer).__name__}"
             else:
-                owners.setdefault(parameter, []).append(Owner(layer_name, layer, kind, role))
-    # A layer outside the table of kinds would use the weight without displacement. So a parameter that such a layer
-    # uses must not respond in any layer.
+                owners.setdefault(parameter, []).append(Owner(layer_name, layer, kind, role, rows[role]))
+    for parameter, users in owners.items():
+        # The linear maps of attention and of recurrent layers know one structure of their weights.
+        fixed = {user.rows for user in users if isinstance(user.kind, ModulePass) and user.kind is not LEAF}
+        if fixed and fixed != {user.rows for user in users}:
+            reasons[parameter] = "tied to a layer with rows of another kind"
+    # A layer that cannot follow would use the weight without displacement. So a parameter that such a layer uses must
+    # not respond in any layer.
     for parameter in reasons.keys() & owners.keys():
         owners.pop(parameter)
-    report = Coverage(layers=len({owner.layer_name for users in owners.values() for owner in users}))
+    report = Coverage(layers=len({user.layer_name for users in owners.values() for user in users if user.kind}))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             report.sizes[name] = parameter.numel()
@@ -97,3 +118,20 @@ def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]
         else:
             report.uncovered[name] = reasons[parameter]
     return owners, report
+
+
+def _kind(layer: nn.Module) -> LayerKind | ModulePass | None:
+    """How a module's own parameters move; None means that they are replaced in the module."""
+    kind = kind_of(layer)
+    simple = not is_parametrized(layer) and layer._parameters.keys() <= {"weight", "bias"}
+    return kind if kind is not None and simple else pass_of(layer)
+
+
+def _roles(layer: nn.Module, kind: LayerKind | ModulePass | None) -> dict[str, Rows]:
+    """What a row is, for each parameter that may respond."""
+    if isinstance(kind, LayerKind):
+        return {"weight": kind.rows, "bias": "element"}
+    if isinstance(kind, ModulePass):
+        return kind.parameters(layer)
+    own = layer.named_parameters(recurse=False)
+    return {role: "element" if p.numel() <= ELEMENTS else rows_of(p) for role, p in own}

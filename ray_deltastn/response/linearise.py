@@ -54,8 +54,16 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
-#: Functions whose forward-mode rule has no backward pass, in elementary operations.
-ELEMENTARY: dict[Any, Callable[..., Tensor]] = {F.hardsigmoid: _hardsigmoid, F.glu: _glu}
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+#: Functions without a forward-mode rule, or with one that has no backward pass, in elementary operations.
+ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
+    F.hardsigmoid: _hardsigmoid,
+    F.glu: _glu,
+    torch._weight_norm: _weight_norm,
+}
 
 
 class Elementary(TorchFunctionMode):

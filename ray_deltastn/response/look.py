@@ -13,25 +13,26 @@ outside its layer, if the model changes the order of its examples, or if an oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from ray_deltastn.response.derivatives import Predict, oracle, ours, wrong
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normalized_shape
 from ray_deltastn.response.layout import FRONT, Layout, layouts
 from ray_deltastn.response.linearise import rules, rules_for_attention
+from ray_deltastn.response.passes import ModulePass
 from ray_deltastn.response.response import Response, Slot
-from ray_deltastn.response.trees import joined, mapped, rows, taken, tensors
+from ray_deltastn.response.settle import Training, settle
+from ray_deltastn.response.trees import joined, mapped, taken, tensors
 
-#: Largest relative error of a part, and largest error as a share of the largest part: rounding in float32.
-RELATIVE, ABSOLUTE = 1e-2, 1e-5
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
 FEW = (2, 3)
 #: Examples for the look: two groups, because the rows of a layer may depend on the data.
@@ -40,8 +41,6 @@ EXAMPLES = 2 * max(FEW)
 SHARE, LEAST = 0.5, 0.05
 #: More axes than a tensor has.
 MANY = 1000
-
-Predict = Callable[[Any], Any]
 
 
 class LostTangentError(TypeError):
@@ -54,7 +53,7 @@ def look(
     response: Response,
     linearised: bool,
     readers: Mapping[str, Any] | None,
-    training: Predict | None = None,
+    training: Training | None = None,
 ) -> None:
     """Drop the parameters whose response would be wrong, and find where each layer has the batch.
 
@@ -68,7 +67,7 @@ def look(
         linearised: whether passes are linearised (3.13).
         readers: layers that read a value per example and have an attribute `layout`, by name; None if all examples of
             a batch have the same values and the same displacement.
-        training: the network in training mode, for readers that are not called in evaluation mode.
+        training: context in which the network is in training mode, for readers that are not called in evaluation mode.
 
     Raises:
         LostTangentError: if the linearised pass loses the tangent of a parameter, or makes it infinite or NaN.
@@ -80,6 +79,7 @@ def look(
             return
         with _moved(response.model):
             _find(predict, x, response, readers, training)
+            settle(predict, _chosen(x, [1, 0]), response, linearised, readers is not None, training)
             for pair in ([1, 0], [2, 0]):
                 _compare(predict, _chosen(x, pair), response, linearised, readers is not None)
         _compare(predict, _chosen(x, [0, 1]), response, linearised, readers is not None)
@@ -107,7 +107,7 @@ def _chosen(x: Any, examples: list[int]) -> Any:
 
 
 def _find(
-    predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Predict | None
+    predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Training | None
 ) -> None:
     """Drop what is not called, and find all layouts."""
     calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
@@ -117,23 +117,26 @@ def _find(
     _find_layouts(response, calls)
     uncalled = [layer for layer in readers.values() if not calls[layer]]
     if uncalled and training is not None:
-        calls |= _calls(training, x, uncalled)
+        with training():
+            calls |= _calls(predict, x, uncalled)
     _find_readers(readers, calls)
 
 
 def _compare(predict: Predict, two: Any, response: Response, linearised: bool, each: bool) -> None:
     """Drop the parts that differ from the oracle on two examples."""
-    u, expected = _oracle(predict, two, response, each)
-    if not all(bool(torch.isfinite(part).all()) for part in expected.values()):
+    expected = oracle(predict, two, response, each)
+    if not all(bool(torch.isfinite(part).all()) for part in expected.along.values()):
         return
-    for slot in _wrong(_ours(predict, two, response, u, each, linearised=False), expected, response):
-        response.drop(slot, _reason(response, slot, each))
+    for slot in wrong(ours(predict, two, response, expected.u, each, linearised=False), expected.along, response):
+        # One displacement for all examples is exact for any use of a parameter that is replaced.
+        if each or not response.replace(slot):
+            response.drop(slot, _reason(response, slot, each))
     if linearised:
-        ours = _ours(predict, two, response, u, each, linearised=True)
-        lost = _wrong(ours, expected, response)
+        found = ours(predict, two, response, expected.u, each, linearised=True)
+        lost = wrong(found, expected.along, response)
         if lost:
             names = ", ".join(f"'{slot.name}'" for slot in lost[:3]) + (", …" if len(lost) > 3 else "")
-            if not all(bool(ours[slot].isfinite().all()) for slot in lost):
+            if not all(bool(found[slot].isfinite().all()) for slot in lost):
                 raise LostTangentError(
                     f"tangents must be finite where gradients are, got others for {names}, such as at the norm of a "
                     "vector of zeros"
@@ -179,13 +182,20 @@ def _calls(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Mod
 
 def _outputs(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[Tensor]]:
     found: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
-    handles = [layer.register_forward_hook(lambda m, args, out: found[m].append(out)) for layer in layers]
+    handles = [layer.register_forward_hook(lambda m, args, out: found[m].append(_first(out))) for layer in layers]
     try:
         predict(x)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _first(output: Any) -> Tensor:
+    """The tensor of a layer's output that has the batch; a packed sequence is padded."""
+    while not isinstance(output, Tensor | PackedSequence):
+        output = next(iter(output))
+    return pad_packed_sequence(output, batch_first=True)[0] if isinstance(output, PackedSequence) else output
 
 
 def _changed(one: Tensor, two: Tensor) -> tuple[tuple[bool, ...], ...]:
@@ -201,7 +211,7 @@ def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -
     names = {layer: name for name, layer in response.layers.items()}
     for slot in list(response.slots):
         users = response.users(slot)
-        if not any(calls[layer] for layer in users):
+        if users and not any(calls[layer] for layer in users):
             response.drop(slot, f"layer '{names[users[0]]}' is never called in evaluation mode")
 
 
@@ -257,8 +267,10 @@ def _fits(call: _Call, layout: Layout) -> bool:
     return all(changed) or not any(one and owner != call.batch - 1 for one, owner in zip(changed, owners, strict=True))
 
 
-def _last(layer: nn.Module, kind: LayerKind) -> int:
+def _last(layer: nn.Module, kind: LayerKind | ModulePass) -> int:
     """Number of axes at the end of an output that hold channels or features; all but the first for channels."""
+    if isinstance(kind, ModulePass):
+        return kind.features
     if kind.place is on_channels:
         return MANY
     return len(layer.normalized_shape) if kind.place is on_normalized_shape else 1  # type: ignore[arg-type]
@@ -269,88 +281,3 @@ def _reason(response: Response, slot: Slot, per_example: bool) -> str:
     where = " and ".join(f"'{names[layer]}'" for layer in response.users(slot))
     mixes = ", or the model mixes its examples" if per_example else ""
     return f"it is also used outside layer {where}{mixes}"
-
-
-def _oracle(predict: Predict, x: Any, response: Response, per_example: bool) -> tuple[list[Tensor], dict[Slot, Tensor]]:
-    """The random u for each output (B, …), and ⟨∂s/∂W_r, W_resp,r⟩ for each parameter: (B or 1, k)."""
-    parameters = [slot.parameter for slot in response.slots]
-    count = rows(x)
-    with _gradients_of(parameters), torch.enable_grad():
-        outputs = _by_example(predict(x), count)
-        if not outputs:
-            raise ValueError(
-                f"the output of `model` must have a tensor with one entry per example, got none for {count}"
-            )
-        generator = torch.Generator().manual_seed(0)
-        u = [torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out) for out in outputs]
-        products = _products(outputs, u)
-        if not products.requires_grad:
-            return u, {slot: torch.zeros(count if per_example else 1, 1) for slot in response.slots}
-        scalars = list(products) if per_example else [products.sum()]
-        by_row: dict[Slot, list[Tensor]] = {slot: [] for slot in response.slots}
-        for scalar in scalars:
-            found = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
-            for slot, gradient in zip(response.slots, found, strict=True):
-                along = slot.by_row(response.direction(slot).detach())
-                own = torch.zeros_like(along) if gradient is None else slot.by_row(_dense(gradient))
-                by_row[slot].append((own * along).sum(-1))
-    return u, {slot: torch.stack(parts) for slot, parts in by_row.items()}
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def _by_example(output: Any, count: int) -> list[Tensor]:
-    """The real tensors of an output that have one entry per example."""
-    return [t for t in tensors(output) if t.dim() and t.shape[0] == count and t.is_floating_point()]
-
-
-def _products(outputs: Sequence[Tensor], u: Sequence[Tensor]) -> Tensor:
-    """⟨u, f(x)⟩ of each example, (B,)."""
-    return torch.stack([(one * other).flatten(1).sum(1) for one, other in zip(outputs, u, strict=True)]).sum(0)
-
-
-def _ours(
-    predict: Predict, x: Any, response: Response, u: list[Tensor], per_example: bool, linearised: bool
-) -> dict[Slot, Tensor]:
-    """∂s/∂(Uδ) of each parameter at δ = 0, (B or 1, k)."""
-    count = rows(x)
-    changes = response.U.new_zeros(count if per_example else 1, len(response.U)).requires_grad_()
-    with torch.enable_grad():
-        if linearised:
-            with fwAD.dual_level(), response.displaced_rows(changes, linearised=True):
-                outputs = _by_example(predict(x), count)
-                pairs = [(fwAD.unpack_dual(out).tangent, one) for out, one in zip(outputs, u, strict=True)]
-        else:
-            with response.displaced_rows(changes):
-                pairs = list(zip(_by_example(predict(x), count), u, strict=True))
-        kept = [(out, one) for out, one in pairs if out is not None and out.requires_grad]
-        gradient = None
-        if kept:
-            total = _products(*zip(*kept, strict=True)).sum()
-            (gradient,) = torch.autograd.grad(total, changes, allow_unused=True)
-    found = torch.zeros_like(changes) if gradient is None else gradient
-    return {slot: found[:, slot.start : slot.stop] for slot in response.slots}
-
-
-def _wrong(ours: Mapping[Slot, Tensor], expected: Mapping[Slot, Tensor], response: Response) -> list[Slot]:
-    slots = response.slots
-    sizes = torch.stack([expected[slot].norm() for slot in slots]).double().tolist()
-    errors = torch.stack([(ours[slot] - expected[slot]).norm() for slot in slots]).double().tolist()
-    most = ABSOLUTE * max(sizes)
-    relative = max(RELATIVE, 20 * torch.finfo(response.U.dtype).eps)
-    return [s for s, size, error in zip(slots, sizes, errors, strict=True) if not error <= relative * size + most]
-
-
-@contextmanager
-def _gradients_of(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let these parameters have gradients within the context."""
-    still = [p for p in parameters if not p.requires_grad]
-    for p in still:
-        p.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p in still:
-            p.requires_grad_(False)

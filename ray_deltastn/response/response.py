@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ from torch import Tensor, nn
 from ray_deltastn.response.coverage import Owner, survey
 from ray_deltastn.response.kinds.base import LayerKind, on_features
 from ray_deltastn.response.layout import FRONT, Layout
+from ray_deltastn.response.passes import LEAF, ModulePass, Moved, Part
+from ray_deltastn.response.passes.leaf import parametrisations
+from ray_deltastn.response.replaced import Replaced, Replacement, inside
+from ray_deltastn.response.trees import mapped
+
+#: A direction without a rule has the size of its parameter, but at least this.
+SMALLEST = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,15 @@ class Slot:
 
     def change(self, row_change: Tensor, direction: Tensor) -> Tensor:
         """Dense changes (Uδ) ⊙_row W_resp (…, *shape of the parameter) for row changes (…, K)."""
-        part = row_change[..., self.start : self.stop]
+        return self.dense(row_change[..., self.start : self.stop], direction)
+
+    def dense(self, part: Tensor, direction: Tensor) -> Tensor:
+        """The same for the row changes of this parameter, (…, k)."""
         if self.rows == "element":
             changed: Tensor = part.unflatten(-1, direction.shape) * direction
             return changed
-        if self.rows == "feature":
-            return part.unsqueeze(-2) * direction
-        return part.view(*part.shape, *(1,) * (direction.dim() - 1)) * direction
+        axis = 0 if self.rows == "output" else 1
+        return part.view(*part.shape[:-1], *(1,) * axis, -1, *(1,) * (direction.dim() - 1 - axis)) * direction
 
 
 class _Pass:
@@ -84,8 +94,9 @@ class Response(nn.Module):
     layer's output. Without a displacement they do nothing. U and V start at zero, so the response starts at zero.
 
     Args:
-        model: any module. Layers of the kinds in `response.kinds.KINDS` respond; `coverage` lists the parameters that
-            do not.
+        model: any module. Layers of the kinds in `response.kinds.KINDS` respond through hooks, attention, recurrent
+            and all other layers with weights through `response.passes`. A parameter of a module with submodules is
+            replaced in it. `coverage` lists the parameters that do not respond.
         hyperparameters: number h of hyperparameters.
         generator: random generator on the CPU that initialises W_resp and b_resp.
 
@@ -108,6 +119,11 @@ class Response(nn.Module):
         self._layers: dict[nn.Module, dict[str, tuple[Slot, LayerKind]]] = {}
         self.directions = nn.ParameterDict()
         start = 0
+        self._passes: dict[nn.Module, tuple[ModulePass, dict[str, Slot]]] = {}
+        #: Modules with statistics of weights, such as spectral norms: only plain passes in training mode change them.
+        self._statistics = [m for layer in model.modules() for m in parametrisations(layer)]
+        #: The parameters that are replaced in their modules.
+        self.replaced = Replaced(model)
         for parameter, users in owners.items():
             rows = _rows(users)
             stop = start + _row_count(parameter, rows)
@@ -115,7 +131,7 @@ class Response(nn.Module):
             self.slots.append(slot)
             self.directions[_key(slot.name)] = nn.Parameter(_direction(users[0], parameter, generator))
             for user in users:
-                self._layers.setdefault(user.layer, {})[user.role] = (slot, user.kind)
+                self._use(user, slot)
             start = stop
         like = self.slots[0].parameter
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
@@ -136,6 +152,15 @@ class Response(nn.Module):
             if any(kind.tangent is not None for _, kind in parts.values())
         ]
 
+    def _use(self, user: Owner, slot: Slot) -> None:
+        """Add one use of a parameter."""
+        if isinstance(user.kind, LayerKind):
+            self._layers.setdefault(user.layer, {})[user.role] = (slot, user.kind)
+        elif user.kind is not None:
+            self._passes.setdefault(user.layer, (user.kind, {}))[1][user.role] = slot
+        else:
+            self.replaced.add(slot.name, user.layer, user.role)
+
     def release(self) -> None:
         """Remove the hooks from the model. The model is then as it was before."""
         for handle in self._handles:
@@ -148,15 +173,19 @@ class Response(nn.Module):
 
     @property
     def layers(self) -> dict[str, nn.Module]:
-        """The layers that use a responding parameter, by name."""
-        return {self._names[layer]: layer for layer in self._layers}
+        """The layers that use a responding parameter, by name, without modules whose own parameters are replaced."""
+        return {self._names[layer]: layer for layer in (*self._layers, *self._passes)}
 
     def users(self, slot: Slot) -> list[nn.Module]:
         """The layers that use the parameter of a slot."""
-        return [layer for layer, parts in self._layers.items() if any(own is slot for own, _ in parts.values())]
+        hooked = [layer for layer, parts in self._layers.items() if any(own is slot for own, _ in parts.values())]
+        return hooked + [layer for layer, (_, parts) in self._passes.items() if slot in parts.values()]
 
-    def kind(self, layer: nn.Module) -> LayerKind:
+    def kind(self, layer: nn.Module) -> LayerKind | ModulePass:
         """The kind of a responding layer."""
+        return self._passes[layer][0] if layer in self._passes else self._kind(layer)
+
+    def _kind(self, layer: nn.Module) -> LayerKind:
         return next(iter(self._layers[layer].values()))[1]
 
     def set_layout(self, layer: nn.Module, layout: Layout) -> None:
@@ -176,13 +205,53 @@ class Response(nn.Module):
             ValueError: if no parameter is left.
         """
         self.slots.remove(slot)
-        for layer in self.users(slot):
-            self._layers[layer] = {role: part for role, part in self._layers[layer].items() if part[0] is not slot}
+        self._detach(slot)
         if self.coverage.covered.pop(slot.name, None) is not None:
             self.coverage.uncovered[slot.name] = reason
-        self.coverage.layers = sum(map(bool, self._layers.values()))
+        self.coverage.layers = sum(map(bool, self._layers.values())) + sum(bool(p) for _, p in self._passes.values())
         if not self.slots:
             raise ValueError(f"`model` must have a layer that can respond, got none: '{slot.name}': {reason}")
+
+    def _detach(self, slot: Slot) -> None:
+        for layer in self.users(slot):
+            if layer in self._layers:
+                self._layers[layer] = {role: part for role, part in self._layers[layer].items() if part[0] is not slot}
+            if layer in self._passes:
+                kind, parts = self._passes[layer]
+                self._passes[layer] = (kind, {role: own for role, own in parts.items() if own is not slot})
+        self.replaced.remove(slot.name)
+
+    def replace(self, slot: Slot) -> bool:
+        """Let a parameter be replaced wherever a module has it, with all parameters of its layers.
+
+        That is exact for any use of the parameter, if one displacement serves all examples.
+
+        Returns:
+            Whether it can be: attention and recurrent layers compute their own output.
+        """
+        slots, layers = {slot.name: slot}, set(self.users(slot))
+        while True:
+            more = [own for layer in layers for own in self.of(layer)]
+            slots |= {own.name: own for own in more}
+            wider = {layer for own in slots.values() for layer in self.users(own)}
+            if wider <= layers:
+                break
+            layers |= wider
+        if any(layer in self._passes and self._passes[layer][0] is not LEAF for layer in layers):
+            return False
+        for own in slots.values():
+            self._detach(own)
+            self.replaced.everywhere(own.name, own.parameter)
+        return True
+
+    def leaves(self) -> list[nn.Module]:
+        """The layers without a rule of their own."""
+        return [layer for layer, (kind, parts) in self._passes.items() if kind is LEAF and parts]
+
+    def of(self, layer: nn.Module) -> list[Slot]:
+        """The parameters of a layer that respond."""
+        hooked = [slot for slot, _ in self._layers.get(layer, {}).values()]
+        return hooked + (list(self._passes[layer][1].values()) if layer in self._passes else [])
 
     @property
     def parameter_names(self) -> list[str]:
@@ -213,16 +282,58 @@ class Response(nn.Module):
             yield
 
     @contextmanager
-    def displaced_rows(self, rows: Tensor, linearised: bool = False) -> Iterator[None]:
-        """The same with Uδ and Vδ of the whole network, (B or 1, K)."""
+    def displaced_rows(
+        self, rows: Tensor, linearised: bool = False, only: Collection[Slot] | None = None
+    ) -> Iterator[None]:
+        """The same with Uδ and Vδ of the whole network, (B or 1, K).
+
+        Args:
+            rows: Uδ and Vδ.
+            linearised: see `displaced`.
+            only: parameters that move; of layers with hooks, all move. None means all.
+        """
         now = self._pass
         parts = rows.split(self._sizes, -1) if len(self._sizes) > 1 else (rows,)
         now.by_slot = dict(zip((slot.name for slot in self._every), parts, strict=True))
         now.linearised = linearised
         try:
-            yield
+            if self._passes or self.replaced.uses():
+                with self._in_modules(rows.shape[0] == 1, only):
+                    yield
+            else:
+                yield
         finally:
             now.by_slot, now.primal, now.tangent = {}, None, None
+
+    @contextmanager
+    def _in_modules(self, one: bool, only: Collection[Slot] | None) -> Iterator[None]:
+        """Replace the parameters and the passes of modules within the context."""
+        slots = {slot.name: slot for slot in self.slots if only is None or slot in only}
+        found = [
+            Replacement(name, holder, role, self._part(slots[name]))
+            for name, holder, role in self.replaced.uses()
+            if name in slots
+        ]
+        passes: dict[nn.Module, Callable[..., Any]] = {}
+        for layer, (kind, roles) in self._passes.items():
+            parts = {role: self._part(slot) for role, slot in roles.items() if slot.name in slots}
+            if kind is LEAF and one:
+                found += [Replacement(roles[role].name, *inside(layer, role), part) for role, part in parts.items()]
+            elif parts:
+                own = Moved(layer, parts, self._pass.linearised, FRONT if one else self.layout(layer))
+                passes[layer] = partial(kind.forward, layer, own)
+        modes = [m.training for m in self._statistics]
+        try:
+            for m in self._statistics:
+                m.training = False
+            with self.replaced.within(found, passes, self._pass.linearised):
+                yield
+        finally:
+            for m, mode in zip(self._statistics, modes, strict=True):
+                m.training = mode
+
+    def _part(self, slot: Slot) -> Part:
+        return Part(self.direction(slot), self._pass.by_slot[slot.name], slot.dense)
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The layer gets the primal only. Its kind computes the tangent.
@@ -230,13 +341,14 @@ class Response(nn.Module):
         if not (now.by_slot and now.linearised and self._layers[layer]):
             return None
         now.primal, now.tangent = fwAD.unpack_dual(_input(args, kwargs))
-        return (now.primal,), {}
+        rest, keywords = _rest(args, kwargs)
+        return (now.primal, *rest), keywords
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         now = self._pass
         if not (now.by_slot and self._layers[layer]):
             return None
-        kind = self.kind(layer)
+        kind = self._kind(layer)
         x, primal, tangent = _input(args, kwargs), output, None
         if now.linearised and kind.tangent is not None and now.primal is not None:
             # The layer got no tangent, so its output has none.
@@ -245,16 +357,22 @@ class Response(nn.Module):
             # The factor Uδ has no primal part, so the change depends on the primal x only and not on W_resp ẋ.
             x, x_tangent = fwAD.unpack_dual(x).primal, None
             primal, tangent = fwAD.unpack_dual(output)
-        applied = kind.apply(layer, x, None) if kind.rows == "element" else None
-        change = self._branch(layer, x, primal, applied).to(primal.dtype)
+        rest, keywords = _rest(args, kwargs)
+        if now.linearised and (rest or keywords):
+            rest, keywords = mapped(lambda t: fwAD.unpack_dual(t).primal, (rest, keywords))
+        apply = partial(_call, kind.apply, rest, keywords)
+        applied = apply(layer, x, None) if kind.rows == "element" else None
+        change = self._branch(layer, x, primal, applied, apply).to(primal.dtype)
         if not now.linearised:
             return output + change
         if x_tangent is not None and kind.tangent is not None:
-            tangent = kind.tangent(layer, x, x_tangent, applied)
+            tangent = kind.tangent(layer, x, x_tangent, applied, *rest, **keywords)
         dual: Tensor = fwAD.make_dual(primal, change if tangent is None else tangent + change)
         return dual
 
-    def _branch(self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None) -> Tensor:
+    def _branch(
+        self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None, apply: Callable[..., Tensor]
+    ) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
         layout = self.layout(layer) if len(next(iter(self._pass.by_slot.values()))) > 1 else FRONT
@@ -273,11 +391,11 @@ class Response(nn.Module):
                 terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))
             elif slot.rows == "feature" and kind.rows == "output":
                 # This linear layer is tied to an embedding. The rows of the table's response are the layer's inputs.
-                terms.append(kind.apply(layer, x * on_features(layer, rows, x), direction))
+                terms.append(apply(layer, x * on_features(layer, rows, x), direction))
             elif applied is not None:
                 terms.append(applied * kind.place(layer, rows * direction.flatten(), output))
             else:
-                out = kind.apply(layer, x, direction)
+                out = apply(layer, x, direction)
                 terms.append(out * kind.place(layer, rows.to(out.dtype), out))
         return layout.back(terms[0] if len(terms) == 1 else torch.add(*terms))
 
@@ -296,21 +414,36 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
+def _call(apply: Callable[..., Tensor], rest: Any, keywords: Any, layer: nn.Module, x: Tensor, weight: Any) -> Tensor:
+    return apply(layer, x, weight, *rest, **keywords)
+
+
+def _rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All arguments but the first."""
+    return (args[1:], kwargs) if args else ((), dict(list(kwargs.items())[1:]))
+
+
 def _rows(users: list[Owner]) -> str:
     # A weight shared by an embedding and a linear layer has the embedding's structure in both layers.
-    kinds = [user.kind.rows if user.role == "weight" else "element" for user in users]
-    return "feature" if "feature" in kinds else kinds[0]
+    return "feature" if any(user.rows == "feature" for user in users) else users[0].rows
 
 
 def _row_count(parameter: nn.Parameter, rows: str) -> int:
-    return {"output": parameter.shape[0], "feature": parameter.shape[-1], "element": parameter.numel()}[rows]
+    return parameter.numel() if rows == "element" else parameter.shape[rows == "feature"]
 
 
 def _direction(owner: Owner, parameter: nn.Parameter, generator: torch.Generator | None) -> Tensor:
     direction = torch.empty(parameter.shape, dtype=parameter.dtype)
-    if owner.role == "weight":
+    like = owner.kind is None or owner.kind is LEAF
+    if like:
+        direction.normal_(generator=generator)
+    elif isinstance(owner.kind, LayerKind) and owner.role == "weight":
         owner.kind.initialise(owner.layer, direction, generator)
+    elif isinstance(owner.kind, ModulePass) and direction.dim() > 1:
+        owner.kind.initialise(owner.layer, owner.role, direction, generator)
     else:
         bound = 0.1 / max(1, parameter.numel()) ** 0.5
         direction.uniform_(-bound, bound, generator=generator)
-    return torch.empty_like(parameter).copy_(direction)  # in the memory format of the parameter
+    found = torch.empty_like(parameter).copy_(direction)  # in the memory format of the parameter
+    with torch.no_grad():
+        return found * parameter.square().mean().sqrt().clamp_min(SMALLEST) if like else found

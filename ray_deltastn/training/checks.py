@@ -177,15 +177,16 @@ def _look(objective: Objective, x: Any) -> None:
 
     def predict(inputs: Any) -> Any:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
-        with isolated(0, device), torch.backends.cudnn.flags(enabled=False):
+        with isolated(0, device), _kept_generator(objective), torch.backends.cudnn.flags(enabled=False):
             return called(model, objective.in_order(inputs))
 
-    def training(inputs: Any) -> Any:
+    @contextmanager
+    def training() -> Iterator[None]:
         model.train()
         objective.pass_values.values = space.named(space.values(space.lam.detach()))
         try:
-            with isolated(0, device), _kept_generator(objective), RunningStatistics(model).held():
-                return called(model, objective.in_order(inputs))
+            with RunningStatistics(model).held():
+                yield
         finally:
             objective.pass_values.values = {}
             model.eval()

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from ray_deltastn.response import Response, linearised_forward
 from ray_deltastn.response.look import look
+from ray_deltastn.response.passes import LEAF
 from tests.networks import BATCH, BY_NAME
-from tests.oracles import (
-    randomise,
-)
+from tests.oracles import assert_close, randomise
 from tests.response.attached import MODES, NETS, H, attached, predict
 
 
@@ -122,12 +122,12 @@ class Renamed(nn.Linear):
     """A subclass that keeps the `forward` of its parent."""
 
 
-def test_parameters_owned_by_a_custom_module_are_reported():
-    coverage = Response(Scaled(), H).coverage
-    assert set(coverage.covered) == {"layer.weight", "layer.bias"}
-    assert coverage.uncovered == {"gain": "owned directly by Scaled"}
-    assert coverage.layers == 1
-    assert "gain: owned directly by Scaled" in str(coverage)
+def test_parameters_owned_by_a_module_with_layers_respond_as_elements():
+    response = Response(Scaled(), H)
+    assert set(response.coverage.covered) == {"gain", "layer.weight", "layer.bias"}
+    (gain,) = (slot for slot in response.slots if slot.name == "gain")
+    assert gain.stop - gain.start == 3
+    assert response.coverage.layers == 1  # the module that owns a parameter is none
 
 
 def test_frozen_parameters_are_reported():
@@ -143,12 +143,21 @@ def half_frozen_model():
     return model
 
 
-def test_multihead_attention_is_reported():
-    coverage = Response(nn.ModuleList([nn.MultiheadAttention(4, 2), nn.Linear(4, 4)]), H).coverage
-    assert set(coverage.covered) == {"1.weight", "1.bias"}
-    names = {"0.in_proj_weight", "0.in_proj_bias", "0.out_proj.weight", "0.out_proj.bias"}
-    assert set(coverage.uncovered) == names
-    assert all("MultiheadAttention" in why for why in coverage.uncovered.values())
+def test_attention_and_recurrent_layers_respond_per_row():
+    model = nn.ModuleList([nn.MultiheadAttention(4, 2), nn.LSTM(4, 3)])
+    response = Response(model, H)
+    assert not response.coverage.uncovered
+    rows = {slot.name: slot.stop - slot.start for slot in response.slots}
+    assert rows["0.in_proj_weight"] == 12
+    assert rows["0.out_proj.weight"] == 4
+    assert rows["1.weight_hh_l0"] == rows["1.bias_hh_l0"] == 12
+
+
+def test_a_layer_without_a_rule_responds_per_row_of_its_weight():
+    response = Response(nn.Sequential(Doubling(2, 4), nn.Bilinear(4, 4, 3)), H)
+    assert not response.coverage.uncovered
+    rows = {slot.name: slot.stop - slot.start for slot in response.slots}
+    assert rows == {"0.weight": 4, "0.bias": 4, "1.weight": 3, "1.bias": 3}
 
 
 def test_embedding_with_max_norm_is_reported():
@@ -156,22 +165,26 @@ def test_embedding_with_max_norm_is_reported():
     assert "max_norm" in coverage.uncovered["0.weight"]
 
 
-def test_a_subclass_responds_only_if_it_keeps_the_forward_of_its_parent():
-    coverage = Response(nn.Sequential(Doubling(2, 2), Renamed(2, 2)), H).coverage
-    assert set(coverage.covered) == {"1.weight", "1.bias"}
-    assert coverage.uncovered == dict.fromkeys(["0.weight", "0.bias"], "owned directly by Doubling")
+def test_a_subclass_has_the_rule_of_its_parent_only_if_it_keeps_its_forward():
+    response = Response(nn.Sequential(Doubling(2, 2), Renamed(2, 2)), H)
+    assert not response.coverage.uncovered
+    assert [response.kind(layer) is LEAF for layer in response.model] == [True, False]
 
 
-def test_a_parameter_that_a_layer_without_kind_also_uses_does_not_respond():
-    model = nn.Sequential(nn.Linear(3, 3), Doubling(3, 3))
-    model[1].weight = model[0].weight
-    coverage = Response(model, H).coverage
-    assert set(coverage.covered) == {"0.bias"}
-    assert coverage.uncovered["0.weight"] == "owned directly by Doubling"
+def test_a_weight_of_a_layer_with_a_rule_and_of_one_without_moves_in_both():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), Doubling(3, 3)).double()
+    model[2].weight = model[0].weight
+    response = randomise(Response(model, H))
+    x, delta = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, H, dtype=torch.float64)
+    with response.displaced(delta):
+        value = model(x)
+    for row, one, out in zip(delta, x, value, strict=True):
+        assert_close(out, functional_call(model, response.fold(row), (one[None],))[0])
 
 
 def test_layers_without_a_responding_parameter_are_not_counted():
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), Doubling(3, 3), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Embedding(3, 3, max_norm=1.0), nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
     model[1].weight = model[0].weight
     coverage = Response(model, H).coverage
     assert set(coverage.covered) == {"2.weight", "2.bias"}
@@ -199,5 +212,5 @@ def test_layers_never_called_are_reported_after_a_trial_pass():
 
 
 def test_a_model_that_cannot_respond_is_refused():
-    with pytest.raises(ValueError, match="Doubling"):
-        Response(Doubling(2, 2), H)
+    with pytest.raises(ValueError, match=r"max_norm"):
+        Response(nn.Embedding(5, 3, max_norm=1.0), H)

@@ -19,6 +19,10 @@ LEAVES = {
     "conv1d": (lambda: nn.Conv1d(2, 4, 2, groups=2, stride=2), (2, 2, 5), 4),
     "conv2d": (lambda: nn.Conv2d(2, 3, 2, padding=1, padding_mode="circular"), (2, 2, 3, 3), 3),
     "conv3d": (lambda: nn.Conv3d(1, 2, 2, dilation=2, padding="same"), (2, 1, 2, 2, 2), 2),
+    "conv-transpose": (lambda: nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2), (2, 2, 3, 3), 4),
+    "embedding-bag": (lambda: nn.EmbeddingBag(WORDS, 3, mode="mean"), (2, 4), 3),
+    "instancenorm": (lambda: nn.InstanceNorm2d(3, affine=True), (2, 3, 3, 3), 3),
+    "prelu": (lambda: nn.PReLU(3), (2, 3, 4), 3),
     "embedding": (lambda: nn.Embedding(WORDS, 3), (2, 4), 3),
     "batchnorm-eval": (lambda: nn.BatchNorm1d(3).eval(), (3, 3), 3),
     "batchnorm-train": (lambda: nn.BatchNorm2d(2), (3, 2, 2, 2), 2),
@@ -32,7 +36,7 @@ def leaf(name):
     torch.manual_seed(0)
     build, shape, rows = LEAVES[name]
     layer = build().double()
-    integer = isinstance(layer, nn.Embedding)
+    integer = isinstance(layer, nn.Embedding | nn.EmbeddingBag)
     x = torch.randint(0, WORDS, shape) if integer else torch.randn(shape, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         for p in layer.parameters():
@@ -68,6 +72,7 @@ def test_leaf_rule_is_the_layer_without_bias_and_linear_in_the_weight(name):
     bias = getattr(layer, "bias", None)
     output = kind.apply(layer, x, layer.weight)
     whole = output if bias is None else output + kind.place(layer, bias.reshape(1, -1), output)
+    whole = whole + x.clamp(min=0) if isinstance(layer, nn.PReLU) else whole
     assert_close(whole, layer(x), rtol=1e-12)
     combined = kind.apply(layer, x, 2.0 * layer.weight + other)
     assert_close(combined, 2.0 * output + kind.apply(layer, x, other), rtol=1e-12)

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+Rows = Literal["output", "feature", "element"]
+
 
 def _never(layer: Any) -> str | None:
     return None
@@ -31,12 +33,13 @@ class LayerKind:
     Args:
         types: module classes of this kind. A subclass counts if it does not override `forward`.
         apply: `apply(layer, x, weight)` returns the layer's output for another weight and no bias; it is linear in
-            `weight`. For a layer with elementwise weights None means a weight of ones.
+            `weight`. For a layer with elementwise weights None means a weight of ones. Further arguments of the layer's
+            `forward` follow.
         place: `place(layer, rows, output)` reshapes `rows` (B, k) so that it broadcasts over the output's channels or
             features.
         initialise: `initialise(layer, direction, generator)` fills W_resp as the layer initialises its weight.
         rows: what a row of the weight is: an index of the first axis (`"output"`), an index of the second axis
-            (`"feature"`, for an embedding), or one element (`"element"`, for a normalisation layer).
+            (`"feature"`, for embeddings and transposed convolutions), or one element (`"element"`, for normalisation).
         tangent: `tangent(layer, x, ẋ, applied)` returns the directional derivative of the layer in x at W₀; `applied`
             is `apply(layer, x, None)` for elementwise weights. A kind gives it if PyTorch's own rule costs more. None
             means PyTorch's own rule.
@@ -44,16 +47,18 @@ class LayerKind:
     """
 
     types: tuple[type[nn.Module], ...]
-    apply: Callable[[Any, Tensor, Any], Tensor]
+    apply: Callable[..., Tensor]
     place: Callable[[Any, Tensor, Tensor], Tensor]
     initialise: Callable[[Any, Tensor, torch.Generator | None], None]
-    rows: Literal["output", "feature", "element"] = "output"
+    rows: Rows = "output"
     tangent: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor] | None = None
     refuse: Callable[[Any], str | None] = _never
 
 
 def on_channels(layer: Any, rows: Tensor, output: Tensor) -> Tensor:
-    """View (B, k) as (B, k, 1, …): the k rows are the channels of an output (B, k, …)."""
+    """View (B, k) as (B, k, 1, …): the k rows are the channels of an output (B, k, …), or of each group of channels."""
+    groups = output.shape[1] // rows.shape[1] if rows.shape[1] > 1 else 1
+    rows = rows.repeat(1, groups) if groups > 1 else rows
     return rows.view(*rows.shape, *(1,) * (output.dim() - 2))
 
 
@@ -71,6 +76,12 @@ def on_normalized_shape(layer: Any, rows: Tensor, output: Tensor) -> Tensor:
 def uniform_fan_in(layer: Any, direction: Tensor, generator: torch.Generator | None) -> None:
     """Fill W_resp with U(−1/√fan_in, 1/√fan_in), as `nn.Linear` and `nn.Conv*d` fill their weights."""
     bound = direction[0].numel() ** -0.5
+    direction.uniform_(-bound, bound, generator=generator)
+
+
+def uniform_columns(layer: Any, direction: Tensor, generator: torch.Generator | None) -> None:
+    """The same for a weight whose second axis has the outputs."""
+    bound = direction[:, 0].numel() ** -0.5
     direction.uniform_(-bound, bound, generator=generator)
 
 

@@ -1,11 +1,12 @@
 """Batch normalisation: the affine weight and bias change per channel."""
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, ones
 
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def by_batch(layer: _BatchNorm) -> bool:
@@ -36,11 +37,18 @@ def tangent(layer: _BatchNorm, x: Tensor, x_tangent: Tensor, applied: Tensor | N
     return (x_tangent - x_tangent.mean(axes, keepdim=True) - applied * along) * factor.view(shape)
 
 
+def refuse(layer: _BatchNorm) -> str | None:
+    """Reason to refuse synchronised normalisation in several processes: its statistics are those of all of them."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return "its statistics are those of several processes" if isinstance(layer, nn.SyncBatchNorm) and several else None
+
+
 BATCHNORM = LayerKind(
-    types=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    types=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     apply=apply,
     place=on_channels,
     initialise=ones,
     rows="element",
     tangent=tangent,
+    refuse=refuse,
 )

@@ -1,0 +1,120 @@
+"""Any module that holds its weights itself: each example has its own copy of them.
+
+For B examples that are independent of each other, the output is vmap over b of f(x_b, w₀ + (Θδ)_b). It is exact for any
+module, and takes B times the memory of the weights. So layers that are used a lot have a rule of their own, a
+`LayerKind`, and `register_kind` gives one to a layer of another package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from ray_deltastn.response.kinds.base import Rows
+from ray_deltastn.response.passes.base import ModulePass, Moved, parameter
+
+#: Largest number of elements of the copies of one module's weights, B times the weights: 256 MiB in float32.
+LARGEST = 2**26
+#: Modules of PyTorch without random numbers and without statistics.
+_STATELESS = (nn.ReLU.__module__, nn.Identity.__module__)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module holds weights and has no submodules, apart from activations and parametrisations of weights."""
+    inner = {id(m) for m in parametrisations(module)}
+    outside = [m for m in module.modules() if m is not module and id(m) not in inner]
+    own = bool(inner) or any(True for _ in module.parameters(recurse=False))
+    return own and all(type(m).__module__ in _STATELESS and not m._parameters for m in outside)
+
+
+def parametrisations(module: nn.Module) -> list[nn.Module]:
+    """The modules that compute the weights of a module from its parameters."""
+    if not is_parametrized(module):
+        return []
+    own = module.parametrizations
+    assert isinstance(own, nn.ModuleDict)
+    return list(own.modules())
+
+
+def parameters(module: nn.Module) -> dict[str, Rows]:
+    """All its weights; those with two or more axes move per index of the first."""
+    return {name: rows_of(p) for name, p in module.named_parameters()}
+
+
+def rows_of(p: Tensor) -> Rows:
+    """What a row of a weight is if no rule says it."""
+    return "output" if p.dim() > 1 and p.shape[0] > 1 else "element"
+
+
+def initialise(module: nn.Module, name: str, direction: Tensor, generator: torch.Generator | None) -> None:
+    """Fill W_resp with N(0, 1), which the response scales to the size of the weight."""
+    direction.normal_(generator=generator)
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Reason why no displacement works: a hook that changes its own buffers in each training pass."""
+    hooks = module._forward_pre_hooks.values()
+    if any(isinstance(hook, SpectralNorm) for hook in hooks):
+        return "`torch.nn.utils.spectral_norm` changes it in forward; `parametrizations.spectral_norm` responds"
+    return None
+
+
+def refuse(module: nn.Module) -> str | None:
+    """Reason to refuse a module under a displacement per example: statistics of a batch are not those of an example."""
+    own = {name for name, b in module.named_buffers() if not name.startswith("parametrizations.")}
+    return f"{type(module).__name__} may mix the examples of a batch: it has the buffer '{min(own)}'" if own else None
+
+
+def forward(module: nn.Module, moved: Moved, *args: Any, **kwargs: Any) -> Any:
+    """The output of a module with displaced weights, one displacement per example.
+
+    Raises:
+        ValueError: if the copies of the weights are too large.
+    """
+    axis = moved.layout.axis
+    leaves, structure = tree_flatten((args, kwargs))
+    length = next(t.shape[axis] for t in leaves if isinstance(t, Tensor) and t.dim() > axis)
+    mine = [isinstance(t, Tensor) and t.dim() > axis and t.shape[axis] == length for t in leaves]
+    changes = {name: moved.layout.spread(moved.change(name).flatten(1), length) for name in moved.parts}
+    size = sum(change.numel() for change in changes.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"the copies of the weights of {type(module).__name__} must have at most {LARGEST:,} elements, got "
+            f"{size:,} for {length} examples; give its class a rule with `rd.register_kind`"
+        )
+    weights = {name: parameter(module, name) for name in moved.parts}
+
+    def one(changes: dict[str, Tensor], parts: list[Tensor]) -> Any:
+        rest = iter(parts)
+        own = [next(rest).unsqueeze(axis) if mapped else t for t, mapped in zip(leaves, mine, strict=True)]
+        inputs, keywords = tree_unflatten(own, structure)
+        moving = {name: w + changes[name].view(w.shape) for name, w in weights.items()}
+        return tree_map(lambda t: t.squeeze(axis), functional_call(module, moving, inputs, keywords))
+
+    parts = [t for t, mapped in zip(leaves, mine, strict=True) if mapped]
+    with _still(module):
+        in_dims = (dict.fromkeys(changes, 0), [axis] * len(parts))
+        return vmap(one, in_dims=in_dims, out_dims=axis, randomness="different")(changes, parts)
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Keep attributes that hooks of the module set as they are."""
+    attributes = dict(module.__dict__)
+    try:
+        yield
+    finally:
+        for name in module.__dict__.keys() - attributes.keys():
+            del module.__dict__[name]
+        module.__dict__.update(attributes)
+
+
+LEAF = ModulePass((), parameters, forward, initialise, features=0)

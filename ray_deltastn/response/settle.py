@@ -1,0 +1,114 @@
+"""How parameters that are replaced, and modules with copies of their weights, take part in a response.
+
+Both may fail in a given network: a parameter need not broadcast over the batch, and a module need not be computable
+example by example. So each way is tried on two examples and compared with the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ray_deltastn.response.derivatives import Oracle, Predict, oracle, ours, wrong
+from ray_deltastn.response.passes.leaf import refuse
+from ray_deltastn.response.replaced import Lead
+from ray_deltastn.response.response import Response, Slot
+
+Training = Callable[[], AbstractContextManager[None]]
+
+_ALONE = (
+    "it does not broadcast over the batch, so that each example cannot have its own; "
+    'with `per="batch"` for all hyperparameters it responds'
+)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that are tried together: one that is replaced, or those of one module."""
+
+    slots: Sequence[Slot]
+    leads: Sequence[Lead]
+    module: nn.Module | None = None
+
+
+def settle(
+    predict: Predict,
+    two: Any,
+    response: Response,
+    linearised: bool,
+    per_example: bool,
+    training: Training | None = None,
+) -> None:
+    """Choose how each such parameter takes part, and drop those that cannot.
+
+    Args:
+        predict: the network in evaluation mode.
+        two: inputs of two examples.
+        response: the response.
+        linearised: whether passes are linearised.
+        per_example: whether each example has its own displacement.
+        training: context in which the network is in training mode; it must run there too.
+    """
+    if per_example:
+        for layer in response.leaves():
+            why = refuse(layer)
+            for slot in response.of(layer) if why else ():
+                response.drop(slot, str(why))
+    groups = _groups(response)
+    if not groups:
+        return
+    expected = oracle(predict, two, response, per_example)
+    fault = partial(_fault, predict, training, two, response, expected, linearised, per_example)
+    for slot in {slot for group in groups for slot in group.slots} & set(expected.unused):
+        response.drop(slot, "it is not used in evaluation mode")
+    groups = _groups(response)
+    every = [slot for group in groups for slot in group.slots]
+    if not groups or fault(every) is None:
+        return
+    for group in groups:
+        why = None
+        for lead in group.leads if per_example else group.leads[:1]:
+            response.replaced.set_lead(group.slots[0].name, lead)
+            why = fault(group.slots)
+            if why is None:
+                break
+        for slot in group.slots if why else ():
+            response.drop(slot, str(why) if group.module is not None or not per_example else _ALONE)
+
+
+def _groups(response: Response) -> list[_Group]:
+    names = {name for name, _, _ in response.replaced.uses()}
+    alone = [_Group([slot], response.replaced.leads(slot.parameter)) for slot in response.slots if slot.name in names]
+    return alone + [_Group(slots, [0], layer) for layer in response.leaves() if (slots := response.of(layer))]
+
+
+def _fault(
+    predict: Predict,
+    training: Training | None,
+    two: Any,
+    response: Response,
+    expected: Oracle,
+    linearised: bool,
+    per_example: bool,
+    only: Collection[Slot],
+) -> str | None:
+    """Why these parameters cannot respond, or None."""
+    along = {slot: expected.along[slot] for slot in response.slots}
+    for through_tangent in (False, True) if linearised else (False,):
+        try:
+            found = ours(predict, two, response, expected.u, per_example, through_tangent, only)
+            if training is not None:
+                with training():
+                    ours(predict, two, response, expected.u, per_example, through_tangent, only)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+            return f"it cannot be displaced: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        if set(wrong(found, along, response)) & set(only):
+            return (
+                "it is also used elsewhere, or its tangent is lost" if through_tangent else "it is also used elsewhere"
+            )
+    return None
