@@ -9,12 +9,12 @@ precision. Methods that learn a response tune the dropout rates of the network. 
 rates. They tune a weight decay, with constant dropout rates, and the plain training that they are compared with has the
 same task. The key `tuned` of a row says which task was used.
 
-- `flop_ratio`: matmul and convolution FLOPs, from `torch.utils.flop_counter`. They are exact and the same on every
-  machine.
+- `flop_ratio`: matmul and convolution FLOPs, from `torch.utils.flop_counter`, without fused kernels. They are exact
+  and the same on every machine.
 - `cpu_time_ratio`, `wall_time_ratio`: medians over pairs of consecutive cycles.
 - `saved_memory_ratio`: bytes that autograd keeps for the backward pass, without parameters: the largest pass of the
   method, divided by the largest pass of plain training.
-- `images_per_second`: training examples of the method per second of wall time.
+- `images_per_second`: training examples, images or sequences, of the method per second of wall time.
 - `peak_memory_ratio`: peak GPU memory of the method, divided by that of plain training, with parameters.
 """
 
@@ -23,17 +23,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ray_deltastn as rd
 from benchmarks.common import record
+from benchmarks.common import sequence_networks as sequences
 from benchmarks.common.arguments import number, prepare, whole
 from benchmarks.common.machine import hardware, quiet, versions
 from ray_deltastn.methods import MethodName, get_method
@@ -46,13 +51,42 @@ TRAIN_INTERVAL, VALID_INTERVAL = 5, 1
 
 #: Timed pairs of cycles on a GPU, where a cycle takes milliseconds.
 GPU_PAIRS = 50
-#: net → (constructor, batch size, shape of an example, default number of timed pairs on a CPU).
-NETS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
-    "mlp": (networks.mlp, 128, (1, 28, 28), 10),
-    "cnn": (networks.simple_cnn, 128, (1, 28, 28), 5),
-    "alexnet": (networks.alexnet, 32, (3, 32, 32), 2),
-    "vgg16": (networks.vgg16, 32, (3, 32, 32), 2),
-    "resnet18": (networks.resnet18, 32, (3, 32, 32), 2),
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of the benchmark.
+
+    Attributes:
+        make: constructor.
+        batch: examples in a minibatch.
+        shape: shape of an example.
+        pairs: default number of timed pairs on a CPU.
+        words: number of words for sequences of words, which also have a word as the class of each place; 0 for images.
+    """
+
+    make: Callable[[], nn.Module]
+    batch: int
+    shape: tuple[int, ...]
+    pairs: int
+    words: int = 0
+
+    def data(self, batch: int) -> tuple[Tensor, Tensor]:
+        """A random minibatch."""
+        if self.words:
+            x, y = torch.randint(0, self.words, (2, batch, *self.shape))
+            return x, y
+        return torch.randn(batch, *self.shape), torch.randint(0, 10, (batch,))
+
+
+NETS: dict[str, Net] = {
+    "mlp": Net(networks.mlp, 128, (1, 28, 28), 10),
+    "cnn": Net(networks.simple_cnn, 128, (1, 28, 28), 5),
+    "alexnet": Net(networks.alexnet, 32, (3, 32, 32), 2),
+    "vgg16": Net(networks.vgg16, 32, (3, 32, 32), 2),
+    "resnet18": Net(networks.resnet18, 32, (3, 32, 32), 2),
+    "transformer": Net(sequences.Transformer, 32, (sequences.LENGTH,), 5, sequences.WORDS),
+    "lstm": Net(sequences.Recurrent, 32, (sequences.LENGTH,), 5, sequences.WORDS),
 }
 
 
@@ -100,15 +134,15 @@ class Cycle:
         channels_last: bool = False,
     ) -> None:
         torch.manual_seed(seed)
-        make, _, shape, _ = NETS[net]
-        model = make()
+        of = NETS[net]
+        model = of.make()
         if tuned == "decay":
             constant_dropout(model)
             space = rd.HyperSpace(decay=rd.Positive(1e-4))
         else:
             names = dict.fromkeys(m.names[0] for m in model.modules() if isinstance(m, rd.Dropout))
             space = rd.HyperSpace(**{name: rd.Bounded(RATE, low=0.0, high=0.95) for name in names})
-        data = (torch.randn(batch, *shape), torch.randint(0, 10, (batch,)))
+        data = of.data(batch)
         penalty = [rd.L2("decay")] if tuned == "decay" else []
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)
         self.tuner = rd.SelfTuner(
@@ -151,7 +185,8 @@ class Cycle:
 
     def flops(self) -> int:
         """Matmul and convolution FLOPs of a cycle."""
-        with FlopCounterMode(display=False) as counter:
+        # The counter does not see inside PyTorch's fused recurrent and attention kernels.
+        with unfused(), FlopCounterMode(display=False) as counter:
             self()
         flops: int = counter.get_total_flops()
         return flops
@@ -219,8 +254,7 @@ def measure(
         graph: see `Settings`; FLOPs and memory are counted on eager steps.
         channels_last: see `Settings`.
     """
-    _, usual_batch, _, usual = NETS[net]
-    batch = batch or usual_batch
+    batch = batch or NETS[net].batch
     of = get_method(method)
     if not (of.responds and of.split):
         response_fraction = 1.0
@@ -252,7 +286,7 @@ def measure(
             for _ in range(EAGER + 1):  # after these the hyper step is captured too
                 cycle()
     cpu, wall, taken, plain_taken = [], [], [], []
-    for _ in range(pairs or (usual if device == "cpu" else GPU_PAIRS)):
+    for _ in range(pairs or (NETS[net].pairs if device == "cpu" else GPU_PAIRS)):
         seconds = []
         for cycle in (plain, tuned):
             before = time.process_time(), time.perf_counter()
@@ -288,6 +322,19 @@ def measure(
         "plain_peak_memory_bytes": least if device == "cuda" else None,
         **versions(),
     }
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Context without PyTorch's fused recurrent and attention kernels."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32")  # of the switch itself, on machines without an Intel GPU
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
 
 
 def wait_for(device: torch.device) -> None:

@@ -432,4 +432,4 @@ NETWORKS = (
 BY_NAME = {network.name: network for network in NETWORKS}
 
 #: Networks with a layer that has a copy of its weights for each example: products of matrices round in another way.
-COPIES = ("other-packages", "bilinear")
+COPIES = ("other-packages",)

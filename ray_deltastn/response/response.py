@@ -139,6 +139,7 @@ class Response(nn.Module):
         self._every = tuple(self.slots)
         self._sizes = [slot.stop - slot.start for slot in self.slots]
         self._layouts: dict[nn.Module, Layout] = {}
+        self._row_axes: dict[nn.Module, int | None] = {}
         #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
         #: Whether the model calls functions that a linearised pass must compute by elementary operations.
@@ -195,6 +196,10 @@ class Response(nn.Module):
     def layout(self, layer: nn.Module) -> Layout:
         """Where a layer's output has the batch."""
         return self._layouts.get(layer, FRONT)
+
+    def set_row_axis(self, layer: nn.Module, axis: int | None) -> None:
+        """Tell on which axis of its output a layer without a rule has one index per row of its weights."""
+        self._row_axes[layer] = axis
 
     def drop(self, slot: Slot, reason: str) -> None:
         """Let a parameter respond no longer: not in its layers, in penalties, in `fold` or in an export.
@@ -320,7 +325,8 @@ class Response(nn.Module):
             if kind is LEAF and one:
                 found += [Replacement(roles[role].name, *inside(layer, role), part) for role, part in parts.items()]
             elif parts:
-                own = Moved(layer, parts, self._pass.linearised, FRONT if one else self.layout(layer))
+                layout = FRONT if one else self.layout(layer)
+                own = Moved(layer, parts, self._pass.linearised, layout, self._row_axes.get(layer))
                 passes[layer] = partial(kind.forward, layer, own)
         modes = [m.training for m in self._statistics]
         try:

@@ -19,6 +19,9 @@ from ray_deltastn.response.passes.leaf import refuse
 from ray_deltastn.response.replaced import Lead
 from ray_deltastn.response.response import Response, Slot
 
+#: Modules with at least so many weights are tried without copies.
+LARGE = 1024
+
 Training = Callable[[], AbstractContextManager[None]]
 
 _ALONE = (
@@ -67,6 +70,10 @@ def settle(
     for slot in {slot for group in groups for slot in group.slots} & set(expected.unused):
         response.drop(slot, "it is not used in evaluation mode")
     groups = _groups(response)
+    if per_example and linearised:
+        for group in groups:
+            if group.module is not None and sum(slot.parameter.numel() for slot in group.slots) >= LARGE:
+                _find_row_axis(response, group.module, partial(fault, group.slots))
     every = [slot for group in groups for slot in group.slots]
     if not groups or fault(every) is None:
         return
@@ -79,6 +86,14 @@ def settle(
                 break
         for slot in group.slots if why else ():
             response.drop(slot, str(why) if group.module is not None or not per_example else _ALONE)
+
+
+def _find_row_axis(response: Response, module: nn.Module, fault: Callable[[], str | None]) -> None:
+    """Find the axis of the module's output with one index per row of its weights: the last, or that of channels."""
+    for axis in (-1, 1, None):
+        response.set_row_axis(module, axis)
+        if axis is None or fault() is None:
+            return
 
 
 def _groups(response: Response) -> list[_Group]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
-from tests.bad_inputs.made import Recurrent, assert_refused, model, tuner
+from tests.bad_inputs.made import OneWay, assert_refused, model, tuner
 
 
 class Lambda(nn.Module):
@@ -47,10 +47,10 @@ MODELS = {
     "no-layer-that-can-respond": (
         lambda: tuner(changes={"model": OwnWeights()}),
         ValueError,
-        ["`model`", "respond", "OwnWeights", "matrix"],
+        ["`model`", "respond", "matrix", 'per="batch"'],
     ),
-    "lstm-has-no-forward-mode-rule": (
-        lambda: tuner(changes={"model": Recurrent()}),
+    "a-layer-has-no-forward-mode-rule": (
+        lambda: tuner(changes={"model": OneWay()}),
         TypeError,
         ["forward-mode rule", "'delta-stn'", "'memory'"],
     ),
@@ -153,7 +153,7 @@ def hooks_of(network):
 
 @pytest.mark.parametrize(
     ("network", "changes"),
-    [(Recurrent, {}), (model, {"loss": lambda output, y: output * 0}), (lambda: Lambda(lambda x: (x, x)), {})],
+    [(OneWay, {}), (model, {"loss": lambda output, y: output * 0}), (lambda: Lambda(lambda x: (x, x)), {})],
     ids=["forward-mode", "loss", "output"],
 )
 def test_refused_task_leaves_the_model_as_it_was(network, changes):

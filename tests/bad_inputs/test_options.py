@@ -7,7 +7,7 @@ from torch import nn
 
 import ray_deltastn as rd
 from ray_deltastn.training.settings import Settings
-from tests.bad_inputs.made import Recurrent, assert_refused, model, task, tuner
+from tests.bad_inputs.made import OneWay, assert_refused, model, task, tuner
 
 SETTINGS = {
     "unknown-method": (
@@ -150,7 +150,7 @@ def test_bad_option_is_refused_in_one_line(case):
 def test_good_inputs_beside_the_bad_ones_are_accepted():
     assert task()
     assert tuner().step()["epoch"] == 1
-    assert tuner("centered-stn", changes={"model": Recurrent()}).step()["epoch"] == 1
+    assert tuner("centered-stn", changes={"model": OneWay()}).step()["epoch"] == 1
     assert tuner("fixed", hyperparameters={"rate": [0.0, 0.9]}).step()["hyperparameters/rate"] == 0.0
     assert Settings(momentum=0, warmup=0, response_fraction=1, entropy_weight=0)
     norm = model(nn.BatchNorm1d(5), rd.Dropout("rate"))

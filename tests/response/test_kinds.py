@@ -16,6 +16,7 @@ from tests.response.attached import MODES, H, predict
 LEAVES = {
     "linear": (lambda: nn.Linear(3, 4), (2, 3), 4),
     "linear-middle": (lambda: nn.Linear(3, 4), (2, 2, 2, 3), 4),
+    "bilinear": (lambda: nn.Bilinear(3, 2, 4), (2, 3), 4),
     "conv1d": (lambda: nn.Conv1d(2, 4, 2, groups=2, stride=2), (2, 2, 5), 4),
     "conv2d": (lambda: nn.Conv2d(2, 3, 2, padding=1, padding_mode="circular"), (2, 2, 3, 3), 3),
     "conv3d": (lambda: nn.Conv3d(1, 2, 2, dilation=2, padding="same"), (2, 1, 2, 2, 2), 2),
@@ -32,6 +33,15 @@ LEAVES = {
 }
 
 
+class Twice(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x, *more(self.layer, x)))
+
+
 def leaf(name):
     torch.manual_seed(0)
     build, shape, rows = LEAVES[name]
@@ -42,6 +52,11 @@ def leaf(name):
         for p in layer.parameters():
             p.normal_()
     return layer, x, torch.randn(shape[0], rows, dtype=torch.float64, requires_grad=True)
+
+
+def more(layer, x):
+    """Further arguments of the layer."""
+    return (torch.sin(x[..., :2]),) if isinstance(layer, nn.Bilinear) else ()
 
 
 def test_leaf_cases_cover_the_table_of_kinds():
@@ -55,7 +70,7 @@ def test_leaf_rule_passes_gradcheck(name):
     direction = torch.randn_like(layer.weight, requires_grad=True)
 
     def change(direction, rows, x):
-        output = kind.apply(layer, x, direction)
+        output = kind.apply(layer, x, direction, *more(layer, x))
         return output * kind.place(layer, rows, output)
 
     if x.is_floating_point():
@@ -70,12 +85,12 @@ def test_leaf_rule_is_the_layer_without_bias_and_linear_in_the_weight(name):
     kind = kind_of(layer)
     other = torch.randn_like(layer.weight)
     bias = getattr(layer, "bias", None)
-    output = kind.apply(layer, x, layer.weight)
+    output = kind.apply(layer, x, layer.weight, *more(layer, x))
     whole = output if bias is None else output + kind.place(layer, bias.reshape(1, -1), output)
     whole = whole + x.clamp(min=0) if isinstance(layer, nn.PReLU) else whole
-    assert_close(whole, layer(x), rtol=1e-12)
-    combined = kind.apply(layer, x, 2.0 * layer.weight + other)
-    assert_close(combined, 2.0 * output + kind.apply(layer, x, other), rtol=1e-12)
+    assert_close(whole, layer(x, *more(layer, x)), rtol=1e-12)
+    combined = kind.apply(layer, x, 2.0 * layer.weight + other, *more(layer, x))
+    assert_close(combined, 2.0 * output + kind.apply(layer, x, other, *more(layer, x)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -84,6 +99,8 @@ def test_layer_passes_gradcheck_in_theta_and_displacement(name, linearised):
     layer, x, _ = leaf(name)
     x = x.detach()
     model = nn.Sequential(layer, nn.Flatten(), nn.Tanh())
+    if more(layer, x):
+        model = Twice(layer)
     response = randomise(Response(model, H))
     delta = torch.randn(x.shape[0], H, dtype=torch.float64, requires_grad=True)
 

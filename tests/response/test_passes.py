@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import ray_deltastn as rd
 from ray_deltastn.response import Response, linearised_forward
 from ray_deltastn.response.kinds import _registered, kind_of
+from ray_deltastn.response.linearise import rules
 from ray_deltastn.response.passes import leaf
 from tests.networks import Columns, OwnNorm, parametrised
 from tests.oracles import assert_close, dense_prediction, grad, randomise
@@ -95,9 +96,21 @@ BODIES = {
 MISSING = {"table": (Table, {"body.table"}), "statistics": (Norm, {"body.scale"})}
 
 
-def tuner_for(body, method="delta-stn", per="example", **options):
+class Doubling(nn.Linear):
+    """A layer of another package."""
+
+    def forward(self, x):
+        return 2 * F.linear(x, self.weight, self.bias)
+
+
+class Flipped(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+def tuner_for(body, method="delta-stn", per="example", width=WIDTH, **options):
     torch.manual_seed(0)
-    model = Classifier(body()).double()
+    model = Classifier(body(), width).double()
     x = torch.randn(EXAMPLES, STEPS, WIDTH, dtype=torch.float64)
     y = torch.randint(0, CLASSES, (EXAMPLES,))
     space = rd.HyperSpace(rate=rd.Bounded(0.2, per=per), decay=rd.Positive(1e-3, per=per))
@@ -207,6 +220,48 @@ def test_the_statistics_of_a_parametrisation_move_in_plain_steps_only():
 def test_a_norm_by_hook_that_changes_itself_is_refused_by_name():
     coverage = Response(nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3)), nn.Linear(3, 2)), H).coverage
     assert "parametrizations.spectral_norm" in coverage.uncovered["0.weight_orig"]
+
+
+class Standardised(nn.Conv1d):
+    """A convolution of another package with standardised rows, as in networks without normalisation."""
+
+    def forward(self, x):
+        w = self.weight.flatten(1)
+        w = (w - w.mean(1, keepdim=True)) / (w.var(1, keepdim=True) + 1e-5).sqrt()
+        return F.conv1d(x, w.view_as(self.weight), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("body", "axis"),
+    [
+        (lambda: Doubling(WIDTH, 128), -1),
+        (lambda: parametrizations.weight_norm(nn.Linear(WIDTH, 128)), -1),
+        (lambda: nn.Sequential(Flipped(), Standardised(WIDTH, 128, 1), Flipped()), 1),
+        (lambda: Columns(WIDTH, 128), None),
+        (lambda: parametrizations.spectral_norm(nn.Linear(WIDTH, 128)), None),
+    ],
+    ids=["other-package", "weight-norm", "standardised", "rows-are-inputs", "spectral-norm"],
+)
+def test_a_large_layer_whose_rows_are_its_outputs_needs_no_copies(body, axis, monkeypatch):
+    tuner = tuner_for(body, width=128)
+    assert not tuner.coverage.uncovered
+    response, model = tuner.response, tuner.model.eval()
+    (layer,) = response.leaves()
+    assert response._row_axes[layer] == axis
+    with torch.no_grad():
+        response.U.normal_(0.0, 0.1)
+    x, delta = tuner.task.valid[0][:4], torch.randn(4, 2, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    if axis is not None:
+        monkeypatch.setattr(leaf, "LARGEST", 0)
+    with torch.no_grad():
+        found = linearised_forward(model, x, response, delta) - model(x)
+    for row, own, tangent in zip(delta, x, found, strict=True):
+        folded = response.fold(row)
+        along = {name: folded[name].detach() - w for name, w in weights.items()}
+        f = lambda w, own=own: functional_call(model, w, (own[None],))[0]  # noqa: E731
+        with rules(response):
+            assert_close(tangent, torch.func.jvp(f, (weights,), (along,))[1])
 
 
 def test_copies_that_are_too_large_are_refused_by_name(monkeypatch):

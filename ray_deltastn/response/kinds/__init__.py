@@ -18,6 +18,7 @@ from ray_deltastn.response.kinds.base import (
     uniform_fan_in,
 )
 from ray_deltastn.response.kinds.batchnorm import BATCHNORM
+from ray_deltastn.response.kinds.bilinear import BILINEAR
 from ray_deltastn.response.kinds.conv import CONV
 from ray_deltastn.response.kinds.convtranspose import CONV_TRANSPOSE
 from ray_deltastn.response.kinds.embedding import EMBEDDING, EMBEDDING_BAG
@@ -25,11 +26,13 @@ from ray_deltastn.response.kinds.groupnorm import GROUPNORM
 from ray_deltastn.response.kinds.instancenorm import INSTANCENORM
 from ray_deltastn.response.kinds.layernorm import LAYERNORM
 from ray_deltastn.response.kinds.linear import LINEAR
+from ray_deltastn.response.kinds.others import OTHERS
 from ray_deltastn.response.kinds.prelu import PRELU
 from ray_deltastn.response.kinds.rmsnorm import RMSNORM
 
 KINDS: tuple[LayerKind, ...] = (
     LINEAR,
+    BILINEAR,
     CONV,
     CONV_TRANSPOSE,
     EMBEDDING,
@@ -113,7 +116,7 @@ def kind_of(layer: nn.Module) -> LayerKind | None:
         for base in kind.types:
             if isinstance(layer, base) and type(layer).forward is base.forward:
                 return kind
-    return None
+    return OTHERS.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
 
 
 __all__ = ["KINDS", "LayerKind", "kind_of", "register_kind"]

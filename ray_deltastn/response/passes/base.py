@@ -42,12 +42,14 @@ class Moved:
         parts: what moves, by the name of the parameter in the module; a parameter that does not respond is not in it.
         linearised: whether changes go to the tangent (3.13) instead of the output.
         layout: where the inputs and the output of the module have the batch.
+        row_axis: for a module without a rule, the axis of its output with one index per row of its weights, or None.
     """
 
     module: nn.Module
     parts: dict[str, Part]
     linearised: bool
     layout: Layout = field(default=FRONT)
+    row_axis: int | None = None
 
     def ordered(self, order: Tensor | None, layout: Layout) -> Moved:
         """The same for inputs with the examples in another order, and another layout."""
@@ -74,10 +76,10 @@ class Moved:
         if weight in self.parts:
             part = self.parts[weight]
             out = F.linear(primal, part.direction[rows])
-            changes.append(out * self._placed(part.rows[:, rows], out))
+            changes.append(out * self.placed(part.rows[:, rows], out))
         if bias is not None and bias in self.parts:
             part = self.parts[bias]
-            changes.append(self._placed(part.rows[:, rows] * part.direction[rows], y).expand_as(y))
+            changes.append(self.placed(part.rows[:, rows] * part.direction[rows], y).expand_as(y))
         if not self.linearised:
             return y + sum(changes) if changes else y
         if tangent is not None:
@@ -102,12 +104,12 @@ class Moved:
         p = parameter(self.module, name)
         return p.reshape(1, -1) + self.change(name).flatten(1) if name in self.parts else p.reshape(1, -1)
 
-    def _placed(self, rows: Tensor, output: Tensor) -> Tensor:
-        """View (B, k) so that it broadcasts over an output (…, k) with the batch where the layout says."""
+    def placed(self, rows: Tensor, output: Tensor, row_axis: int = -1) -> Tensor:
+        """View (B, k) so that it broadcasts over an output with the batch where the layout says, k on `row_axis`."""
         axis = self.layout.axis
         spread = self.layout.spread(rows, output.shape[axis]) if len(rows) > 1 else rows
         shape = [1] * output.dim()
-        shape[axis], shape[-1] = spread.shape
+        shape[axis], shape[row_axis] = spread.shape
         return spread.reshape(shape).to(output.dtype)
 
 
