@@ -21,10 +21,11 @@ from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.data import Stream, stream
+from ray_deltastn.training.data import stream
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 from ray_deltastn.training.random_state import isolated
+from ray_deltastn.training.streams import Stream
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -77,10 +78,12 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream, train: Stream | None = None) -> tuple[Any, Any]:
+def try_out(
+    objective: Objective, valid: Stream, train: Stream | None = None, test: Stream | None = None
+) -> tuple[Any, Any]:
     """Run the model, the loss and, if the method has one, the response on a few validation examples.
 
-    If the training examples have other types or shapes, the model and the loss also run on a few of them.
+    If the examples of another split have other types or shapes, the model and the loss also run on a few of them.
 
     Raises:
         TypeError: if an operation has no forward-mode rule, or the model or the loss does not accept nested tensors.
@@ -98,7 +101,9 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
         if train is not None:
-            _try_out_train(objective, train, x, y)
+            _try_out_other(objective, train, x, y)
+        if test is not None:
+            _try_out_other(objective, test, x, y)
         return output, y
     finally:
         model.train(was_training)
@@ -213,9 +218,9 @@ def _look(objective: Objective, x: Any) -> None:
         )
 
 
-def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: Any) -> None:
-    """Run the model and the loss on training examples, unless they look like those of validation."""
-    x, y = train.first()
+def _try_out_other(objective: Objective, split: Stream, valid_x: Any, valid_y: Any) -> None:
+    """Run the model and the loss on examples of a split, unless they look like those of validation."""
+    x, y = split.first()
     kinds = [
         [described(pair[0]), described(pair[1]), *((t.dtype, t.shape[1:]) for t in tensors(pair))]
         for pair in ((x, y), (valid_x, valid_y))
@@ -223,10 +228,13 @@ def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: A
     if kinds[0] == kinds[1]:
         return
     with torch.no_grad():
-        _try_out_types(objective, x, y)
+        if split.name == "train":
+            _try_out_train(objective, x, y)
+        else:
+            lost(objective.valid_loss, "valid_loss", predicted(objective, x, split.name), y, split.name)
 
 
-def _try_out_types(objective: Objective, x: Any, y: Any) -> None:
+def _try_out_train(objective: Objective, x: Any, y: Any) -> None:
     if objective.augment:  # augmentations may change the type of the inputs
         try:
             with _kept_generator(objective):

@@ -146,7 +146,7 @@ class SelfTuner:
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
-                self.scores.try_out(*try_out(self.objective, self.valid, self.train))
+                self.scores.try_out(*try_out(self.objective, self.valid, self.train, self.test))
                 self.best.check(self.scores.names)
                 check_small_batches(self.objective, self.train, s.response_fraction)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
@@ -231,7 +231,8 @@ class SelfTuner:
         started = time.perf_counter()
         self._set_constant(self.steps)
         x, y = self.train.next()
-        self.scores.add(self.algorithm.train_step(x, y))
+        with self.train.explains(x, y):
+            self.scores.add(self.algorithm.train_step(x, y))
         self.steps += 1
         ended = time.perf_counter()
         self.scores.seconds["train"] += ended - started
@@ -259,7 +260,9 @@ class SelfTuner:
         self.optimizers.set_hyper_share(share)
         for _ in range(self.settings.valid_interval):
             before = self.space.lam.detach().clone()
-            self.algorithm.hyper_step(*self.valid.next())
+            x, y = self.valid.next()
+            with self.valid.explains(x, y):
+                self.algorithm.hyper_step(x, y)
             self.health.watch(before, self.hyper_lr * share)
         self.model.train()
 
