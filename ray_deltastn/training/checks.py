@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
-from ray_deltastn.response.linearise import Elementary
+from ray_deltastn.response.elementary import Elementary
 from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
