@@ -26,6 +26,7 @@ from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream
+from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -98,12 +99,13 @@ def try_out(
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
+        for split in (train, test):
+            if split is not None:
+                _try_out_other(objective, split, x, y)
+        if train is not None:
+            try_steps(objective, train.first()[0])
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
-        if train is not None:
-            _try_out_other(objective, train, x, y)
-        if test is not None:
-            _try_out_other(objective, test, x, y)
         return output, y
     finally:
         model.train(was_training)
@@ -200,15 +202,12 @@ def _look(objective: Objective, x: Any) -> None:
         with entered(model) as layers:
             look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None, training)
     except (NotImplementedError, RuntimeError) as error:
-        if "forward" not in str(error).lower():
+        refused = without_rule(error, method.name, layers)
+        if refused is None:
             raise
-        name, kind = layers[-1]
-        raise TypeError(
-            f"every operation must have a forward-mode rule for '{method.name}', got none in layer '{name}' ({kind}) "
-            f"or in what follows it: {str(error).splitlines()[0]}; use 'centered-stn'"
-        ) from error
+        raise refused from error
     except LostTangentError as error:
-        raise TypeError(f"{error}; use 'centered-stn' instead of '{method.name}'") from error
+        raise TypeError(f"{error}; {NOT_LINEARISED}, instead of '{method.name}'") from error
     if response.coverage.share < LOW_COVERAGE:
         warnings.warn(
             f"at least half of the trainable weights should respond to the hyperparameters, got "
