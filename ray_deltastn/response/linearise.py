@@ -11,17 +11,16 @@ Layers with a response add their part of the tangent (see `Response`). PyTorch's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwAD
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from ray_deltastn.response.elementary import Elementary
 from ray_deltastn.response.response import Response
 from ray_deltastn.response.trees import called, mapped, tensors
 
@@ -43,43 +42,6 @@ def rules_for_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _hardsigmoid(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return (x / 6 + 0.5).clamp(0.0, 1.0)
-
-
-def _glu(x: Tensor, dim: int = -1) -> Tensor:
-    a, b = x.chunk(2, dim)
-    return a * torch.sigmoid(b)
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-#: Functions without a forward-mode rule, or with one that has no backward pass, in elementary operations.
-ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
-    F.hardsigmoid: _hardsigmoid,
-    F.glu: _glu,
-    torch._weight_norm: _weight_norm,
-}
-
-
-class Elementary(TorchFunctionMode):
-    """Inside, the functions of `ELEMENTARY` are computed by elementary operations.
-
-    Attributes:
-        seen: whether one was called.
-    """
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace a call."""
-        replaced = ELEMENTARY.get(func)
-        self.seen = self.seen or replaced is not None
-        return (replaced or func)(*args, **(kwargs or {}))
 
 
 def rules(response: Response) -> ExitStack:

@@ -16,15 +16,17 @@ from torch.overrides import TorchFunctionMode
 from ray_deltastn.domains import Integer
 from ray_deltastn.methods import Method, Objective, RunningStatistics, get_method
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
-from ray_deltastn.response.linearise import Elementary
+from ray_deltastn.response.elementary import Elementary
 from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.data import Stream, stream
+from ray_deltastn.training.data import stream
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 from ray_deltastn.training.random_state import isolated
+from ray_deltastn.training.streams import Stream
+from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -77,10 +79,12 @@ def check_precision(precision: str, parameters: Iterable[nn.Parameter]) -> None:
         raise ValueError(f"`precision={precision}` needs a float32 model, got {other[0]}")
 
 
-def try_out(objective: Objective, valid: Stream, train: Stream | None = None) -> tuple[Any, Any]:
+def try_out(
+    objective: Objective, valid: Stream, train: Stream | None = None, test: Stream | None = None
+) -> tuple[Any, Any]:
     """Run the model, the loss and, if the method has one, the response on a few validation examples.
 
-    If the training examples have other types or shapes, the model and the loss also run on a few of them.
+    If the examples of another split have other types or shapes, the model and the loss also run on a few of them.
 
     Raises:
         TypeError: if an operation has no forward-mode rule, or the model or the loss does not accept nested tensors.
@@ -95,10 +99,13 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
+        for split in (train, test):
+            if split is not None:
+                _try_out_other(objective, split, x, y)
+        if train is not None:
+            try_steps(objective, train.first()[0])
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
-        if train is not None:
-            _try_out_train(objective, train, x, y)
         return output, y
     finally:
         model.train(was_training)
@@ -196,15 +203,12 @@ def _look(objective: Objective, x: Any) -> None:
         with entered(model) as layers:
             look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None, training)
     except (NotImplementedError, RuntimeError) as error:
-        if "forward" not in str(error).lower():
+        refused = without_rule(error, method.name, layers)
+        if refused is None:
             raise
-        name, kind = layers[-1]
-        raise TypeError(
-            f"every operation must have a forward-mode rule for '{method.name}', got none in layer '{name}' ({kind}) "
-            f"or in what follows it: {str(error).splitlines()[0]}; use 'centered-stn'"
-        ) from error
+        raise refused from error
     except LostTangentError as error:
-        raise TypeError(f"{error}; use 'centered-stn' instead of '{method.name}'") from error
+        raise TypeError(f"{error}; {NOT_LINEARISED}, instead of '{method.name}'") from error
     if response.coverage.share < LOW_COVERAGE:
         warnings.warn(
             f"at least half of the trainable weights should respond to the hyperparameters, got "
@@ -214,9 +218,9 @@ def _look(objective: Objective, x: Any) -> None:
         )
 
 
-def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: Any) -> None:
-    """Run the model and the loss on training examples, unless they look like those of validation."""
-    x, y = train.first()
+def _try_out_other(objective: Objective, split: Stream, valid_x: Any, valid_y: Any) -> None:
+    """Run the model and the loss on examples of a split, unless they look like those of validation."""
+    x, y = split.first()
     kinds = [
         [described(pair[0]), described(pair[1]), *((t.dtype, t.shape[1:]) for t in tensors(pair))]
         for pair in ((x, y), (valid_x, valid_y))
@@ -224,10 +228,13 @@ def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: A
     if kinds[0] == kinds[1]:
         return
     with torch.no_grad():
-        _try_out_types(objective, x, y)
+        if split.name == "train":
+            _try_out_train(objective, x, y)
+        else:
+            lost(objective.valid_loss, "valid_loss", predicted(objective, x, split.name), y, split.name)
 
 
-def _try_out_types(objective: Objective, x: Any, y: Any) -> None:
+def _try_out_train(objective: Objective, x: Any, y: Any) -> None:
     if objective.augment:  # augmentations may change the type of the inputs
         try:
             with _kept_generator(objective):

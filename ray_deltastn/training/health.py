@@ -14,7 +14,7 @@ from ray_deltastn.methods import Objective
 from ray_deltastn.response.trees import rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import AT_BOUND, SIGNALS, WARNINGS
-from ray_deltastn.training.data import Stream
+from ray_deltastn.training.streams import Stream
 
 #: |λ| of a bounded hyperparameter above which s is flat: s'(λ) is below 1 % of its largest value.
 SATURATION = 6.0

@@ -65,7 +65,7 @@ def predicted(objective: Objective, x: Any, split: str) -> Any:
         ) from reason
     where = f" in layer '{last[-1][0]}' ({last[-1][1]})" if last and last[-1][0] else ""
     raise ValueError(
-        f"`model` must accept the inputs of `{split}`, got {_about(x)} and this error{where}: {_line(reason)}"
+        f"`model` must accept the inputs of `{split}`, got {_about(x)} and this error{where}: {first_line(reason)}"
     ) from reason
 
 
@@ -100,7 +100,7 @@ def lost(function: Loss, what: str, output: Any, y: Any, split: str) -> Any:
                 ) from error
         raise ValueError(
             f"`{what}` must accept the output of the model and the targets of `{split}`, got an output of "
-            f"{_about(output)}, targets of {_about(y)} and this error: {_line(error)}"
+            f"{_about(output)}, targets of {_about(y)} and this error: {first_line(error)}"
         ) from error
 
 
@@ -145,7 +145,7 @@ def require_mean(function: Loss, what: str, output: Any, y: Any, loss: Tensor) -
 
 def _refused(rule: str, nested: Any, error: Exception) -> TypeError:
     """An error about nested tensors, in one line."""
-    return TypeError(f"{rule}, got {described(nested)}: {_line(error)}")
+    return TypeError(f"{rule}, got {described(nested)}: {first_line(error)}")
 
 
 def _works(call: Callable[[], Any]) -> bool:
@@ -168,5 +168,6 @@ def _type(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ray_deltastn.methods import Loss, Objective
 from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
-from ray_deltastn.training.data import Stream
+from ray_deltastn.training.streams import Stream
 
 Metric = Callable[[Any, Any], Tensor]
 
@@ -43,11 +43,14 @@ def evaluate(
     with torch.no_grad():
         delta = objective.delta(objective.space.lam.detach(), None)
         for x, y in stream.in_order():
-            output = objective.predict(x, delta)
-            found = {"loss": loss(output, y).double().mean()}
-            if accuracy is not None:
-                correct.append(accuracy(output, y))
-            found.update({name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()})
+            with stream.explains(x, y):
+                output = objective.predict(x, delta)
+                found = {"loss": loss(output, y).double().mean()}
+                if accuracy is not None:
+                    correct.append(accuracy(output, y))
+                found.update(
+                    {name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()}
+                )
             for name, value in found.items():
                 totals[name] = totals.get(
                     name, torch.zeros((), dtype=torch.float64, device=value.device)

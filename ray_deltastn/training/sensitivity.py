@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ray_deltastn.methods import Objective
 from ray_deltastn.response.trees import rows, split, taken
-from ray_deltastn.training.data import Batch, Stream
+from ray_deltastn.training.streams import Batch, Stream
 
 #: Largest distance from λ, in units of σ, and number of points on the way.
 WIDTH, POINTS = 2.0, 9

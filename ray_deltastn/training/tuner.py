@@ -43,6 +43,7 @@ from ray_deltastn.training.scores import Scores
 from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.state import identity, require_parts, require_same
+from ray_deltastn.training.trouble import Trouble
 
 #: Reason of a run that ended as planned.
 ALL_DONE = "all epochs done"
@@ -139,6 +140,7 @@ class SelfTuner:
         self.stop_reason = ""
         self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device)
         self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
+        self.trouble = Trouble(self.objective, self.train, self.valid)
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
         self.best = Best(s.monitor, s.monitor_mode)
@@ -146,7 +148,7 @@ class SelfTuner:
         self._set_constant(0)
         with random_state.isolated(s.seed, self.device):
             try:
-                self.scores.try_out(*try_out(self.objective, self.valid, self.train))
+                self.scores.try_out(*try_out(self.objective, self.valid, self.train, self.test))
                 self.best.check(self.scores.names)
                 check_small_batches(self.objective, self.train, s.response_fraction)
                 check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
@@ -231,7 +233,10 @@ class SelfTuner:
         started = time.perf_counter()
         self._set_constant(self.steps)
         x, y = self.train.next()
-        self.scores.add(self.algorithm.train_step(x, y))
+        with self.train.explains(x, y):
+            loss = self.algorithm.train_step(x, y)
+        self.scores.add(loss)
+        self.trouble.train_step(loss)
         self.steps += 1
         ended = time.perf_counter()
         self.scores.seconds["train"] += ended - started
@@ -259,7 +264,9 @@ class SelfTuner:
         self.optimizers.set_hyper_share(share)
         for _ in range(self.settings.valid_interval):
             before = self.space.lam.detach().clone()
-            self.algorithm.hyper_step(*self.valid.next())
+            x, y = self.valid.next()
+            with self.valid.explains(x, y):
+                self.trouble.hyper_step(self.algorithm.hyper_step(x, y))
             self.health.watch(before, self.hyper_lr * share)
         self.model.train()
 
@@ -268,6 +275,9 @@ class SelfTuner:
         with self.scores.timed("evaluate"):
             size = self.response_size()
         reason = divergence(self.space, train_loss, scores["valid_loss"], self.steps)
+        if reason:
+            reason += self.trouble.found(self.steps, self.best.weights)
+        self.trouble.reset()
         return self._assemble(train_loss, scores, size, reason)
 
     def give_up(self, reason: str) -> dict[str, Any]:
@@ -437,3 +447,4 @@ class SelfTuner:
         self.in_force.load_state_dict(state["in_force"])
         self.best.load_state_dict(state["best"])
         self.health.reset()
+        self.trouble.reset()

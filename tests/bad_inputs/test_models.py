@@ -52,7 +52,7 @@ MODELS = {
     "a-layer-has-no-forward-mode-rule": (
         lambda: tuner(changes={"model": OneWay()}),
         TypeError,
-        ["forward-mode rule", "'delta-stn'", "'memory'"],
+        ["forward-mode rule", "'delta-stn'", "layer 'memory' (Doubling)", "use 'centered-stn' or 'stn'"],
     ),
     "output-is-a-tuple": (
         lambda: tuner(changes={"model": Lambda(lambda x: (x, x))}),

@@ -1,6 +1,7 @@
 """Mistakes in data show at once, in one line with the rule, the value got and its name."""
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from tests.bad_inputs.made import PAIR, X, Y, assert_refused, tuner
@@ -30,6 +31,25 @@ class Examples(Dataset):
         return self.form(X[index], Y[index])
 
 
+def collated(rows):
+    return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+
+def short(rows):
+    x, y = collated(rows)
+    return x, y[:-1]
+
+
+def uneven(rows):
+    x, y = collated(rows)
+    return {"x": x, "mask": x[:5]}, y
+
+
+def nothing(rows):
+    x, y = collated(rows)
+    return x[:0], y[:0]
+
+
 DATA = {
     "empty-tensors": (
         lambda: tuner(changes={"train": (X[:0], Y[:0])}),
@@ -55,6 +75,31 @@ DATA = {
         lambda: tuner(changes={"valid": DataLoader(TensorDataset(*PAIR), 32, drop_last=True)}),
         ValueError,
         ["`valid`", "at least one", "none"],
+    ),
+    "loader-with-parts-of-different-lengths": (
+        lambda: tuner(changes={"test": DataLoader(TensorDataset(*PAIR), 8, collate_fn=short)}),
+        ValueError,
+        ["`len(x) == len(y)` must hold in each minibatch for 'test', got 7 and 8 (x: 8; y: 7)"],
+    ),
+    "loader-with-inputs-of-different-lengths": (
+        lambda: tuner(changes={"valid": DataLoader(TensorDataset(*PAIR), 8, collate_fn=uneven)}),
+        ValueError,
+        ["in each minibatch for 'valid', got 5 and 8 (x: 8, 5; y: 8)"],
+    ),
+    "loader-with-an-empty-minibatch": (
+        lambda: tuner(changes={"train": DataLoader(TensorDataset(*PAIR), 8, collate_fn=nothing)}),
+        ValueError,
+        ["`train` must hold at least one example in each minibatch, got none"],
+    ),
+    "loader-of-single-examples": (
+        lambda: tuner(changes={"train": DataLoader(TensorDataset(*PAIR), batch_size=None)}),
+        ValueError,
+        ["targets must have an axis of examples in each minibatch for 'train', got none", "`batch_size=None`"],
+    ),
+    "targets-without-an-axis": (
+        lambda: tuner(changes={"train": (X, Y.sum())}),
+        ValueError,
+        ["targets must have an axis of examples for 'train'"],
     ),
     "different-lengths": (
         lambda: tuner(changes={"test": (X, Y[:-3])}),

@@ -4,6 +4,8 @@ Oracle: float64, evaluation mode, U ~ N(0, 0.1); the tangent of the linearised p
 network without hooks along fold(δ) − w₀, one example at a time; the displaced pass against `functional_call` there.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -332,12 +334,12 @@ class Encoder(nn.Module):
         return self.out(self.drop(self.encoder(self.words(x), src_key_padding_mask=x == 0)).mean(1))
 
 
-def tuner_for(model, x=None, **options):
+def tuner_for(model, x=None, per="example", **options):
     torch.manual_seed(0)
     model = model.double()
     x = torch.randint(1, WORDS, (24, 4)) if x is None else x
     y = torch.randint(0, CLASSES, (len(x),))
-    space = rd.HyperSpace(rate=rd.Bounded(0.2), decay=rd.Positive(1e-3))
+    space = rd.HyperSpace(rate=rd.Bounded(0.2, per=per), decay=rd.Positive(1e-3, per=per))
     task = rd.Task(space, model, F.cross_entropy, (x, y), (x, y), penalty=rd.L2("decay"))
     return rd.SelfTuner(task, epochs=1, batch_size=4, warmup=0, **options), x
 
@@ -462,23 +464,61 @@ def test_functions_whose_rule_has_no_backward_pass_are_exact_too(layer):
     tuner.step()
 
 
-def test_a_tangent_that_is_no_number_is_refused_with_its_reason():
-    class Normed(nn.Module):
-        """Words divided by their norm; the padding word is zero, where the norm has a gradient and no tangent."""
+class Padded(nn.Module):
+    """A function of words without a bias; the padding word is zero."""
 
-        def __init__(self):
-            super().__init__()
-            self.words, self.middle = nn.Embedding(WORDS, 8, padding_idx=0), nn.Linear(8, 8, bias=False)
-            self.drop, self.out = rd.Dropout("rate"), nn.Linear(8, CLASSES)
+    def __init__(self, function):
+        super().__init__()
+        self.words, self.middle = nn.Embedding(WORDS, 8, padding_idx=0), nn.Linear(8, 8, bias=False)
+        self.function, self.drop, self.out = function, rd.Dropout("rate"), nn.Linear(8, CLASSES)
 
-        def forward(self, x):
-            y = self.middle(self.words(x))
-            return self.out(self.drop((y / (y.norm(dim=-1, keepdim=True) + 1e-6)).mean(1)))
+    def forward(self, x):
+        return self.out(self.drop(self.function(self.middle(self.words(x))).mean(1)))
 
+
+#: Functions whose forward-mode rule is NaN, or has a NaN backward pass, for vectors of zeros.
+AT_ZERO = {
+    "divided-by-norm": lambda y: y / (y.norm(dim=-1, keepdim=True) + 1e-3),
+    "normalize": lambda y: F.normalize(y, dim=-1, eps=1e-3),
+    "deviation": lambda y: y - y.std(-1, keepdim=True),
+    "distances": lambda y: torch.cdist(y, y).sum(-1, keepdim=True) + y,
+    "root-behind-a-mask": lambda y: F.relu(y).sqrt(),
+}
+
+
+def padded(real):
+    """Minibatches of `real` words, followed by padding."""
     x = torch.zeros(24, 4, dtype=torch.long)
-    x[:, 0] = torch.arange(24)
+    x[:, :real] = 1 + torch.arange(24)[:, None]
+    return x
+
+
+@pytest.mark.parametrize("function", AT_ZERO)
+def test_zeros_have_the_tangents_of_the_backward_pass(function):
+    tuner, _ = tuner_for(Padded(AT_ZERO[function]), padded(1))
+    assert not tuner.coverage.uncovered
+    assert all(math.isfinite(value) for value in tuner.step().values() if isinstance(value, float))
+    assert all(bool(p.isfinite().all()) for p in tuner.response.parameters())
+
+
+@pytest.mark.parametrize("function", ["divided-by-norm", "normalize", "deviation", "distances"])
+def test_zeros_that_appear_after_the_look_have_tangents_too(function):
+    torch.manual_seed(0)
+    x, y = torch.cat([padded(4)[:12], padded(1)[:12]]), torch.randint(0, CLASSES, (24,))
+    space = rd.HyperSpace(rate=rd.Bounded(0.2))
+    task = rd.Task(space, Padded(AT_ZERO[function]).double(), F.cross_entropy, (x, y), (x, y))
+    tuner = rd.SelfTuner(task, epochs=2, batch_size=4, warmup=0, train_interval=1)
+    assert not [report for report in tuner.fit() if report["diverged"]]
+
+
+def test_a_tangent_that_is_no_number_is_refused_with_its_reason():
+    def limited(y):
+        return y.renorm(2, 0, 1.0)  # its backward pass is finite for zeros, its forward-mode rule is not
+
+    x = padded(0)
+    x[::2] = padded(1)[::2]
     with pytest.raises(
         TypeError, match=r"tangents must be finite where gradients are, got others for .*'middle\.weight'"
     ):
-        tuner_for(Normed(), x)
-    assert not tuner_for(Normed(), x, method="centered-stn")[0].coverage.uncovered
+        tuner_for(Padded(limited), x, per="batch")
+    assert not tuner_for(Padded(limited), x, method="centered-stn", per="batch")[0].coverage.uncovered
