@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from ray_deltastn.methods import Method, Objective, RunningStatistics, get_metho
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
 from ray_deltastn.response.linearise import Elementary
 from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
-from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
+from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream, stream
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
 from ray_deltastn.training.random_state import isolated
+from ray_deltastn.training.rate_use import kept_generator, look_at_rates, several, training_pass
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -95,6 +95,7 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
+        look_at_rates(objective, valid.first(EXAMPLES)[0])
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
         if train is not None:
@@ -165,7 +166,7 @@ def _look(objective: Objective, x: Any) -> None:
     """Look at the response, and name the layer if one has no forward-mode rule."""
     response, method, model = objective.response, objective.method, objective.model
     assert response is not None
-    few = mapped(lambda t: t[torch.arange(EXAMPLES, device=t.device) % len(t)] if t.dim() else t, x)
+    few, training = several(x), training_pass(objective)
     space = objective.space
     readers = {
         name: layer
@@ -179,16 +180,6 @@ def _look(objective: Objective, x: Any) -> None:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
         with isolated(0, device), torch.backends.cudnn.flags(enabled=False):
             return called(model, objective.in_order(inputs))
-
-    def training(inputs: Any) -> Any:
-        model.train()
-        objective.pass_values.values = space.named(space.values(space.lam.detach()))
-        try:
-            with isolated(0, device), _kept_generator(objective), RunningStatistics(model).held():
-                return called(model, objective.in_order(inputs))
-        finally:
-            objective.pass_values.values = {}
-            model.eval()
 
     layers: list[tuple[str, str]] = []
     try:
@@ -229,24 +220,12 @@ def _try_out_train(objective: Objective, train: Stream, valid_x: Any, valid_y: A
 def _try_out_types(objective: Objective, x: Any, y: Any) -> None:
     if objective.augment:  # augmentations may change the type of the inputs
         try:
-            with _kept_generator(objective):
+            with kept_generator(objective):
                 objective.train_loss(x, y)
             return
         except MISFITS:
             pass  # the lines below raise the error again, with its cause
     lost(objective.loss, "loss", predicted(objective, x, "train"), y, "train")
-
-
-@contextmanager
-def _kept_generator(objective: Objective) -> Iterator[None]:
-    """Context that leaves the random generator of the run as it was."""
-    generator = objective.generator
-    state = None if generator is None else generator.get_state()
-    try:
-        yield
-    finally:
-        if generator is not None and state is not None:
-            generator.set_state(state)
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -308,7 +287,7 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     was_training = objective.model.training
     objective.model.train()
     try:
-        with torch.no_grad(), RunningStatistics(objective.model).held(), _kept_generator(objective):
+        with torch.no_grad(), RunningStatistics(objective.model).held(), kept_generator(objective):
             objective.train_loss(taken(x, slice(1)), taken(y, slice(1)))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
