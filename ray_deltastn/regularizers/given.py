@@ -145,7 +145,9 @@ def _warn_of(left: list[_Place]) -> None:
     keys = sorted({place.key for place in left if not isinstance(place.parent, CLOSED)})
     helps = [f"those of {' and '.join(closed)} cannot be tuned, and 0 turns them off"] if closed else []
     helps += [f"`attributes={keys}` tunes those that go to `F.dropout` or to fused attention"] if keys else []
-    warnings.warn(f"rates that are no layers stay as they are: {_shown(left)}; {'; '.join(helps)}", stacklevel=3)
+    warnings.warn(
+        f"numbers that seem to be rates of dropout stay as they are: {_shown(left)}; {'; '.join(helps)}", stacklevel=3
+    )
 
 
 def _shown(places: list[_Place]) -> str:

@@ -153,9 +153,9 @@ def test_rates_that_stay_are_named_with_what_helps():
     with pytest.warns(UserWarning, match="stay as they are") as warned:
         rd.tune_dropouts(model)
     assert str(warned[0].message) == (
-        "rates that are no layers stay as they are: 'reader.attention_dropout' (0.2), 'many.dropout' (0.3), "
-        "'one.dropout' (0.2); those of LSTM and MultiheadAttention cannot be tuned, and 0 turns them off; "
-        "`attributes=['attention_dropout']` tunes those that go to `F.dropout` or to fused attention"
+        "numbers that seem to be rates of dropout stay as they are: 'reader.attention_dropout' (0.2), "
+        "'many.dropout' (0.3), 'one.dropout' (0.2); those of LSTM and MultiheadAttention cannot be tuned, and 0 turns "
+        "them off; `attributes=['attention_dropout']` tunes those that go to `F.dropout` or to fused attention"
     )
 
 
