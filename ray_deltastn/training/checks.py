@@ -22,7 +22,7 @@ from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream, stream
 from ray_deltastn.training.health import RunWarning
-from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
+from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.rate_use import kept_generator, look_at_rates, several, training_pass
 
@@ -155,6 +155,8 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
             require_mean(function, which, output, y, loss)
+            if objective.response is not None and objective.method.linearized:
+                require_outer_loss(function, which, output, y, objective.method.name)
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
