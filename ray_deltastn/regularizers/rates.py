@@ -11,7 +11,6 @@ functions of `WITH_RATE` call the layer of a `Rate` that they get, and all other
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+
+from ray_deltastn.response.attention import attention
 
 
 class Rate(float):
@@ -130,55 +131,8 @@ def _torch_dropout(layer: nn.Module, input: Tensor, p: Any, train: bool) -> Tens
     return _dropout(layer, input, training=train)
 
 
-def attention(
-    layer: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: Any = None,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """layer(softmax(s QKᵀ + mask)) V, with the arguments of `F.scaled_dot_product_attention`.
-
-    Args:
-        layer: dropout of the attention weights (B, …, L, S).
-        query: Q (B, …, L, E).
-        key: K (B, …, S, E).
-        value: V (B, …, S, F).
-        attn_mask: what is added to the scores, or True where a query may attend; it broadcasts over (B, …, L, S).
-        dropout_p: not used; `layer` has the rate.
-        is_causal: whether query i attends to the keys 0 … i only.
-        scale: s; the default is 1/√E.
-        enable_gqa: whether several heads of Q share a head of K and V.
-
-    Returns:
-        The output (B, …, L, F). It is 0 for a query that may attend to no key.
-    """
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is None:
-        return _mixed(layer(scores.softmax(-1)), value)
-    if attn_mask.dtype == torch.bool:
-        closed = ~attn_mask
-        scores = scores.masked_fill(closed, -math.inf)
-    else:
-        closed = attn_mask.isneginf()
-        scores = scores + attn_mask
-    none = closed.all(-1, keepdim=True)  # their softmax would be NaN
-    weights = scores.masked_fill(none, 0.0).softmax(-1).masked_fill(none, 0.0)
-    return _mixed(layer(weights), value)
-
-
-def _mixed(weights: Tensor, value: Tensor) -> Tensor:
-    return weights.to(value.dtype) @ value
+def _attention(layer: nn.Module, *args: Any, dropout_p: Any = None, **kwargs: Any) -> Tensor:
+    return attention(*args, **kwargs, drop=layer)
 
 
 #: Functions that can have a tuned rate, and what they then compute.
@@ -188,7 +142,7 @@ WITH_RATE: dict[Any, Callable[..., Tensor]] = {
     F.dropout2d: _dropout,
     F.dropout3d: _dropout,
     torch.dropout: _torch_dropout,
-    F.scaled_dot_product_attention: attention,
+    F.scaled_dot_product_attention: _attention,
 }
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from ray_deltastn.response.attention import attention
 from ray_deltastn.response.response import Response
 from ray_deltastn.response.trees import called, mapped, tensors
 
@@ -58,8 +59,16 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
 ELEMENTARY: dict[Any, Callable[..., Tensor]] = {F.hardsigmoid: _hardsigmoid, F.glu: _glu}
 
 
+def _elementary(func: Any, args: Any, kwargs: Any) -> Callable[..., Tensor] | None:
+    """What computes a call in elementary operations; None if the call stays as it is."""
+    if func is F.scaled_dot_product_attention:
+        masked = kwargs.get("attn_mask") is not None or (len(args) > 3 and args[3] is not None)
+        return attention if masked else None
+    return ELEMENTARY.get(func)
+
+
 class Elementary(TorchFunctionMode):
-    """Inside, the functions of `ELEMENTARY` are computed by elementary operations.
+    """Inside, the functions of `ELEMENTARY` and attention with a mask are computed by elementary operations.
 
     Attributes:
         seen: whether one was called.
@@ -69,7 +78,7 @@ class Elementary(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a call."""
-        replaced = ELEMENTARY.get(func)
+        replaced = _elementary(func, args, kwargs or {})
         self.seen = self.seen or replaced is not None
         return (replaced or func)(*args, **(kwargs or {}))
 

@@ -1,7 +1,6 @@
 """A tuned rate that a model reads as a number has the masks and the gradients of a call of the layer."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from torch import nn
 import ray_deltastn as rd
 from ray_deltastn.methods import Objective, get_method
 from ray_deltastn.regularizers import PassValues, RateError, ReadRates
-from ray_deltastn.regularizers.rates import Rate, attention
+from ray_deltastn.regularizers.rates import Rate
 from ray_deltastn.response import Response
-from tests.oracles import assert_all_close, assert_close, randomise
+from tests.oracles import assert_all_close, randomise
 
 BATCH, TOKENS, HEADS, WIDTH = 4, 5, 2, 8
 
@@ -70,36 +69,6 @@ def test_gradients_are_those_of_a_call_of_the_layer(how, method, per):
         found.append([loss, *torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)])
     assert found[0][1].abs() > 1e-6
     assert_all_close(found[0], found[1], rtol=1e-12)
-
-
-MASKS = {
-    "none": None,
-    "boolean": torch.tensor([[True, False, True], [False, False, False]]),
-    "added": torch.tensor([[0.5, -torch.inf, -1.0], [-torch.inf, -torch.inf, -torch.inf]], dtype=torch.float64),
-}
-
-
-@pytest.mark.parametrize(("mask", "causal", "scale", "shared"), [
-    *itertools.product(MASKS, [False], [None, 0.7], [False, True]), ("none", True, None, False)
-])  # fmt: skip
-def test_attention_without_dropout_is_that_of_pytorch(mask, causal, scale, shared):
-    torch.manual_seed(0)
-    q = torch.randn(2, 4, 2, 6, dtype=torch.float64)
-    k, v = (torch.randn(2, 2 if shared else 4, 3, width, dtype=torch.float64) for width in (6, 5))
-    options = {"attn_mask": MASKS[mask], "is_causal": causal, "scale": scale, "enable_gqa": shared}
-    assert_close(
-        attention(nn.Identity(), q, k, v, **options), F.scaled_dot_product_attention(q, k, v, **options), 1e-12
-    )
-
-
-def test_a_query_without_keys_has_no_nan_in_its_gradients_and_tangents():
-    q = torch.randn(1, 2, 2, 6, dtype=torch.float64, requires_grad=True)
-    k, v = torch.randn(2, 1, 2, 3, 6, dtype=torch.float64)
-
-    def of(q):
-        return attention(nn.Identity(), q, k, v, MASKS["boolean"])
-
-    assert torch.autograd.gradcheck(of, q, check_forward_ad=True)
 
 
 def test_each_example_has_its_own_rate():
