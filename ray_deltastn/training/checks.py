@@ -21,10 +21,10 @@ from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import Stream, stream
+from ray_deltastn.training.first_pass import kept_generator, look_at_training, several, training_pass
 from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
 from ray_deltastn.training.random_state import isolated
-from ray_deltastn.training.rate_use import kept_generator, look_at_rates, several, training_pass
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -95,7 +95,7 @@ def try_out(objective: Objective, valid: Stream, train: Stream | None = None) ->
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
-        look_at_rates(objective, valid.first(EXAMPLES)[0])
+        look_at_training(objective, valid.first(EXAMPLES)[0])
         if objective.response is not None:
             _look(objective, valid.first(EXAMPLES)[0])
         if train is not None:

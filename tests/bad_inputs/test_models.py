@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ray_deltastn as rd
 from tests.bad_inputs.made import Recurrent, assert_refused, model, tuner
@@ -177,6 +178,45 @@ def compiled_in_place():
     network = model()
     network.compile()
     return network
+
+
+class Checkpointed(nn.Module):
+    """A network that computes its layers again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inner, self.before, self.reentrant = model(), nn.Linear(4, 4), reentrant
+
+    def forward(self, x):
+        x = self.before(x)
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant) if self.training else self.inner(x)
+
+
+@pytest.mark.parametrize("method", ["delta-stn", "fixed"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_network_that_computes_layers_again_is_refused(reentrant, method):
+    words = ["`model` must keep what its backward pass needs", "checkpointing off"]
+    if not reentrant:
+        words.append("in 'inner' (Sequential)")
+    assert_refused(lambda: tuner(method, changes={"model": Checkpointed(reentrant)}), TypeError, words)
+
+
+def test_the_look_before_the_first_step_leaves_buffers_as_they_were():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training:
+                self.count += 1
+            return self.inner(x)
+
+    run = tuner(changes={"model": Counting()})
+    assert run.model.count == 0
+    run.step()
+    assert run.model.count > 0
 
 
 @pytest.mark.slow  # PyTorch's compiler takes seconds to import
