@@ -154,7 +154,7 @@ def bound(output: dict[str, Tensor], image: Tensor) -> Tensor:
 TORCH = [
     Entry("LSTM", "torch", partial(Recurrent, nn.LSTM), sentences),
     Entry("GRU", "torch", partial(Recurrent, nn.GRU), sentences),
-    Entry("TransformerEncoder", "torch", Encoder, sentences),
+    Entry("TransformerEncoder", "torch", Encoder, sentences, attributes=("dropout",)),
     Entry("VAE", "torch", Autoencoder, copies, bound),
     Entry("U-Net", "torch", UNet, masks),
     Entry("nanoGPT", "torch", NanoGPT, texts, next_words, attributes=("dropout",)),

@@ -55,7 +55,7 @@ def swin() -> Any:
 
 def vit() -> Any:
     """A vision transformer with two blocks."""
-    return models.VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, num_classes=3)
+    return models.VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, attention_dropout=0.1, num_classes=3)
 
 
 def segmenter(head: Callable[..., nn.Module]) -> Any:
@@ -90,7 +90,7 @@ TORCHVISION = [
     Entry("EfficientNet", "torchvision", efficientnet, images),
     Entry("ConvNeXt", "torchvision", convnext, images),
     Entry("Swin", "torchvision", swin, images, attributes=("attention_dropout", "dropout")),
-    Entry("ViT", "torchvision", vit, images),
+    Entry("ViT", "torchvision", vit, images, attributes=("dropout",)),
     Entry("FCN", "torchvision", partial(segmenter, FCNHead), masks, per_pixel),
     Entry("DeepLabV3", "torchvision", partial(segmenter, partial(DeepLabHead, atrous_rates=(2,))), masks, per_pixel),
 ]

@@ -26,7 +26,7 @@ LEAST = 0.01
 
 
 #: Layers that use their rate themselves, in a way that cannot have one value per example.
-CLOSED = (nn.MultiheadAttention, nn.RNNBase, _DropoutNd)
+CLOSED = (nn.RNNBase, _DropoutNd)
 #: Number of names in a message.
 SHOWN = 3
 
@@ -56,8 +56,9 @@ def tune_dropouts(
     """Replace the dropout layers of a model by tuned ones, in place.
 
     A layer may be called, or its `p` may be given to `F.dropout` or to `F.scaled_dot_product_attention`. Rates that are
-    not layers stay as they are, and a warning names them: the `dropout` of `nn.MultiheadAttention` and of recurrent
-    layers, and numbers that a model gives to `F.dropout` or to attention. `attributes` tunes such numbers, too.
+    not layers stay as they are, and a warning names them: the `dropout` of recurrent layers and of
+    `nn.MultiheadAttention`, and other numbers that a model gives to `F.dropout` or to attention. `attributes` tunes
+    such numbers, too, but not those of recurrent layers.
 
     Args:
         model: any network with `nn.Dropout`, `nn.Dropout1d`, `nn.Dropout2d` or `nn.Dropout3d`.
@@ -67,8 +68,9 @@ def tune_dropouts(
         high: largest rate.
         per: whether each example of a batch has a perturbation of its own (`example`), or all have the same (`batch`).
         attributes: names of attributes whose number is a rate that the model gives to `F.dropout` or to
-            `F.scaled_dot_product_attention`, such as `attention_dropout` of Llama. Their names for `groups` are
-            those of layers, such as `model.layers.0.self_attn.attention_dropout`.
+            `F.scaled_dot_product_attention`, such as `attention_dropout` of Llama or `dropout` of
+            `nn.MultiheadAttention`. Their names for `groups` are those of layers, such as
+            `model.layers.0.self_attn.attention_dropout`.
 
     Returns:
         The hyperparameters by name, for `HyperSpace(**found)`. Each starts at the mean rate of its layers, at least at
@@ -131,7 +133,8 @@ def _places(model: nn.Module) -> Iterator[_Place]:
             if child is not None and type(child) in KINDS:
                 yield _Place(parent, key, start + key, child, float(child.p))
         for key, value in vars(parent).items():
-            rate = "drop" in key.lower() or (key == "p" and "drop" in type(parent).__name__.lower())
+            kind = type(parent).__name__.lower()
+            rate = "drop" in key.lower() or (key == "p" and ("drop" in kind or "stochastic" in kind))
             single = isinstance(parent, nn.RNNBase) and parent.num_layers == 1  # it has no dropout
             if rate and type(value) is float and 0 <= value <= 1 and type(parent) not in KINDS and not single:
                 yield _Place(parent, key, start + key, None, value)

@@ -12,6 +12,7 @@ functions of `WITH_RATE` call the layer of a `Rate` that they get, and all other
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +147,14 @@ WITH_RATE: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+def _body(func: Any) -> Callable[..., Any]:
+    """A function of `F` that does not ask the modes again, so that the modes see the functions that it calls."""
+    names = {**func.__globals__, "has_torch_function": lambda _: False}
+    body = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
 class ReadRates(TorchFunctionMode):
     """Inside, a function that gets the `Rate` of a layer calls this layer.
 
@@ -155,7 +164,7 @@ class ReadRates(TorchFunctionMode):
 
     seen = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a call that has a rate.
 
         Raises:
@@ -166,6 +175,9 @@ class ReadRates(TorchFunctionMode):
         if rate is None:
             return func(*args, **kwargs)
         self.seen = True
+        if func is F.multi_head_attention_forward:  # of `nn.MultiheadAttention`; it calls a function of `WITH_RATE`
+            with self:
+                return _body(func)(*args, **kwargs)
         if func not in WITH_RATE:
             raise _refused(rate.layer, f"a call of `{resolve_name(func) or func}`")
         return WITH_RATE[func](rate.layer, *args, **kwargs)

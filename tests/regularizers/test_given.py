@@ -154,8 +154,8 @@ def test_rates_that_stay_are_named_with_what_helps():
         rd.tune_dropouts(model)
     assert str(warned[0].message) == (
         "numbers that seem to be rates of dropout stay as they are: 'reader.attention_dropout' (0.2), "
-        "'many.dropout' (0.3), 'one.dropout' (0.2); those of LSTM and MultiheadAttention cannot be tuned, and 0 turns "
-        "them off; `attributes=['attention_dropout']` tunes those that go to `F.dropout` or to fused attention"
+        "'many.dropout' (0.3), 'one.dropout' (0.2); those of LSTM cannot be tuned, and 0 turns them off; "
+        "`attributes=['attention_dropout', 'dropout']` tunes those that go to `F.dropout` or to fused attention"
     )
 
 
@@ -169,8 +169,8 @@ def test_a_network_whose_only_rates_are_numbers_is_refused_with_their_names():
         rd.tune_dropouts(nn.Sequential(Reader()))
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(4, 4, 2, dropout=0.3), nn.MultiheadAttention(4, 2, dropout=0.3)])
-def test_rates_of_closed_layers_stay_although_they_are_named(layer):
+def test_rates_of_closed_layers_stay_although_they_are_named():
+    layer = nn.LSTM(4, 4, 2, dropout=0.3)
     model = nn.Sequential(nn.Dropout(0.1), layer)
     with pytest.warns(UserWarning, match=r"'1\.dropout' \(0\.3\); those of .* cannot be tuned, and 0 turns them off$"):
         rd.tune_dropouts(model, attributes=["dropout"])
@@ -191,3 +191,15 @@ def test_a_number_that_goes_elsewhere_is_refused_before_the_first_step():
     data = (torch.randn(6, 8), torch.randn(6, 3))
     with pytest.raises(RateError, match=r"the rate of Dropout\(dropout\) must be used by .*got arithmetic"):
         rd.SelfTuner(rd.Task(rd.HyperSpace(**found), model, F.mse_loss, data, data), epochs=1)
+
+
+def test_each_rate_of_pytorchs_encoder_can_be_tuned():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.2, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3))
+    found = rd.tune_dropouts(model, {"attention": "self_attn", "rest": ""}, attributes=["dropout"])
+    data = (torch.randn(16, 5, 8), torch.randn(16, 5, 3))
+    task = rd.Task(rd.HyperSpace(**found), model, F.mse_loss, data, data)
+    tuner = rd.SelfTuner(task, epochs=1, batch_size=8, warmup=0, train_interval=1)
+    tuner.step()
+    assert tuner.hyperparameters()["attention"] != pytest.approx(0.2, rel=1e-3)

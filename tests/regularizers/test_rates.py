@@ -12,7 +12,7 @@ from ray_deltastn.methods import Objective, get_method
 from ray_deltastn.regularizers import PassValues, RateError, ReadRates
 from ray_deltastn.regularizers.rates import Rate
 from ray_deltastn.response import Response
-from tests.oracles import assert_all_close, randomise
+from tests.oracles import assert_all_close, assert_close, randomise
 
 BATCH, TOKENS, HEADS, WIDTH = 4, 5, 2, 8
 
@@ -165,3 +165,28 @@ def test_a_rate_in_arithmetic_is_refused_before_the_first_step():
     task = rd.Task(rd.HyperSpace(rate=rd.Bounded(0.3)), Own("called"), F.mse_loss, images_of(16), images_of(8))
     with pytest.raises(RateError, match="got arithmetic"):
         rd.SelfTuner(task, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_pytorchs_attention_has_the_rate_of_each_example(batch_first, need_weights):
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first).double()
+    layer.rate = rd.Dropout("rate")
+    layer.dropout = Rate(layer.rate)
+    values = PassValues(rd.HyperSpace(rate=rd.Bounded(0.3)), torch.Generator())
+    values.values = {"rate": torch.tensor([0.0, 0.2, 0.5, 0.8], dtype=torch.float64)}
+    layer.rate.bind(values)
+    x = torch.randn(BATCH, TOKENS, WIDTH, dtype=torch.float64)
+
+    q, k, v = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, HEADS, -1)).unbind(2)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div((WIDTH // HEADS) ** 0.5).softmax(-1)
+    values.generator.manual_seed(1)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", layer.rate(weights), v)
+    expected = layer.out_proj(mixed.flatten(2))
+
+    values.generator.manual_seed(1)
+    turned = x if batch_first else x.transpose(0, 1)
+    with ReadRates():
+        out = layer(turned, turned, turned, need_weights=need_weights)[0]
+    assert_close(out if batch_first else out.transpose(0, 1), expected, rtol=1e-12)
