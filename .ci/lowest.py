@@ -1,7 +1,8 @@
 """Print pip constraints that set each dependency to the lowest version that pyproject.toml allows.
 
 `torch>=2.5` becomes `torch==2.5`, which pip reads as 2.5.0. These are the dependencies of the project and of its
-extras, except `dev` and `docs`: pip may take the newest tools for tests, checks and documentation.
+extras, except `dev`, `docs` and `models`: pip may take the newest tools for tests, checks and documentation, and the
+newest networks that tests train.
 
     python .ci/lowest.py > constraints.txt
 """
@@ -16,7 +17,7 @@ else:  # no reader of TOML in the standard library yet
     from pip._vendor import tomli as tomllib
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-TOOLS = ("dev", "docs")  # extras without constraints
+TOOLS = ("dev", "docs", "models")  # extras without constraints
 
 
 def lowest(requirement: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -13,6 +14,9 @@ from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import Augmentation, Penalty, Regularizer
 from ray_deltastn.response.trees import described
 from ray_deltastn.space import HyperSpace
+
+#: Modules of PyTorch that spread a model over devices.
+_PARALLEL = ("torch.nn.parallel", "torch.distributed")
 
 
 @dataclass
@@ -40,9 +44,9 @@ class Task:
             and `test_<name>`. One with the name `accuracy` takes the place of the built-in one.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if a regulariser names an unknown hyperparameter, if the domain of a hyperparameter does not suit
-            its regulariser, or if a hyperparameter is not used.
+        TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.
+        ValueError: if the model has a lazy parameter, if a regulariser names an unknown hyperparameter, if the domain
+            of a hyperparameter does not suit its regulariser, or if a hyperparameter is not used.
     """
 
     space: HyperSpace
@@ -67,6 +71,7 @@ class Task:
             raise TypeError(f"`space` must be a HyperSpace, got {type(self.space).__name__}")
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"`model` must be an nn.Module, got {type(self.model).__name__}")
+        _require_plain(self.model)
         for what, function in (("loss", self.loss), ("valid_loss", self.valid_loss), *self.metrics.items()):
             if function is not None and not callable(function):
                 raise TypeError(f"`{what}` must be callable as {what}(output, target), got {function!r}")
@@ -144,6 +149,36 @@ class _Checked:
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ValueError(f"`batch` must return a pair (x, y), got {described(found)}")
         return found[0], found[1]
+
+
+def _require_plain(model: nn.Module) -> None:
+    """Raise TypeError if the model, or a part of it, is compiled or spread over devices: hooks do not act inside.
+
+    Raise ValueError if it has a parameter without a shape.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(
+                f"`model` must have parameters with shapes, got '{name}' without one; call the model once with a batch"
+            )
+    for name, module in model.named_modules():
+        kind = type(module)
+        if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+            what, remedy = (
+                "compiled",
+                "give the model before `torch.compile`; the option `graph` makes its steps faster",
+            )
+        elif isinstance(module, torch.jit.ScriptModule):
+            what, remedy = "scripted or traced", "give the model before `torch.jit`"
+        elif any(base.__module__.startswith(_PARALLEL) for base in kind.__mro__):
+            what, remedy = "spread over devices", "give the model inside it, `model.module`: a run trains on one device"
+        else:
+            continue
+        where = f" '{name}'" if name else ""
+        raise TypeError(
+            f"`model` must not be {what}, because the response acts through hooks of its layers, got "
+            f"{kind.__name__}{where}; {remedy}"
+        )
 
 
 def _several(given: Any, what: str) -> tuple[Any, ...]:

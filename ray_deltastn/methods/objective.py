@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ray_deltastn.methods.method import Method
-from ray_deltastn.regularizers import Augmentation, PassValues, Penalty
+from ray_deltastn.regularizers import Augmentation, Dropout, PassValues, Penalty, ReadRates
 from ray_deltastn.response import Response, Weights, linearised_forward, named_parameters
 from ray_deltastn.response.trees import arguments, called, mapped, rows
 from ray_deltastn.space import HyperSpace
@@ -77,6 +77,8 @@ class Objective:
         self.valid_penalty = tuple(valid_penalty)
         #: Values of the hyperparameters for `fixed`, in their own domains, (h,) in float64.
         self.constant: Tensor | None = None
+        #: Whether the model may read the rate of a tuned dropout layer as a number.
+        self.reads_rates = any(isinstance(m, Dropout) for m in model.modules())
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -134,7 +136,7 @@ class Objective:
         """
         linearized = self.method.linearized if linearized is None else linearized
         x = self.in_order(x)
-        with self.precision():
+        with self.precision(), self.rates():
             if weights is not None:
                 output = functional_call(self.model, self._standing_in(weights), *arguments(x))
             elif delta is None or self.response is None:
@@ -155,6 +157,10 @@ class Objective:
     def precision(self) -> AbstractContextManager[Any]:
         """Context of a pass of the network: bfloat16 autocast if `half`, else no change."""
         return torch.autocast(self.space.lam.device.type, torch.bfloat16) if self.half else nullcontext()
+
+    def rates(self) -> AbstractContextManager[Any]:
+        """Context of a pass in which tuned rates act that the model reads as numbers."""
+        return ReadRates() if self.reads_rates and self.model.training else nullcontext()
 
     def train_loss(
         self,

@@ -9,6 +9,7 @@ from ray_deltastn.regularizers.flip import RandomHorizontalFlip
 from ray_deltastn.regularizers.given import tune_dropouts
 from ray_deltastn.regularizers.noise import GaussianNoise, ScalingNoise
 from ray_deltastn.regularizers.penalties import L2
+from ray_deltastn.regularizers.rates import RateError, ReadRates
 
 __all__ = [
     "L2",
@@ -22,6 +23,8 @@ __all__ = [
     "Penalty",
     "RandomAffine",
     "RandomHorizontalFlip",
+    "RateError",
+    "ReadRates",
     "Regularizer",
     "ScalingNoise",
     "tune_dropouts",

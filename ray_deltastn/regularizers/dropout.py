@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ray_deltastn.regularizers.base import Regularizer
+from ray_deltastn.regularizers.rates import Rate
 from ray_deltastn.space import HyperSpace
 
 
@@ -35,17 +38,16 @@ class Dropout(Regularizer):
 
     @property
     def p(self) -> float:
-        """Zero in evaluation mode, as attention layers of libraries read it.
+        """The rate, for models that read it instead of calling the layer, such as fused attention; see `Rate`.
 
         Raises:
-            RuntimeError: in training mode, because each example may have a rate of its own.
+            RuntimeError: in training mode outside a run.
         """
-        if self.training:
-            raise RuntimeError(
-                f"the rate '{self.names[0]}' must be used by calling the layer, got a read of its `p`; let the model "
-                "call its dropout layer, such as with `fused_attn = False` in timm"
-            )
-        return 0.0
+        if not self.training:
+            return 0.0
+        _ = self.pass_values  # raises outside a run
+        # Not a rate: a function that gets this number without the rules of `ReadRates` refuses it.
+        return Rate(self, math.nan)
 
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the mask, which broadcasts over `x`."""

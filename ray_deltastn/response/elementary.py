@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ray_deltastn.response.attention import attention
+
 
 class Elementary(TorchFunctionMode):
     """Inside, the functions of `ELEMENTARY` are computed by elementary operations.
@@ -205,10 +207,18 @@ def _lp_pool(
     return _root(torch.sign(mean) * torch.relu(torch.abs(mean)) * size, 1.0 / norm_type)
 
 
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Any:
+    # Without a mask each query may attend to a key, and PyTorch's rule is right.
+    return NotImplemented if attn_mask is None else attention(query, key, value, attn_mask, *args, **kwargs)
+
+
 #: A function and its replacement, which returns `NotImplemented` for arguments that need none.
 ELEMENTARY: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
     F.glu: _glu,
+    F.scaled_dot_product_attention: _attention,
     F.prelu: _prelu,
     torch.sqrt: _sqrt,
     torch.Tensor.sqrt: _sqrt,

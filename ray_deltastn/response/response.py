@@ -249,6 +249,13 @@ class Response(nn.Module):
             self.replaced.everywhere(own.name, own.parameter)
         return True
 
+    def replace_in(self, layer: nn.Module) -> None:
+        """Let the parameters of a layer without a rule be replaced in it, instead of having copies."""
+        kind, parts = self._passes[layer]
+        self._passes[layer] = (kind, {})
+        for role, slot in parts.items():
+            self.replaced.add(slot.name, *inside(layer, role))
+
     def leaves(self) -> list[nn.Module]:
         """The layers without a rule of their own."""
         return [layer for layer, (kind, parts) in self._passes.items() if kind is LEAF and parts]

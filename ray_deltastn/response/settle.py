@@ -78,14 +78,31 @@ def settle(
     if not groups or fault(every) is None:
         return
     for group in groups:
-        why = None
-        for lead in group.leads if per_example else group.leads[:1]:
-            response.replaced.set_lead(group.slots[0].name, lead)
-            why = fault(group.slots)
-            if why is None:
-                break
-        for slot in group.slots if why else ():
-            response.drop(slot, str(why) if group.module is not None or not per_example else _ALONE)
+        why = _first_that_works(response, group, fault, per_example)
+        if why is None:
+            continue
+        if group.module is not None and per_example:  # perhaps its weights broadcast over the batch
+            response.replace_in(group.module)
+            for slot in group.slots:
+                alone = _Group([slot], response.replaced.leads(slot.parameter))
+                if _first_that_works(response, alone, fault, per_example) is not None:
+                    response.drop(slot, why)
+        else:
+            for slot in group.slots:
+                response.drop(slot, _ALONE if per_example else why)
+
+
+def _first_that_works(
+    response: Response, group: _Group, fault: Callable[[Sequence[Slot]], str | None], per_example: bool
+) -> str | None:
+    """Choose the first way that works; if none does, why the last does not."""
+    why = None
+    for lead in group.leads if per_example else group.leads[:1]:
+        response.replaced.set_lead(group.slots[0].name, lead)
+        why = fault(group.slots)
+        if why is None:
+            break
+    return why
 
 
 def _find_row_axis(response: Response, module: nn.Module, fault: Callable[[], str | None]) -> None:

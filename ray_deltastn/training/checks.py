@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +18,16 @@ from ray_deltastn.methods import Method, Objective, RunningStatistics, get_metho
 from ray_deltastn.regularizers import L2, PassValues, Regularizer
 from ray_deltastn.response.elementary import Elementary
 from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
-from ray_deltastn.response.trees import called, described, mapped, rows, taken, tensors
+from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import stream
-from ray_deltastn.training.health import RunWarning
-from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean
+from ray_deltastn.training.first_pass import in_training, kept_generator, look_at_training, several
+from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
+from ray_deltastn.training.warned import RunWarning
 
 #: Share of the trainable weights with a response below which a run warns.
 LOW_COVERAGE = 0.5
@@ -99,6 +100,7 @@ def try_out(
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
         output = _try_out(objective, x, y)
+        look_at_training(objective, valid.first(EXAMPLES)[0])
         for split in (train, test):
             if split is not None:
                 _try_out_other(objective, split, x, y)
@@ -161,6 +163,8 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
             require_mean(function, which, output, y, loss)
+            if objective.response is not None and objective.method.linearized:
+                require_outer_loss(function, which, output, y, objective.method.name)
     if objective.response is not None:
         modules = any(isinstance(m, nn.MultiheadAttention) for m in objective.model.modules())
         objective.response.attends = attention.seen or modules
@@ -172,7 +176,7 @@ def _look(objective: Objective, x: Any) -> None:
     """Look at the response, and name the layer if one has no forward-mode rule."""
     response, method, model = objective.response, objective.method, objective.model
     assert response is not None
-    few = mapped(lambda t: t[torch.arange(EXAMPLES, device=t.device) % len(t)] if t.dim() else t, x)
+    few = several(x)
     space = objective.space
     readers = {
         name: layer
@@ -184,24 +188,14 @@ def _look(objective: Objective, x: Any) -> None:
 
     def predict(inputs: Any) -> Any:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.
-        with isolated(0, device), _kept_generator(objective), torch.backends.cudnn.flags(enabled=False):
+        with isolated(0, device), kept_generator(objective), torch.backends.cudnn.flags(enabled=False):
             return called(model, objective.in_order(inputs))
-
-    @contextmanager
-    def training() -> Iterator[None]:
-        model.train()
-        objective.pass_values.values = space.named(space.values(space.lam.detach()))
-        try:
-            with RunningStatistics(model).held():
-                yield
-        finally:
-            objective.pass_values.values = {}
-            model.eval()
 
     layers: list[tuple[str, str]] = []
     try:
         with entered(model) as layers:
-            look(predict, few, response, method.linearized, readers if space.differs_in_a_batch else None, training)
+            each = readers if space.differs_in_a_batch else None
+            look(predict, few, response, method.linearized, each, partial(in_training, objective))
     except (NotImplementedError, RuntimeError) as error:
         refused = without_rule(error, method.name, layers)
         if refused is None:
@@ -237,24 +231,12 @@ def _try_out_other(objective: Objective, split: Stream, valid_x: Any, valid_y: A
 def _try_out_train(objective: Objective, x: Any, y: Any) -> None:
     if objective.augment:  # augmentations may change the type of the inputs
         try:
-            with _kept_generator(objective):
+            with kept_generator(objective):
                 objective.train_loss(x, y)
             return
         except MISFITS:
             pass  # the lines below raise the error again, with its cause
     lost(objective.loss, "loss", predicted(objective, x, "train"), y, "train")
-
-
-@contextmanager
-def _kept_generator(objective: Objective) -> Iterator[None]:
-    """Context that leaves the random generator of the run as it was."""
-    generator = objective.generator
-    state = None if generator is None else generator.get_state()
-    try:
-        yield
-    finally:
-        if generator is not None and state is not None:
-            generator.set_state(state)
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -316,7 +298,7 @@ def check_small_batches(objective: Objective, train: Stream, response_fraction: 
     was_training = objective.model.training
     objective.model.train()
     try:
-        with torch.no_grad(), RunningStatistics(objective.model).held(), _kept_generator(objective):
+        with torch.no_grad(), RunningStatistics(objective.model).held(), kept_generator(objective):
             objective.train_loss(taken(x, slice(1)), taken(y, slice(1)))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -15,6 +15,7 @@ from ray_deltastn.response.trees import rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import AT_BOUND, SIGNALS, WARNINGS
 from ray_deltastn.training.streams import Stream
+from ray_deltastn.training.warned import RunWarning
 
 #: |λ| of a bounded hyperparameter above which s is flat: s'(λ) is below 1 % of its largest value.
 SATURATION = 6.0
@@ -28,10 +29,6 @@ CROSSING = 2 * REACH
 LOOKED_AT = 256
 #: `response_size` above which the learned response is probably wrong.
 LARGE_RESPONSE = 1.0
-
-
-class RunWarning(UserWarning):
-    """A run is set up in a way that probably gives a poor result."""
 
 
 class Health:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.methods import Loss, Objective
-from ray_deltastn.response.trees import described, rows, taken
+from ray_deltastn.response.trees import described, mapped, rows, taken, tensors
+from ray_deltastn.training.warned import RunWarning
 
 #: What PyTorch raises for tensors that do not fit.
 MISFITS = (RuntimeError, IndexError, ValueError)
@@ -141,6 +143,58 @@ def require_mean(function: Loss, what: str, output: Any, y: Any, loss: Tensor) -
         f"`{what}` must return a mean over the examples, got a sum: {whole:.4g} for {count} examples, "
         f'{parts[0][0]:.4g} for the first and {parts[0][1]:.4g} for the rest; use `reduction="mean"`'
     )
+
+
+def require_outer_loss(function: Loss, what: str, output: Any, y: Any, method: str) -> None:
+    """Refuse a loss that the network computes itself under a method that linearises the network.
+
+    The output of the linearised network is linear in Θδ. If the loss is part of it, the loss is linear, too: it has no
+    minimum in Θ. A loss that is part of the output only to some extent, such as a term that balances experts, gives a
+    warning.
+
+    Args:
+        function: the loss.
+        what: its name in the task.
+        output: output of the network (B, …).
+        y: targets (B, …).
+        method: name of the method.
+
+    Raises:
+        TypeError: if the loss depends on nothing but numbers () of the output.
+    """
+    if not any(_is_number(t) for t in tensors(output)):
+        return
+    from_numbers, from_rest = (_known(function, _unknown(output, numbers), y) for numbers in (False, True))
+    if from_rest:
+        return
+    reason = (
+        f"`{what}` must be computed from the outputs of the examples for '{method}', which linearises the network, got "
+        "a number that the network computes itself, such as `output.loss`"
+    )
+    if from_numbers:
+        raise TypeError(f"{reason}; compute the loss from the scores, or use 'centered-stn'")
+    warnings.warn(f"{reason}, as a part of the loss; the response sees this part as linear", RunWarning, stacklevel=5)
+
+
+def _is_number(t: Tensor) -> bool:
+    return t.dim() == 0 and t.is_floating_point()
+
+
+def _unknown(output: Any, numbers: bool) -> Any:
+    """The output with NaN in place of its numbers (), or of all other real tensors."""
+
+    def erased(t: Tensor) -> Tensor:
+        return torch.full_like(t, torch.nan) if t.is_floating_point() and _is_number(t) == numbers else t
+
+    return mapped(erased, output)
+
+
+def _known(function: Loss, output: Any, y: Any) -> bool:
+    """Whether the loss is finite."""
+    try:
+        return bool(function(output, y).isfinite().all())
+    except MISFITS:  # some losses refuse NaN
+        return False
 
 
 def _refused(rule: str, nested: Any, error: Exception) -> TypeError:

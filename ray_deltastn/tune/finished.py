@@ -16,10 +16,10 @@ from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.files import write_whole, written_whole
-from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE, load_weights, schedule_of
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
+from ray_deltastn.training.warned import RunWarning
 from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.own_states import newest_own

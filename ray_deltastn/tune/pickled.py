@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.warned import RunWarning
 
 #: Bytes above which a value of a config is warned of.
 LIMIT = 10 * 10**6

@@ -19,10 +19,10 @@ from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.columns import SECONDS, WARNINGS
 from ray_deltastn.training.files import written_whole
-from ray_deltastn.training.health import RunWarning
 from ray_deltastn.training.saved import STATE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
+from ray_deltastn.training.warned import RunWarning
 from ray_deltastn.tune.folder.own_states import Found, first_line, newest_own, read_state
 from ray_deltastn.tune.pickled import warn_of_large
 from ray_deltastn.tune.repeats import with_own_seed

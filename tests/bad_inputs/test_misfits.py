@@ -153,3 +153,36 @@ def test_plain_dropout_is_no_advice_for_a_weight_decay():
     hyperparameters = {"rate": rd.Bounded(0.2, low=0.0, high=0.9), "decay": rd.Positive(1e-3)}
     error = assert_refused(lambda: task(model=network, space=space(**hyperparameters)), ValueError, ["'decay'"])
     assert "rd.Dropout" not in str(error)
+
+
+class Inner(nn.Module):
+    """A network whose output has its own loss, as those of transformers, and a term that balances its experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = model()
+
+    def forward(self, x, y):
+        scores = self.inner(x)
+        return {"scores": scores, "loss": F.cross_entropy(scores, y), "balance": scores.square().mean()}
+
+
+def inner(loss, method="delta-stn"):
+    both = {"x": X, "y": Y}
+    changes = {"model": Inner(), "train": both, "valid": both, "loss": loss, "batch": lambda batch: (batch, batch)}
+    return tuner(method, changes=changes)
+
+
+def test_a_loss_that_the_network_computes_is_refused_for_a_linearised_network():
+    words = ["`loss` must be computed from the outputs of the examples for 'delta-stn'", "'centered-stn'"]
+    assert_refused(lambda: inner(lambda output, batch: output["loss"]), TypeError, words)
+    inner(lambda output, batch: output["loss"], "centered-stn")
+    inner(lambda output, batch: F.cross_entropy(output["scores"], batch["y"]))
+
+
+def test_a_part_of_the_loss_that_the_network_computes_gives_a_warning():
+    def loss(output, batch):
+        return F.cross_entropy(output["scores"], batch["y"]) + 0.1 * output["balance"]
+
+    with pytest.warns(rd.RunWarning, match="as a part of the loss; the response sees this part as linear"):
+        inner(loss)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ray_deltastn as rd
 from tests.bad_inputs.made import OneWay, assert_refused, model, tuner
@@ -164,3 +165,82 @@ def test_refused_task_leaves_the_model_as_it_was(network, changes):
     assert hooks_of(refused) == []
     assert all(m._pass_values is None for m in refused.modules() if isinstance(m, rd.Dropout))
     assert refused.training == was_training
+
+
+def part(wrap):
+    """A network of which one layer is wrapped."""
+    network = model()
+    network[0] = wrap(network[0])
+    return network
+
+
+def compiled_in_place():
+    network = model()
+    network.compile()
+    return network
+
+
+class Checkpointed(nn.Module):
+    """A network that computes its layers again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inner, self.before, self.reentrant = model(), nn.Linear(4, 4), reentrant
+
+    def forward(self, x):
+        x = self.before(x)
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant) if self.training else self.inner(x)
+
+
+@pytest.mark.parametrize("method", ["delta-stn", "fixed"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_network_that_computes_layers_again_is_refused(reentrant, method):
+    words = ["activation checkpointing must be off", "around layer 'inner' (Sequential)"]
+    assert_refused(lambda: tuner(method, changes={"model": Checkpointed(reentrant)}), TypeError, words)
+
+
+def test_the_look_before_the_first_step_leaves_buffers_as_they_were():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training:
+                self.count += 1
+            return self.inner(x)
+
+    run = tuner(changes={"model": Counting()})
+    assert run.model.count == 0
+    run.step()
+    assert run.model.count > 0
+
+
+@pytest.mark.slow  # PyTorch's compiler takes seconds to import
+@pytest.mark.parametrize("make", [lambda: torch.compile(model()), compiled_in_place, lambda: part(torch.compile)])
+def test_a_compiled_network_is_refused_with_what_to_do(make):
+    words = ["`model` must not be compiled", "before `torch.compile`", "`graph`"]
+    assert_refused(lambda: tuner(changes={"model": make()}), TypeError, words)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 4))])
+def test_a_scripted_layer_is_refused_with_its_name(wrap):
+    words = ["`model` must not be scripted or traced", "'0'", "before `torch.jit`"]
+    assert_refused(lambda: tuner(changes={"model": part(wrap)}), TypeError, words)
+
+
+class Parallel(nn.DataParallel):
+    """A class of a user."""
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Parallel])
+def test_a_network_on_several_devices_is_refused_with_the_one_inside(wrap):
+    words = ["`model` must not be spread over devices", f"got {wrap.__name__};", "`model.module`"]
+    assert_refused(lambda: tuner(changes={"model": wrap(model())}), TypeError, words)
+
+
+def test_a_network_with_a_lazy_layer_is_refused_with_the_parameter():
+    words = ["`model` must have parameters with shapes, got '0.weight'", "call the model once"]
+    assert_refused(lambda: tuner(changes={"model": part(lambda _: nn.LazyLinear(5))}), ValueError, words)

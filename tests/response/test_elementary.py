@@ -161,4 +161,4 @@ def test_every_replacement_is_tested():
     with Recording():
         for function in FUNCTIONS.values():
             function(rows())
-    assert {rule(function) for function in ELEMENTARY} <= seen
+    assert {rule(function) for function in ELEMENTARY} - {rule(F.scaled_dot_product_attention)} <= seen  # see attention

@@ -82,13 +82,16 @@ def forward(module: nn.Module, moved: Moved, *args: Any, **kwargs: Any) -> Any:
     """The output of a module with displaced weights, one displacement per example.
 
     Raises:
-        ValueError: if the copies of the weights are too large.
+        ValueError: if the copies of the weights are too large, or no input has the batch.
     """
     if moved.linearised and moved.row_axis is not None:
         return by_row(module, moved, moved.row_axis, *args, **kwargs)
     axis = moved.layout.axis
     leaves, structure = tree_flatten((args, kwargs))
-    length = next(t.shape[axis] for t in leaves if isinstance(t, Tensor) and t.dim() > axis)
+    lengths = [t.shape[axis] for t in leaves if isinstance(t, Tensor) and t.dim() > axis]
+    if not lengths:
+        raise ValueError(f"the inputs of {type(module).__name__} must have a tensor with the batch, got none")
+    length = lengths[0]
     mine = [isinstance(t, Tensor) and t.dim() > axis and t.shape[axis] == length for t in leaves]
     changes = {name: moved.layout.spread(moved.change(name).flatten(1), length) for name in moved.parts}
     size = sum(change.numel() for change in changes.values())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_deltastn.methods import Steps
 from ray_deltastn.training.capture.recorders import Recorder, TraceRecorder
-from ray_deltastn.training.health import RunWarning
+from ray_deltastn.training.warned import RunWarning
 
 #: Eager steps on minibatches of one shape before the next step is captured. In these steps libraries choose their
 #: kernels, and optimisers make their buffers.

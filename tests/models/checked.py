@@ -1,0 +1,28 @@
+"""What must hold for a network of a library that a self-tuned run trains as it is."""
+
+import pytest
+
+from benchmarks.models.measure import measure
+from tests.oracles import RTOL
+
+
+def cases(entries, floors, slow=()):
+    """One case for each entry, with the least share of its weights that must respond; 0 if it may be refused."""
+    names = [entry.name for entry in entries]
+    assert sorted(names) == sorted(floors)
+    return [
+        pytest.param(entry, floors[entry.name], id=entry.name, marks=[pytest.mark.slow] if entry.name in slow else [])
+        for entry in entries
+    ]
+
+
+def check(entry, floor):
+    """The network trains, enough of its weights respond, and its response is exact; else it is refused in one line."""
+    found = measure(entry)
+    assert found.share >= floor, found.gap
+    if not found.works:
+        assert floor == 0.0, found.reason
+        assert found.reason.startswith("ValueError: `model` must have a trainable layer that can respond, got ")
+        return
+    assert found.linearised < RTOL
+    assert found.displaced < RTOL

@@ -1,0 +1,16 @@
+"""Networks of torch_geometric train as they are, and their responses are exact."""
+
+import pytest
+
+pytest.importorskip("torch_geometric")
+
+from benchmarks.models.pyg_models import PYG
+from tests.models.checked import cases, check
+
+#: Least share of the weights that respond.
+FLOORS = {"GCN": 0.0, "GAT": 0.0, "GIN": 0.0, "GraphSAGE": 0.0}
+
+
+@pytest.mark.parametrize(("entry", "floor"), cases(PYG, FLOORS))
+def test_a_network_trains_and_its_response_is_exact(entry, floor):
+    check(entry, floor)

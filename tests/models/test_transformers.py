@@ -1,0 +1,25 @@
+"""Networks of transformers train as they are, and their responses are exact."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from benchmarks.models.transformers_models import TRANSFORMERS
+from tests.models.checked import cases, check
+
+#: Least share of the weights that respond.
+FLOORS = {
+    "BERT": 0.97,
+    "RoBERTa": 1.0,
+    "DistilBERT": 0.97,
+    "GPT-2": 0.09,
+    "T5": 0.97,
+    "Llama": 0.98,
+    "Mixtral": 0.17,
+    "ViT": 0.96,
+}
+
+
+@pytest.mark.parametrize(("entry", "floor"), cases(TRANSFORMERS, FLOORS))
+def test_a_network_trains_and_its_response_is_exact(entry, floor):
+    check(entry, floor)
