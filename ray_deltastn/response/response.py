@@ -452,7 +452,7 @@ def _direction(owner: Owner, parameter: nn.Parameter, generator: torch.Generator
         direction.normal_(generator=generator)
     elif isinstance(owner.kind, LayerKind) and owner.role == "weight":
         owner.kind.initialise(owner.layer, direction, generator)
-    elif isinstance(owner.kind, ModulePass) and direction.dim() > 1:
+    elif isinstance(owner.kind, ModulePass) and not (direction.dim() == 1 and "bias" in owner.role):
         owner.kind.initialise(owner.layer, owner.role, direction, generator)
     else:
         bound = 0.1 / max(1, parameter.numel()) ** 0.5

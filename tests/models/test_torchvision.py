@@ -10,9 +10,9 @@ FLOORS = {
     "ResNet-18": 1.0,
     "MobileNetV3": 1.0,
     "EfficientNet": 1.0,
-    "ConvNeXt": 0.98,
+    "ConvNeXt": 1.0,
     "Swin": 0.68,
-    "ViT": 0.68,
+    "ViT": 1.0,
     "FCN": 1.0,
     "DeepLabV3": 1.0,
 }

@@ -12,11 +12,11 @@ FLOORS = {
     "BERT": 0.97,
     "RoBERTa": 1.0,
     "DistilBERT": 0.97,
-    "GPT-2": 0.09,
-    "T5": 0.97,
-    "Llama": 0.98,
-    "Mixtral": 0.17,
-    "ViT": 0.96,
+    "GPT-2": 0.98,
+    "T5": 0.98,
+    "Llama": 1.0,
+    "Mixtral": 0.18,
+    "ViT": 1.0,
 }
 
 

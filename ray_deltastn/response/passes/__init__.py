@@ -5,6 +5,7 @@ from torch import nn
 from ray_deltastn.response.passes.attention import ATTENTION
 from ray_deltastn.response.passes.base import ModulePass, Moved, Part
 from ray_deltastn.response.passes.leaf import LEAF, is_leaf
+from ray_deltastn.response.passes.norm_act import NAMES, NORM_ACT
 from ray_deltastn.response.passes.recurrent import CELL, SEQUENCE
 
 PASSES: tuple[ModulePass, ...] = (ATTENTION, SEQUENCE, CELL)
@@ -19,6 +20,8 @@ def pass_of(module: nn.Module) -> ModulePass | None:
         for base in one.types:
             if isinstance(module, base) and _forward(type(module)) is _forward(base):
                 return one
+    if f"{type(module).__module__}.{type(module).__qualname__}" in NAMES:
+        return NORM_ACT
     return LEAF if is_leaf(module) else None
 
 

@@ -28,16 +28,17 @@ from ray_deltastn.response.passes.base import ModulePass, Moved, parameter
 
 #: Largest number of elements of the copies of one module's weights, B times the weights: 256 MiB in float32.
 LARGEST = 2**26
-#: Modules of PyTorch without random numbers and without statistics.
-_STATELESS = (nn.ReLU.__module__, nn.Identity.__module__)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module holds weights and has no submodules, apart from activations and parametrisations of weights."""
+    """Whether a module holds weights and has no submodules, apart from activations and parametrisations of weights.
+
+    Dropout with a rate per example is no activation: in a copy there is only one example.
+    """
     inner = {id(m) for m in parametrisations(module)}
     outside = [m for m in module.modules() if m is not module and id(m) not in inner]
     own = bool(inner) or any(True for _ in module.parameters(recurse=False))
-    return own and all(type(m).__module__ in _STATELESS and not m._parameters for m in outside)
+    return own and not any(m._parameters or m._buffers or hasattr(m, "names") for m in outside)
 
 
 def parametrisations(module: nn.Module) -> list[nn.Module]:
