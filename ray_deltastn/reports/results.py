@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_deltastn.training.columns import SECONDS, VALUES, WARNINGS
+from ray_deltastn.training.columns import COVERAGE, SECONDS, VALUES, WARNINGS
 from ray_deltastn.training.tuner import ALL_DONE
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.folder.layout import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
@@ -94,12 +94,23 @@ class Results:
         columns |= {SECONDS("total"): "seconds"}
         return list(columns.values()), [[_number(row[key]) for key in columns] for _, row in self.trials.iterrows()]
 
+    def _coverage(self) -> str:
+        """The share of the best trial's weights that respond, and the largest part of the others; empty if unknown."""
+        best = self.best
+        share, gap = best.get(COVERAGE("share"), 0.0), best.get(COVERAGE("largest_gap"))
+        if not share > 0:  # no response, or the results of an older version
+            return ""
+        rest = f" The largest part that does not is {gap}." if isinstance(gap, str) and gap else ""
+        return f"{100 * share:.1f} % of the trainable weights respond to the hyperparameters.{rest}"
+
     def notes(self) -> list[str]:
         """Limitations and costs of the experiment, one sentence or two each."""
         last = self.reports.sort_values("training_iteration").groupby("trial_id").tail(1)
         notes = []
         if (diverged := int(last["diverged"].astype(bool).sum())) > 0:
             notes.append(f"{diverged} of {len(last)} trials diverged and have an infinite loss.")
+        if line := self._coverage():
+            notes.append(line)
         short, still = last[WARNINGS("short_run")] > 0, last.get("hyper_steps", pd.Series(1, last.index)) == 0
         ended = last["stop_reason"] == ALL_DONE if "stop_reason" in last else pd.Series(True, last.index)
         if (idle := int((short & still & ended).sum())) > 0:

@@ -65,6 +65,11 @@ class Coverage:
         name = max(missing, key=missing.__getitem__)
         return f"'{name}' ({missing[name]:,} weights): {self.uncovered[name]}"
 
+    @property
+    def columns(self) -> dict[str, float | str]:
+        """The share and the largest gap, for a report."""
+        return {"share": self.share, "largest_gap": self.largest_gap}
+
     def __str__(self) -> str:
         head = (
             f"{self.share:.1%} of the trainable weights respond, in {len(self.covered)} parameters of {self.layers} "

@@ -57,5 +57,7 @@ WARNINGS = Columns(
 )
 #: By hyperparameter: how consistent the hyper steps are, in [0, 1], and the share of them with λ on a limit of its box.
 SIGNALS, AT_BOUND = Columns("signal"), Columns("at_bound")
-#: All groups of a report.
+#: The share of the trainable weights that respond, and the largest part of the others, as text; 0 and empty without Θ.
+COVERAGE = Columns("coverage", ("share", "largest_gap"))
+#: The groups of a report whose numbers change from report to report.
 GROUPS = (VALUES, SCALES, SECONDS, WARNINGS, SIGNALS, AT_BOUND)

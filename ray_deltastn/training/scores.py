@@ -29,7 +29,8 @@ def evaluate(
     """Means over one pass, in evaluation mode and without perturbation.
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
-    count. A `DataLoader` decides which examples it gives (`drop_last`, samplers).
+    count. If the loss ignores targets, it is the mean over the targets of the split that count. A `DataLoader` decides
+    which examples it gives (`drop_last`, samplers).
 
     Returns:
         `loss`, `accuracy` if it is defined, and each metric by name.
@@ -40,6 +41,7 @@ def evaluate(
     totals: dict[str, Tensor] = {}
     count = 0
     correct: list[tuple[Tensor, Tensor]] = []
+    shares_counted: list[Tensor] = []
     with torch.no_grad():
         delta = objective.delta(objective.space.lam.detach(), None)
         for x, y in stream.in_order():
@@ -48,6 +50,10 @@ def evaluate(
                 found = {"loss": loss(output, y).double().mean()}
                 if accuracy is not None:
                     correct.append(accuracy(output, y))
+                    if accuracy.weighs:  # the mean over all targets of the split that count
+                        share = correct[-1][1] / y.numel()
+                        found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
+                        shares_counted.append(share * rows(x))
                 found.update(
                     {name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()}
                 )
@@ -58,6 +64,8 @@ def evaluate(
             count += rows(x)
     model.train(was_training)
     shares = {name: total.item() / count for name, total in totals.items()}
+    if shares_counted:
+        shares["loss"] *= count / torch.stack(shares_counted).sum().item()
     if correct:
         hits, counted = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
         shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}

@@ -31,7 +31,7 @@ from ray_deltastn.training.checks import (
     uses_batch_statistics,
     warn_of_decay,
 )
-from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
+from ray_deltastn.training.columns import COVERAGE, SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.export import plain_state
 from ray_deltastn.training.health import Health, ResponseSize, divergence
@@ -319,6 +319,7 @@ class SelfTuner:
             **SCALES.named(dict(zip(self.space.names, scale.tolist(), strict=True))),
             "lr": self.optimizers.lr,
             "response_size": response_size,
+            **COVERAGE.named({"share": 0.0, "largest_gap": ""} if self.coverage is None else self.coverage.columns),
             **SECONDS.named({**self.scores.seconds, "total": sum(self.scores.seconds.values())}),
             **self.health.report(response_size),
             "diverged": bool(reason),

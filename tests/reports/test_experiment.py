@@ -50,6 +50,35 @@ def test_there_is_no_note_if_no_checkpoint_was_damaged(damaged, folder):
     assert notes(folder, damaged) == []
 
 
+SHARE = "87.5 % of the trainable weights respond to the hyperparameters."
+GAP = "'head.weight' (1,280 weights): owned directly by Head"
+
+
+@pytest.mark.parametrize(
+    ("share", "gap", "note"),
+    [
+        (1.0, "", ["100.0 % of the trainable weights respond to the hyperparameters."]),
+        (
+            0.875,
+            GAP,
+            [f"{SHARE} The largest part that does not is {GAP}."],
+        ),
+        (0.0, "", []),
+        (None, None, []),
+    ],
+    ids=["all", "most", "without a response", "results of an older version"],
+)
+def test_the_share_of_weights_that_respond_is_a_note(share, gap, note, folder):
+    rows = [
+        {"trial_id": trial, "training_iteration": 1, "valid_loss": loss, "diverged": False}
+        | {"warning/short_run": 0.0, "warning/saturated": 0.0}
+        | ({} if share is None else {"coverage/share": share * weight, "coverage/largest_gap": gap})
+        for trial, loss, weight in (("worse", 0.7, 0.5), ("best", 0.5, 1.0))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    assert Results(folder).notes() == note
+
+
 @pytest.mark.parametrize(
     ("hyper_steps", "short", "note", "names"),
     [

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ray_deltastn as rd
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
@@ -70,6 +71,9 @@ def test_accuracy_is_left_out_where_it_is_not_defined(output, target):
         (nn.CrossEntropyLoss(), -100),
         (nn.CrossEntropyLoss(ignore_index=0), 0),
         (functools.partial(F.cross_entropy, ignore_index=2), 2),
+        (lambda output, target: F.cross_entropy(output, target, ignore_index=3), 3),
+        (lambda output, target: F.nll_loss(output.log_softmax(1), target, None, None, 4), 4),
+        (lambda output, target: 2 * F.cross_entropy(output.flatten(2), target.flatten(1), ignore_index=1), 1),
     ],
 )
 def test_ignored_targets_do_not_count(loss, ignored):
@@ -79,6 +83,58 @@ def test_ignored_targets_do_not_count(loss, ignored):
     kept = target != ignored
     assert counted == kept.sum()
     assert hits == ((output.argmax(1) == target) & kept).sum()
+
+
+def shifted(output, target):
+    """Cross-entropy of a language model that predicts the next word."""
+    return F.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def test_a_loss_of_shifted_targets_has_no_accuracy():
+    assert find_accuracy(outputs(6, 3, 5), targets(6, 3), shifted) is None
+    assert find_accuracy(outputs(6, 3, 5), targets(6, 3), last_axis) == Accuracy(2)
+
+
+def test_one_number_for_each_target_is_no_class():
+    def loss(output, target):
+        return F.poisson_nll_loss(output.squeeze(-1), target.float())
+
+    assert find_accuracy(outputs(6, 3, 1), targets(6, 3), loss) is None
+    assert find_accuracy(outputs(6, 1), targets(6), lambda output, target: loss(output, target)) is None
+
+
+def segmentation(output, target):
+    return F.cross_entropy(output, target, ignore_index=255)
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+@pytest.mark.parametrize("method", ["fixed", "delta-stn"])
+def test_loss_and_accuracy_of_pixels_are_those_of_the_whole_split(method, as_loader):
+    torch.manual_seed(0)
+    x, y = outputs(20, 2, 4, 4), targets(20, 4, 4)
+    y[0] = y[5:8, :2] = y[-2:] = 255  # the last minibatch has no target that counts
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), rd.Dropout("rate"), nn.Conv2d(4, 5, 1))
+    valid = DataLoader(TensorDataset(x, y), batch_size=6) if as_loader else (x, y)
+    task = rd.Task(rd.HyperSpace(rate=rd.Bounded(0.1)), model, segmentation, (x[:18], y[:18]), valid)
+    tuner = rd.SelfTuner(task, method, epochs=1, batch_size=9, valid_batch_size=20, warmup=0, train_interval=50)
+    report = tuner.step()
+    with torch.no_grad():
+        output = tuner.model.eval()(x)
+    kept = y != 255
+    assert report["valid_loss"] == pytest.approx(segmentation(output, y).item(), rel=1e-5)
+    assert report["valid_accuracy"] == ((output.argmax(1) == y) & kept).sum().item() / kept.sum().item()
+
+
+def test_other_losses_are_weighed_by_examples():
+    """A mean over each example's own targets has a weight of one per example."""
+
+    def each(output, target):
+        return F.cross_entropy(output, target, ignore_index=255, reduction="none").flatten(1).mean(1)
+
+    assert not find_accuracy(outputs(6, 5, 3), targets(6, 3), each).weighs
+    assert not find_accuracy(outputs(6, 5, 3), targets(6, 3), lambda o, y: 1 + F.cross_entropy(o, y)).weighs
+    assert not find_accuracy(outputs(6, 5), targets(6), nn.CrossEntropyLoss(torch.ones(5))).weighs
+    assert find_accuracy(outputs(6, 5), targets(6), nn.CrossEntropyLoss()).weighs
 
 
 class Language(nn.Module):
@@ -112,7 +168,9 @@ def test_a_language_model_reports_the_accuracy_of_the_words_that_count(length):
     x, y = tuner.task.valid
     with torch.no_grad():
         right = tuner.model.eval()(x).argmax(-1) == y
+        loss = ignoring(tuner.model(x), y)
     assert report["valid_accuracy"] == pytest.approx((right.sum() / (y >= 0).sum()).item(), rel=1e-12)
+    assert report["valid_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_a_metric_may_take_the_place_of_accuracy():

@@ -127,6 +127,8 @@ def test_every_report_has_the_keys_of_the_first(method, loss):
         "best_valid_loss",
         "lr",
         "response_size",
+        "coverage/share",
+        "coverage/largest_gap",
         "diverged",
         "stop_reason",
         *(f"hyperparameters/{name}" for name in names),
@@ -285,3 +287,26 @@ def test_a_tuned_scale_above_its_limit_is_warned_of(options, warned):
         make_tuner(make_task(space=space), **options)
     text = "`scale <= 2` must hold for 'first' if σ is tuned, got 3: "
     assert any(text in str(w.message) for w in caught) is warned
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reports_have_the_share_of_weights_that_respond(method):
+    tuner = make_tuner(make_task(), method)
+    model = tuner.model
+    report = tuner.step()
+    responds = tuner.method.responds
+    assert (report["coverage/share"], report["coverage/largest_gap"]) == (1.0 if responds else 0.0, "")
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.gain = copy.deepcopy(model), nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.gain * self.network(x)
+
+    tuner.release()
+    tuner = make_tuner(make_task(model=Scaled()), method)
+    report, coverage = tuner.step(), tuner.coverage
+    assert report["coverage/share"] == (coverage.share if responds else 0.0)
+    assert report["coverage/largest_gap"] == (coverage.largest_gap if responds else "")

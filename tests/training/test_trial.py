@@ -198,17 +198,6 @@ class Beside(nn.Module):
         return self.out(self.function(self.first(x)))
 
 
-class Memory(nn.Module):
-    """An LSTM, whose fused kernel has no forward-mode rule."""
-
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(5, 5, batch_first=True)
-
-    def forward(self, x):
-        return self.lstm(x[:, None])[0][:, 0]
-
-
 def between(layer):
     return nn.Sequential(nn.Linear(6, 5), layer, rd.Dropout("rate"), nn.Linear(5, 3))
 
@@ -216,7 +205,6 @@ def between(layer):
 RULES = {
     "function": (lambda: between(Applied(WithoutRule.apply)), "in layer '1' (Applied) or in what follows it"),
     "in-training": (lambda: between(Applied(WithoutRule.apply, True)), "in layer '1' (Applied) or in what follows it"),
-    "lstm": (lambda: between(Memory()), "in layer '1.lstm' (LSTM) or in what follows it"),
     "operator": (lambda: between(Applied(twice)), "in layer '1' (Applied) or in what follows it"),
     "operator-between-layers": (
         lambda: nn.Sequential(Beside(twice), rd.Dropout("rate")),

@@ -78,6 +78,7 @@ def test_every_trial_of_a_resumed_experiment_ends_like_an_uninterrupted_one(resu
 def test_the_report_holds_all_pictures_and_tables(resumed):
     _, _, out, printed = resumed
     page = (out / "report.html").read_text()
+    assert "of the trainable weights respond to the hyperparameters." in page
     assert page.count("data:image/png;base64,") == 4  # schedules, losses, response, signal
     assert 'src="http' not in page
     for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
