@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from ray_deltastn.compare.asked import Asked
 from ray_deltastn.compare.differences import Difference
-from ray_deltastn.compare.run import Asked, gather
+from ray_deltastn.compare.run import gather
 from ray_deltastn.compare.tables import cells, difference_cells, gain, seed_cells, shortfalls, write_tables
 from ray_deltastn.reports import comparison_pictures as pictures
-from ray_deltastn.reports.page import PAGE, Picture, write_page
+from ray_deltastn.reports.page import Picture, write_page
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import LINEAGE_FILE, RESULTS_FILE, RUNS_FOLDER, SPACE_FILE
+from ray_deltastn.tune.folder.layout import LINEAGE_FILE, PAGE, RESULTS_FILE, RUNS_FOLDER, SPACE_FILE
 from ray_deltastn.tune.folder.results import read_lineage, read_results
 
 #: Explanation of the cost columns.

@@ -16,9 +16,9 @@ from ray_deltastn.tune.places import check_place, full_key, require_own, unknown
 from ray_deltastn.tune.places import unknown_key as unknown_key  # used by other commands too
 from ray_deltastn.tune.reading import ConfigError as ConfigError  # raised by `read`
 from ray_deltastn.tune.reading import load_yaml
-from ray_deltastn.tune.schedulers import CHANGING, PAUSING
+from ray_deltastn.tune.scheduler_names import CHANGING, PAUSING
 from ray_deltastn.tune.search.axes import Axis, Choice
-from ray_deltastn.tune.search.domains import parse_domain, read_domain
+from ray_deltastn.tune.search.texts import read_text
 
 ConfigKind = TypeVar("ConfigKind", bound="ExperimentConfig")
 
@@ -198,7 +198,7 @@ class ExperimentConfig(_Section):
 
     def _axis(self, name: str) -> Axis:
         """Return the axis of a key of `search`."""
-        return read_domain(f"search.{name}", parse_domain(name, self.search[name]))
+        return read_text(name, self.search[name])
 
     def extremes(self, name: str) -> list[Any]:
         """Return the values of an option that decide whether its rule holds in all trials.
@@ -221,6 +221,8 @@ class ExperimentConfig(_Section):
 
     def param_space(self) -> dict[str, Any]:
         """Return the config of a trial; the searched options are Tune domains."""
+        from ray_deltastn.tune.search.domains import parse_domain  # imports Ray, which reading a file does not need
+
         space: dict[str, Any] = {
             "task": self.task,
             **copy.deepcopy(self.options),

@@ -30,8 +30,9 @@ from ray_deltastn.tune.folder.layout import (
     STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
+    state_files,
 )
-from ray_deltastn.tune.folder.states import state_files, trial_statuses
+from ray_deltastn.tune.folder.states import trial_statuses
 from ray_deltastn.tune.nested import flat
 
 logger = logging.getLogger(__name__)

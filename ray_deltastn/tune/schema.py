@@ -11,7 +11,7 @@ from ray_deltastn.methods import MethodName
 from ray_deltastn.training.presets import PRESETS
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection
-from ray_deltastn.tune.search.domains import DOMAINS
+from ray_deltastn.tune.search.texts import DOMAINS
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n     +\S.*)*)", re.MULTILINE)
 

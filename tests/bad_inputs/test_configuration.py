@@ -59,7 +59,7 @@ FILES = {
     "domain-with-a-bad-bound": (
         GOOD.replace("loguniform(0.01, 0.3)", "loguniform(-1, 0.3)"),
         [],
-        ["`search.lr`", "loguniform(-1, 0.3)"],
+        ["`0 < low`", "'search.lr'", "low=-1"],
     ),
     "number-for-a-domain": (GOOD.replace("loguniform(0.01, 0.3)", "0.1"), [], ["`search.lr`", "0.1"]),
     "bad-train-value": (GOOD.replace("epochs: 2", "epochs: 0"), [], ["`epochs >= 1`", "epochs=0"]),
@@ -105,7 +105,7 @@ FILES = {
     "domain-with-step-zero": (
         GOOD.replace("loguniform(0.01, 0.3)", "quniform(0.1, 0.3, 0)"),
         [],
-        ["`search.lr`", "quniform(0.1, 0.3, 0)", "zero"],
+        ["`0 < q`", "'search.lr'", "q=0"],
     ),
     "domain-with-a-value-out-of-range": (
         GOOD.replace("lr: loguniform(0.01, 0.3)", "batch_size: qrandint(-2, 10, 3)"),

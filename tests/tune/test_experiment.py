@@ -15,7 +15,8 @@ import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.training import random_state
-from ray_deltastn.tune.folder.log import ReportLog, read_log
+from ray_deltastn.tune.folder.log import read_log
+from ray_deltastn.tune.folder.report_log import ReportLog
 from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import make_free
 from tests.tune.commands import command, wait_for
