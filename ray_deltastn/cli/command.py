@@ -34,6 +34,8 @@ COMMANDS = {
     "report": "ray_deltastn.cli.report",
     "refit": "ray_deltastn.cli.refit",
     "schema": "ray_deltastn.cli.schema",
+    "tasks": "ray_deltastn.cli.tasks",
+    "init": "ray_deltastn.cli.init",
 }
 
 #: Exit status after SIGTERM.

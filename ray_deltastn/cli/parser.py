@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--use", choices=USES, default="schedule", help="the whole schedule, or its last values as constants"
     )
+    commands.add_parser("tasks", help="list the ready tasks with their hyperparameters")
+    begun = commands.add_parser("init", help="write a task of your own, and a YAML file that runs it")
+    begun.add_argument("file", type=Path, help="Python file to write, such as my_task.py; the YAML file is beside it")
     written = commands.add_parser("schema", help="print the JSON schema of a YAML file, for editors")
     written.add_argument("kind", choices=KINDS, help="kind of the YAML file")
     return found

@@ -16,7 +16,7 @@ from ray_deltastn.reports.comparison import write_comparison
 from ray_deltastn.reports.experiment import write_report
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.console import PlainConsole
-from ray_deltastn.tune.experiment import run_experiment
+from ray_deltastn.tune.control import run_with_control
 from ray_deltastn.tune.folder.layout import PAGE
 from ray_deltastn.tune.output import one_line
 
@@ -33,7 +33,7 @@ def experiment(
         code: folders that may hold the task's module.
         started: time at which the command started.
     """
-    run_experiment(config, out, options.resume, options.trust, options.address, code)
+    run_with_control(config, out, options.resume, options.trust, options.address, code)
     console = PlainConsole()
     show_experiment(console, write_report(out))
     _show_end(console, started, out)

@@ -100,6 +100,8 @@ class CompareConfig(ExperimentConfig):
 
     def _check_sections(self) -> None:
         """Raise ValueError unless every option is in a section that allows it, and in one section only."""
+        if self.control:
+            raise ValueError("`control` must not be given: the method `fixed` is the control of a comparison; got true")
         if "epochs" not in self.train:
             raise ValueError("`train.epochs` must be given, got none: the budget is `trials` times `train.epochs`")
         for section in ("train", "search", "self_tuned"):

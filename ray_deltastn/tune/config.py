@@ -78,6 +78,8 @@ class ExperimentConfig(_Section):
             `hyperparameters.dropout`, or into the task's own options, as in `options.width`. With method `fixed`,
             `hyperparameters: all` searches all hyperparameters of the task, each in its own range.
         tune: how trials are searched and run.
+        control: after the search, train one more trial with the options of the best trial and constant initial
+            hyperparameters. The end of the run and its page then tell what tuning has gained.
     """
 
     task: str
@@ -85,6 +87,7 @@ class ExperimentConfig(_Section):
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, str] = Field(default_factory=dict)
     tune: TuneSection = TuneSection()
+    control: bool = Field(default=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +146,11 @@ class ExperimentConfig(_Section):
                     f"`search.hyperparameters` must be `all`, got {text!r}; for a single one use `{name}.NAME`"
                 )
         self._check_tune()
+        tunes = any(get_method(method).tunes for method in self.methods())
+        if self.control and not tunes and not any(name.split(".")[0] == "hyperparameters" for name in self.search):
+            raise ValueError(
+                "`control: true` needs trials that tune hyperparameters, or a search of them, got only `method: fixed`"
+            )
 
     def _check_values(self, name: str) -> None:
         """Raise ValueError if the domain is not readable, or one of its values would break the rule of its option."""

@@ -43,6 +43,7 @@ def schema(kind: type[ExperimentConfig]) -> dict[str, Any]:
     }
     if "self_tuned" in properties:
         properties["self_tuned"] |= options
+        properties.pop("control")  # a comparison has a control of its own
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": kind.__name__,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ray_deltastn.training.columns import WARNINGS
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import read_log
 from ray_deltastn.tune.trial_table import TrialTable
 
@@ -34,6 +34,14 @@ def state_of(out: Path) -> str:
             return "stopped"
     except Timeout:
         return "running"
+
+
+def control_state(out: Path) -> str | None:
+    """State of an experiment's control, see `state_of`, or `waiting`; None if the experiment asks for no control."""
+    if not json.loads((out / CONFIG_FILE).read_text()).get("control"):
+        return None
+    folder = out / CONTROL_FOLDER
+    return state_of(folder) if (folder / CONFIG_FILE).exists() else "waiting"
 
 
 def status(out: Path, console: Console) -> tuple[str, Table]:

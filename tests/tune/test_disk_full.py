@@ -30,7 +30,7 @@ def test_the_error_says_how_to_continue(tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr(trials, "run_experiment", full)
+    monkeypatch.setattr(trials, "run_with_control", full)
     assert main(["run", str(config), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")

@@ -22,6 +22,8 @@ TRIALS_FOLDER, STATES_FOLDER = "trials", "states"
 PAGE = "report.html"
 #: Folder of the networks that `refit` has trained.
 REFIT_FOLDER = "refit"
+#: Folder of the control of an experiment, an experiment with one trial.
+CONTROL_FOLDER = "control"
 #: The prefix of Tune's checkpoint folders.
 CHECKPOINT = "checkpoint_"
 #: The prefix of Tune's experiment states.
