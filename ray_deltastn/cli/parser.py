@@ -29,9 +29,13 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show the progress of an experiment or a comparison")
     status.add_argument("folder", type=Path, help="results folder")
     report = commands.add_parser(
-        "report", help="write the pictures and report.html of an experiment or a comparison again"
+        "report", help="write the pictures and report.html again, or draw several experiments in one picture"
     )
-    report.add_argument("folder", type=Path, help="results folder")
+    report.add_argument("folder", type=Path, help="results folder of an experiment or a comparison")
+    report.add_argument("others", type=Path, nargs="*", metavar="folder", help="more experiments for one picture")
+    report.add_argument(
+        "--picture", type=Path, metavar="FILE", help="picture of several experiments (default: A+B.png beside A)"
+    )
     again = commands.add_parser("refit", help="train the best trial again on training and validation data together")
     again.add_argument("folder", type=Path, help="results folder of an experiment")
     again.add_argument("--of", metavar="TRIAL", help="id of the trial (default: the best trial)")

@@ -51,9 +51,9 @@ def options(rows: Rows) -> str:
     return grid(heads, lines, left=3)
 
 
-def imports(rows: Rows) -> str:
+def imports(record: Mapping[str, Any]) -> str:
     """CPU time of each use in a new process, and its ratio to `import torch`."""
-    lines = [[f"`{row['use']}`", f"{row['cpu_seconds']:.2f}", f"{row['ratio']:.2f}"] for row in rows]
+    lines = [[f"`{row['use']}`", f"{row['cpu_seconds']:.2f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
     return grid(["a new process", "CPU seconds", "ratio to `import torch`"], lines)
 
 
