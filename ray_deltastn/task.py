@@ -97,7 +97,7 @@ class Task:
             f"examples: {', '.join(sizes)}",
             f"loss: {getattr(self.loss, '__name__', type(self.loss).__name__)}",
         ]
-        users = {
+        users: dict[str, Sequence[Any]] = {
             "augment": self.augmentations,
             "penalty": self.penalties,
             "valid penalty": self.valid_penalties,
