@@ -7,6 +7,7 @@ import pytest
 
 from ray_deltastn.cli import main
 from ray_deltastn.tune.config import ExperimentConfig
+from tests.tune.loose import installed_command
 
 
 @pytest.fixture
@@ -51,16 +52,23 @@ def test_a_name_that_would_not_run_is_refused(name, said, home, capsys):
     assert not list(home.iterdir())
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_the_files_run_as_they_are_and_tell_what_tuning_has_gained(home, capsys, monkeypatch, ray_cluster):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main(["init", "begun_here.py"]) == 0
-    assert main(["run", "begun_here.yaml", "train.epochs=3", "num_samples=2", "--out", "out"]) == 0
-    told = capsys.readouterr().out
-    assert "control without tuning" in told
+def test_the_files_run_as_they_are_and_tell_what_tuning_has_gained(home):
+    def done(*arguments):
+        ended = installed_command(*arguments, cwd=home, COLUMNS="80")
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    done("init", "begun_here.py")
+    told = done("run", "begun_here.yaml", "train.epochs=3", "num_samples=2", "--out", "out")
+    assert "control without tuning" in " ".join(told.split())
     control = json.loads((home / "out" / "control" / "config.json").read_text())
     assert control["train"]["method"] == "fixed"
     assert "control without tuning" in (home / "out" / "report.html").read_text()
-    assert main(["report", "out", "out/control"]) == 0
+    table = done("report", "out", "out/control")
     assert (home / "out+control.png").exists()
-    assert "out/control" not in capsys.readouterr().out.splitlines()[0]
+    assert [line.split()[0] for line in table.splitlines() if line.startswith((" out ", " control "))] == [
+        "out",
+        "control",
+    ]
