@@ -81,12 +81,12 @@ def test_the_report_holds_all_pictures_and_tables(resumed):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4  # schedules, losses, response, signal
     assert 'src="http' not in page
-    for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
+    for text in ("valid loss", "test loss", "accuracy", "seconds", "learned", "momentum", "dropout", "decay"):
         assert text in page
     assert all((out / name).stat().st_size > 5000 for name in ("schedules.png", "loss_over_time.png"))
     assert not (out / "augmentation.png").exists()  # the task has no images
     assert "Best trial" in printed
-    assert "validation loss" in printed
+    assert "valid loss" in printed
 
 
 def test_an_unfinished_experiment_is_not_overwritten(resumed, capsys):
