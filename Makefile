@@ -6,7 +6,7 @@ LOWEST := .venv-lowest/bin
 # longest, so it comes first, and pytest-xdist must not change the order.
 PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-fast test-lowest lint docs clean
+.PHONY: install demo test test-fast test-lowest dist-test lint docs clean
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml
@@ -48,5 +48,15 @@ test-lowest: .venv-lowest/.installed
 	PYTHONWARNINGS='ignore:Editable installation' $(LOWEST)/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	touch $@
 
+# The sdist and the wheel, which is built from the sdist, in an empty environment: about 6 GB and several minutes. The
+# command runs in another folder, so that it finds the installed package only.
+dist-test: install
+	rm -rf dist .venv-dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet dist/*.whl
+	sh .ci/dist.sh "$(CURDIR)/.venv-dist/bin"
+
 clean:
-	rm -rf .venv .venv-lowest results site
+	rm -rf .venv .venv-lowest .venv-dist build dist results site

@@ -40,8 +40,8 @@ from benchmarks.common.machine import versions
 from benchmarks.common.record import command_line, rounded, write
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from ray_deltastn.tune.folder.log import ReportLog
 from ray_deltastn.tune.folder.loggers import loggers
+from ray_deltastn.tune.folder.report_log import ReportLog
 
 CONFIG = Path("configs/digits_hybrid.yaml")
 #: Number of naps, and so of reports, of a simulated trial.

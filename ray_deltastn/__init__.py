@@ -1,4 +1,7 @@
-"""Δ-STN inside Ray Tune: each trial tunes its own regularisation online, by gradient (Bae & Grosse 2020)."""
+"""Δ-STN inside Ray Tune: each trial tunes its own regularisation online, by gradient (Bae & Grosse 2020).
+
+The names are imported when they are first used, so that `import ray_deltastn` and the command start fast.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +10,90 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ray_deltastn._version import __version__
-from ray_deltastn.domains import (
-    Bounded,
-    Hyperparameter,
-    Integer,
-    LowerBounded,
-    Positive,
-    Unbounded,
-    UpperBounded,
-)
-from ray_deltastn.methods import Method
-from ray_deltastn.regularizers import (
-    L2,
-    ChannelDropout,
-    ColorJitter,
-    Cutout,
-    Dropout,
-    GaussianNoise,
-    RandomAffine,
-    RandomHorizontalFlip,
-    Regularizer,
-    ScalingNoise,
-    tune_dropouts,
-)
-from ray_deltastn.response import Coverage, Response, linearised_forward, register_kind
-from ray_deltastn.space import HyperSpace
-from ray_deltastn.task import Task
-from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
 
 if TYPE_CHECKING:
+    from ray_deltastn.domains import (
+        Bounded,
+        Hyperparameter,
+        Integer,
+        LowerBounded,
+        Positive,
+        Unbounded,
+        UpperBounded,
+    )
+    from ray_deltastn.methods import Method
+    from ray_deltastn.regularizers import (
+        L2,
+        ChannelDropout,
+        ColorJitter,
+        Cutout,
+        Dropout,
+        GaussianNoise,
+        RandomAffine,
+        RandomHorizontalFlip,
+        Regularizer,
+        ScalingNoise,
+        tune_dropouts,
+    )
+    from ray_deltastn.response import Coverage, Response, linearised_forward, register_kind
+    from ray_deltastn.space import HyperSpace
+    from ray_deltastn.task import Task
+        from ray_deltastn.training.options import Options
+    from ray_deltastn.training.refit import refit
+    from ray_deltastn.training.saved import load_schedule, load_weights
+    from ray_deltastn.training.settings import Settings
+    from ray_deltastn.training.tuner import SelfTuner
+    from ray_deltastn.training.warned import RunWarning
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
 
 # The package logs nothing unless the user configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-#: Names that need Ray; everything else works without it.
-_NEEDS_RAY = ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart")
+#: Module → its names that the package offers. Only `tune` needs Ray.
+_NAMES = {
+    "domains": ("Bounded", "Hyperparameter", "Integer", "LowerBounded", "Positive", "Unbounded", "UpperBounded"),
+    "methods": ("Method",),
+    "regularizers": (
+        "L2",
+        "ChannelDropout",
+        "ColorJitter",
+        "Cutout",
+        "Dropout",
+        "GaussianNoise",
+        "RandomAffine",
+        "RandomHorizontalFlip",
+        "Regularizer",
+        "ScalingNoise",
+        "tune_dropouts",
+    ),
+    "response": ("Coverage", "Response", "linearised_forward", "register_kind"),
+    "space": ("HyperSpace",),
+    "task": ("Task",),
+    "training.options": ("Options",),
+    "training.refit": ("refit",),
+    "training.saved": ("load_schedule", "load_weights"),
+    "training.settings": ("Settings",),
+    "training.tuner": ("SelfTuner",),
+    "training.warned": ("RunWarning",),
+    "tune": ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"),
+}
+_HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
+#: Parts that can be used as `ray_deltastn.PART` without an import of their own.
+_PARTS = ("domains", "maps", "methods", "regularizers", "response", "space", "task", "training")
 
 
 if not TYPE_CHECKING:  # type checkers would accept every name
 
     def __getattr__(name: str) -> Any:
-        if name in _NEEDS_RAY:
-            return getattr(importlib.import_module("ray_deltastn.tune"), name)
-        raise AttributeError(f"module 'ray_deltastn' has no attribute {name!r}")
+        if name in _HOMES:
+            found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+            return found
+        if name in _PARTS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_PARTS})
 
 
 __all__ = [

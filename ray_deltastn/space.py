@@ -85,6 +85,19 @@ class HyperSpace(nn.Module):
             self.lam.copy_(self._initial())
             self.raw_scale.copy_(self._initial_raw_scale())
 
+    def __repr__(self) -> str:
+        with torch.no_grad():
+            rows = zip(self.hyperparameters.items(), self.values().tolist(), self.scale.tolist(), strict=True)
+        lines = [f"{type(self).__name__}, {self.domains} maps"]
+        width = max(map(len, self.names))
+        for (name, p), value, scale in rows:
+            low, high = p.bounds
+            below = f" below {high:g}" if math.isfinite(high) else ""
+            above = f" above {low:g}" if math.isfinite(low) else ""
+            within = f" in [{low:g}, {high:g}]" if above and below else above + below
+            lines.append(f"  {name:<{width}}  {type(p).__name__} {value:.4g}{within}, σ {scale:.3g}")
+        return "\n".join(lines)
+
     def _arrange(self, domains: DomainsName) -> None:
         """Take the maps and the boxes of a set of maps."""
         rows = list(self.hyperparameters.values())

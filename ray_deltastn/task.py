@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import Augmentation, Penalty, Regularizer
-from ray_deltastn.response.trees import described
+from ray_deltastn.response.trees import described, tensors
 from ray_deltastn.space import HyperSpace
 
 #: Modules of PyTorch that spread a model over devices.
@@ -92,6 +92,29 @@ class Task:
                     f"{self._advice(name)}"
                 )
 
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        sizes = [f"{_size(data)} {split}" for split, data in splits.items() if data is not None]
+        lines = [
+            f"model: {type(self.model).__name__}, {weights:,} trainable weights",
+            f"hyperparameters: {', '.join(self.space.names)}",
+            f"examples: {', '.join(sizes)}",
+            f"loss: {getattr(self.loss, '__name__', type(self.loss).__name__)}",
+        ]
+        users: dict[str, Sequence[Any]] = {
+            "augment": self.augmentations,
+            "penalty": self.penalties,
+            "valid penalty": self.valid_penalties,
+        }
+        for what, given in users.items():
+            if given:
+                named = (f"{type(one).__name__}({', '.join(one.names)})" for one in given)
+                lines.append(f"{what}: {', '.join(named)}")
+        if self.metrics:
+            lines.append(f"metrics: {', '.join(self.metrics)}")
+        return "\n  ".join(["Task", *lines])
+
     def _advice(self, name: str) -> str:
         """What to do with a hyperparameter that nothing uses."""
         low, high = self.space.hyperparameters[name].bounds
@@ -124,6 +147,17 @@ class Task:
     def samplers(self) -> list[Any]:
         """The layers of the model and the augmentations that read hyperparameters; their effect is random."""
         return [*self.regularizers, *self.augmentations]
+
+
+def _size(data: Any) -> str:
+    """The number of examples of a split as text."""
+    data = getattr(data, "dataset", data)  # of a DataLoader
+    if isinstance(data, tuple | list) and (found := next(iter(tensors(data)), None)) is not None:
+        return f"{len(found):,}"
+    try:
+        return f"{len(data):,}"
+    except TypeError:  # a stream
+        return "an unknown number of"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ray_deltastn.compare.contenders import CONTENDERS
 from ray_deltastn.compare.outcomes import OUTCOMES, REFERENCE, finite
-from ray_deltastn.compare.plan import CONTENDERS
 
 #: Second reference, for self-tuned single runs.
 CONTROL = "fixed"

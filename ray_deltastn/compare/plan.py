@@ -20,39 +20,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from ray_deltastn.compare.contenders import CONTENDERS
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection, first_error, unknown_key
 from ray_deltastn.tune.nested import merged, nest
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method of the comparison: the method of its trials, its searcher (None for a single run) and its scheduler."""
-
-    method: str = "fixed"
-    searcher: str | None = None
-    scheduler: str = "fifo"
-
-    @property
-    def tuned(self) -> bool:
-        """Whether the trials tune their hyperparameters."""
-        return self.method != "fixed"
-
-
-#: The methods that can be compared, in the order of the tables.
-CONTENDERS = {
-    "fixed": Contender(),
-    "grid": Contender(searcher="grid"),
-    "random": Contender(searcher="random"),
-    "bo": Contender(searcher="bo"),
-    "asha": Contender(searcher="random", scheduler="asha"),
-    "pbt": Contender(searcher="random", scheduler="pbt"),
-    "stn": Contender("stn"),
-    "centered-stn": Contender("centered-stn"),
-    "delta-stn": Contender("delta-stn"),
-    "hybrid": Contender("delta-stn", searcher="bo"),
-}
-
 
 #: Options of `Settings` that the comparison sets. With `patience`, a run could end before its budget is spent.
 FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "monitor", "monitor_mode")
@@ -129,6 +100,8 @@ class CompareConfig(ExperimentConfig):
 
     def _check_sections(self) -> None:
         """Raise ValueError unless every option is in a section that allows it, and in one section only."""
+        if self.control:
+            raise ValueError("`control` must not be given: the method `fixed` is the control of a comparison; got true")
         if "epochs" not in self.train:
             raise ValueError("`train.epochs` must be given, got none: the budget is `trials` times `train.epochs`")
         for section in ("train", "search", "self_tuned"):

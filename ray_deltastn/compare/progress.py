@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ray_deltastn.compare.run import Asked
+from ray_deltastn.compare.asked import Asked
 from ray_deltastn.tune.console import plain
 from ray_deltastn.tune.folder.layout import CONFIG_FILE, RUNS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log

@@ -6,12 +6,13 @@ import contextlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, Planned, plan
+from ray_deltastn.compare.asked import Asked
+from ray_deltastn.compare.contenders import CONTENDERS
+from ray_deltastn.compare.plan import CompareConfig
 from ray_deltastn.training.columns import SECONDS
 from ray_deltastn.training.files import write_whole
 from ray_deltastn.tune.console import PlainConsole
@@ -27,46 +28,14 @@ from ray_deltastn.tune.folder.layout import (
     STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
+    state_files,
 )
 from ray_deltastn.tune.folder.results import read_lineage, read_results, write_results
-from ray_deltastn.tune.folder.states import state_files
 from ray_deltastn.tune.guards import alone, check_own, check_same, unfinished
 from ray_deltastn.tune.task_check import check_task
 
 #: Default number of seeds.
 SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The requested comparison: the content of `comparison.json`."""
-
-    config: CompareConfig
-    methods: tuple[str, ...]
-    seeds: int
-
-    @classmethod
-    def read(cls, out: Path) -> Asked:
-        """Read `comparison.json` in the results folder.
-
-        Raises:
-            FileNotFoundError: if the folder holds no comparison.
-        """
-        path = out / COMPARISON_FILE
-        if not path.exists():
-            raise FileNotFoundError(f"`{out}` must hold a comparison, got no {COMPARISON_FILE}")
-        noted = json.loads(path.read_text())
-        return cls(CompareConfig.model_validate(noted["config"]), tuple(noted["methods"]), noted["seeds"])
-
-    def write(self, out: Path) -> None:
-        """Write `comparison.json` to the results folder, atomically."""
-        noted = {"methods": self.methods, "seeds": self.seeds, "config": self.config.model_dump(exclude_unset=True)}
-        write_whole(out / COMPARISON_FILE, json.dumps(noted, indent=2) + "\n")
-
-    def planned(self, out: Path) -> list[Planned]:
-        """The experiments of the comparison; experiments that have already started are unchanged."""
-        begun = (folder.name for folder in (out / RUNS_FOLDER).glob("*") if (folder / CONFIG_FILE).exists())
-        return plan(self.config, self.methods, self.seeds, begun)
 
 
 def run_comparison(

@@ -13,11 +13,15 @@ import pandas as pd
 from ray_deltastn.compare.differences import Difference, differences
 from ray_deltastn.compare.outcomes import COSTS, OUTCOMES, REACHED, outcomes, summary
 
-#: Columns shown in a terminal, with short headings.
-SHORT = {
-    "best_valid_loss": "best valid loss",
+#: Columns of the first table of a comparison, with short headings, and those of the second one in a terminal.
+FIRST = {
+    "best_valid_loss": "valid loss",
     "test_loss": "test loss",
-    "device_seconds": "device-s",
+    "test_accuracy": "accuracy",
+    "device_seconds": "seconds",
+}
+SECOND = {
+    "epochs": "epochs",
     "wall_seconds": "wall s",
     "epochs_to_random": "epochs to random's",
 }
@@ -60,20 +64,27 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def cells(table: pd.DataFrame, names: Mapping[str, str] | None = None) -> tuple[list[str], list[list[str]]]:
+def cells(
+    table: pd.DataFrame, names: Mapping[str, str] | None = None, counts: bool = True
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the summary as text; columns without any value are left out.
 
     Args:
         table: the summary, see `summary`.
         names: columns to show and their headings; by default all.
+        counts: whether to show the numbers of trials and seeds.
     """
     names = {**OUTCOMES, **COSTS, **REACHED} if names is None else names
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
-        [str(row["method"]), *(mean_and_deviation(row, n) for n in shown), f"{row['trials']:.3g}", f"{row['seeds']}"]
+        [
+            str(row["method"]),
+            *(mean_and_deviation(row, n) for n in shown),
+            *([f"{row['trials']:.3g}", f"{row['seeds']}"] if counts else []),
+        ]
         for _, row in table.iterrows()
     ]
-    return ["method", *(names[name] for name in shown), "trials", "seeds"], rows
+    return ["method", *(names[name] for name in shown), *(["trials", "seeds"] if counts else [])], rows
 
 
 def seed_cells(per_seed: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

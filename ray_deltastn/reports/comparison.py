@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from ray_deltastn.compare.asked import Asked
 from ray_deltastn.compare.differences import Difference
-from ray_deltastn.compare.run import Asked, gather
-from ray_deltastn.compare.tables import cells, difference_cells, gain, seed_cells, shortfalls, write_tables
+from ray_deltastn.compare.outcomes import COSTS, OUTCOMES, REACHED
+from ray_deltastn.compare.run import gather
+from ray_deltastn.compare.tables import FIRST, cells, difference_cells, gain, seed_cells, shortfalls, write_tables
 from ray_deltastn.reports import comparison_pictures as pictures
-from ray_deltastn.reports.page import PAGE, Picture, write_page
+from ray_deltastn.reports.page import Picture, write_page
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import LINEAGE_FILE, RESULTS_FILE, RUNS_FOLDER, SPACE_FILE
+from ray_deltastn.tune.folder.layout import LINEAGE_FILE, PAGE, RESULTS_FILE, RUNS_FOLDER, SPACE_FILE
 from ray_deltastn.tune.folder.results import read_lineage, read_results
 
 #: Explanation of the cost columns.
@@ -87,7 +89,8 @@ def write_comparison(out: Path) -> Comparison:
 
 
 def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
-    header, rows = cells(found.summary)
+    left = {name: text for name, text in {**OUTCOMES, **COSTS, **REACHED}.items() if name not in FIRST}
+    header, rows = cells(found.summary, left)
     seed_header, seed_rows = seed_cells(found.per_seed)
     shown = [
         (
@@ -126,6 +129,7 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         gained=gain(found.per_seed),
         seeds=found.asked.seeds,
         notes=found.notes(),
+        first=cells(found.summary, FIRST, counts=False),
         header=header,
         rows=rows,
         costs=COSTS_TEXT,

@@ -11,8 +11,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator
 
+from ray_deltastn.compare.contenders import CONTENDERS
 from ray_deltastn.compare.outcomes import best_trial, finite, spending
-from ray_deltastn.compare.plan import CONTENDERS
 from ray_deltastn.reports.page import literal, panels, save, style
 from ray_deltastn.training.columns import VALUES
 

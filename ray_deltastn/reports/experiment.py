@@ -13,11 +13,12 @@ import torch
 from ray_deltastn import domains
 from ray_deltastn.maps import MAPS
 from ray_deltastn.reports.contact_sheet import NoImagesError, contact_sheet
-from ray_deltastn.reports.page import PAGE, Picture, literal, panels, save, style, write_page
+from ray_deltastn.reports.page import Picture, literal, panels, save, style, write_page
 from ray_deltastn.reports.response import RESPONSE, SIGNAL, draw_response, plot_signal
 from ray_deltastn.reports.results import Results
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training.columns import SCALES, SECONDS, VALUES
+from ray_deltastn.tune.folder.layout import PAGE
 
 SCHEDULES, LOSS, SHEET = "schedules.png", "loss_over_time.png", "augmentation.png"
 logger = logging.getLogger(__name__)
@@ -105,7 +106,10 @@ def _write_page(results: Results) -> Path:
         results.folder / PAGE,
         title=results.folder.name,
         metric=results.config["tune"]["metric"].replace("_", " "),
+        gained=results.gained(),
+        first=results.overview(most=1),
         best=results.best_table(),
+        every=results.overview(),
         header=header,
         rows=rows,
         pictures=[picture for picture in pictures if picture.path.exists()],

@@ -13,8 +13,6 @@ from PIL import Image
 
 from ray_deltastn._version import __version__
 
-PAGE = "report.html"
-
 
 @dataclass(frozen=True)
 class Picture:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ray_deltastn.compare.tables import number
 from ray_deltastn.training.columns import COVERAGE, SECONDS, VALUES, WARNINGS
 from ray_deltastn.training.tuner import ALL_DONE
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import CONFIG_FILE, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
 from ray_deltastn.tune.folder.results import ranked, read_results
 
 
@@ -61,15 +63,73 @@ class Results:
         """Names of the searched options."""
         return [option_of(name) for name in self.config["search"]]
 
+    @property
+    def control(self) -> Results | None:
+        """Results of the control; None if there is none, or it has not ended."""
+        folder = self.folder / CONTROL_FOLDER
+        return Results(folder) if (folder / RESULTS_FILE).exists() else None
+
+    def overview(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the short table: what matters of each trial, best trial first, and of the control.
+
+        Args:
+            most: largest number of trials; by default all.
+        """
+        columns = self._measured()
+        trials = [row for _, row in self.trials.head(len(self.trials) if most is None else most).iterrows()]
+        rows = [[str(row["trial_id"]), *(_short(row[key], key) for key in columns)] for row in trials]
+        if (control := self.control) is not None:
+            rows.append(["control", *(_short(control.best.get(key, math.nan), key) for key in columns)])
+        return ["trial", *columns.values()], rows
+
+    def _measured(self) -> dict[str, str]:
+        """Columns of the short table with their headings."""
+        metric = self.config["tune"]["metric"].removeprefix("best_")
+        known = {"valid_loss": "valid loss", "test_loss": "test loss"}
+        known[metric] = known.get(metric, metric.replace("_", " "))
+        accuracy = "test_accuracy" if "test_accuracy" in self.trials else "valid_accuracy"
+        known |= {accuracy: "accuracy", SECONDS("total"): "seconds"}
+        return {key: heading for key, heading in known.items() if key in self.trials}
+
+    def gained(self) -> str:
+        """One sentence: what tuning has gained against the control, or that it has gained nothing; empty without one.
+
+        The losses or scores are those on the test data if there are any, else those on the validation data. A gain on
+        the validation data alone is partly a choice among trials.
+        """
+        control = self.control
+        if control is None:
+            return ""
+        name, better = self._outcome()
+        what = name.replace("valid_", "validation ").replace("_", " ")
+        ours, theirs = float(self.best[name]), float(control.best[name])
+        total = SECONDS("total")
+        known = total in self.best and total in control.best
+        spent = [f" after {number(one[total], 'seconds')} s" if known else "" for one in (self.best, control.best)]
+        if not math.isfinite(theirs):
+            return f"The control without tuning diverged; the {what} of the best trial is {ours:.4f}{spent[0]}."
+        if better * (ours - theirs) > 0:
+            share = f", {abs(ours / theirs - 1):.1%} {'lower' if better < 0 else 'higher'}" if theirs else ""
+            head = f"Tuning gained: the {what} is {ours:.4f}{spent[0]}{share} than"
+            return f"{head} that of the control without tuning, {theirs:.4f}{spent[1]}."
+        return (
+            f"Tuning gained nothing: the {what} is {ours:.4f}{spent[0]}, and that of the control without tuning is "
+            f"{theirs:.4f}{spent[1]}."
+        )
+
+    def _outcome(self) -> tuple[str, float]:
+        """The number by which tuning is judged, and 1 if a larger one is better, else −1."""
+        metric = self.config["tune"]["metric"].removeprefix("best_")
+        test = metric.replace("valid_", "test_")
+        sign = -1.0 if self.config["tune"]["mode"] == "min" else 1.0
+        return (test if test in self.trials else metric), sign
+
     def best_table(self) -> list[tuple[str, str]]:
-        """Names and values of the table about the best trial."""
+        """Names and values of the options and hyperparameters of the best trial."""
         best = self.best
-        rows = [("trial", str(best["trial_id"])), ("epoch", f"{best['epoch']:.0f} of {self._epochs():.0f}")]
-        for split in ("valid", "test"):
-            for what in ("loss", "accuracy"):
-                if f"{split}_{what}" in best:
-                    name = {"valid": "validation"}.get(split, split)
-                    rows.append((f"{name} {what}", f"{best[f'{split}_{what}']:.4f}"))
+        rows = [("best epoch", f"{best['epoch']:.0f} of {self._epochs():.0f}")]
+        if "valid_accuracy" in best and "test_accuracy" in best:
+            rows.append(("validation accuracy", f"{best['valid_accuracy']:.4f}"))
         rows += [(name, _number(best[f"config/{name.replace('.', '/')}"])) for name in self.searched]
         if best.get("hyper_steps", 1) > 0:
             return rows + [(f"learned {name}", _number(best[VALUES(name)])) for name in self.space]
@@ -82,16 +142,12 @@ class Results:
         return float(self.reports.loc[self.reports["trial_id"] == self.best["trial_id"], "epoch"].max())
 
     def trial_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table with the best report of each trial, best trial first."""
-        columns = {"trial_id": "trial", "epoch": "best epoch", "valid_loss": "validation loss"}
-        columns |= {
-            key: key.replace("valid_", "validation ").replace("_", " ")
-            for key in ("valid_accuracy", "test_loss", "test_accuracy")
-            if key in self.trials
-        }
+        """Header and rows of the second table: options and hyperparameters of each trial, best trial first."""
+        columns = {"trial_id": "trial", "epoch": "best epoch"}
+        if "valid_accuracy" in self.trials and "test_accuracy" in self.trials:
+            columns |= {"valid_accuracy": "validation accuracy"}
         columns |= {f"config/{name.replace('.', '/')}": name for name in self.searched}
         columns |= {VALUES(name): name for name in self.space}
-        columns |= {SECONDS("total"): "seconds"}
         return list(columns.values()), [[_number(row[key]) for key in columns] for _, row in self.trials.iterrows()]
 
     def _coverage(self) -> str:
@@ -142,6 +198,13 @@ class Results:
             seconds = json.loads(driver.read_text())["searcher_seconds"]
             notes.append(f"The searcher took {seconds:.1f} s of the driver's time.")
         return notes
+
+
+def _short(value: Any, column: str) -> str:
+    """A number of the short table."""
+    if not math.isfinite(value):
+        return "–"
+    return number(value, column)
 
 
 def _number(value: Any) -> str:

@@ -70,12 +70,29 @@ class Coverage:
         """The share and the largest gap, for a report."""
         return {"share": self.share, "largest_gap": self.largest_gap}
 
-    def __str__(self) -> str:
-        head = (
+    @property
+    def headline(self) -> str:
+        """One line: how much responds."""
+        return (
             f"{self.share:.1%} of the trainable weights respond, in {len(self.covered)} parameters of {self.layers} "
             f"layers; {len(self.uncovered)} parameters do not"
         )
-        return "\n".join([head, *(f"  without response: {name}: {why}" for name, why in self.uncovered.items())])
+
+    def __str__(self) -> str:
+        lines = (f"  without response: {name}: {why}" for name, why in self.uncovered.items())
+        return "\n".join([self.headline, *lines])
+
+    def __repr__(self) -> str:
+        # One line per reason: a large model can have hundreds of parameters without a response.
+        names: dict[str, list[str]] = {}
+        for name, why in self.uncovered.items():
+            names.setdefault(why, []).append(name)
+        lines = []
+        for why, own in names.items():
+            more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+            weights = sum(self.sizes.get(name, 0) for name in own)
+            lines.append(f"  without response: {own[0]}{more} ({weights:,} weights): {why}")
+        return "\n".join([f"Coverage: {self.headline}", *lines])
 
 
 def survey(model: nn.Module) -> tuple[dict[nn.Parameter, list[Owner]], Coverage]:

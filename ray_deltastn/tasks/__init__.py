@@ -5,24 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray_deltastn.task import Task
-from ray_deltastn.tasks.digits import digits_mlp
-from ray_deltastn.tasks.images import cifar10_alexnet, cifar10_resnet18, cifar10_vgg16, fashion_cnn, mnist_mlp
 from ray_deltastn.tasks.imports import import_function
-from ray_deltastn.tasks.mnist1d import mnist1d_mlp
 from ray_deltastn.tasks.names import name_of
+from ray_deltastn.tasks.ready import READY
 
-READY: dict[str, Callable[..., Task]] = {
-    "digits-mlp": digits_mlp,
-    "mnist1d-mlp": mnist1d_mlp,
-    "mnist-mlp": mnist_mlp,
-    "fashion-cnn": fashion_cnn,
-    "cifar10-alexnet": cifar10_alexnet,
-    "cifar10-vgg16": cifar10_vgg16,
-    "cifar10-resnet18": cifar10_resnet18,
-}
+if TYPE_CHECKING:
+    from ray_deltastn.task import Task
 
 
 def find_task(task: Any) -> Callable[..., Task]:
@@ -41,7 +31,7 @@ def find_task(task: Any) -> Callable[..., Task]:
     if not isinstance(task, str):
         raise TypeError(f"`task` must be a callable, an import string or a ready task's name, got {task!r}")
     if task in READY:
-        return READY[task]
+        return import_function(READY[task].function)
     if ":" not in task:
         near = difflib.get_close_matches(task, READY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -60,6 +50,8 @@ def build_task(config: Mapping[str, Any], **data: Any) -> Task:
         ValueError: if `config` has no key `task`, or no task with this name exists.
         TypeError: if the function does not accept `data`, or does not return a `Task`.
     """
+    from ray_deltastn.task import Task  # imports PyTorch, which the names of the tasks do not need
+
     if "task" not in config:
         raise ValueError(f"`config` must hold 'task', got the keys {sorted(config)}")
     build = find_task(config["task"])

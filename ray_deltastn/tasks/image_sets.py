@@ -20,6 +20,8 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ray_deltastn.tasks.cache import user_cache
+
 #: Environment variable for the data root.
 ROOT_VARIABLE = "RAY_DELTASTN_DATA"
 
@@ -79,11 +81,6 @@ def load_images(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
             f"root to download it into {user_cache()}"
         )
     return found
-
-
-def user_cache() -> Path:
-    """The folder for downloads."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_deltastn"
 
 
 def _places(images: _Set, home: Path) -> list[tuple[Path, str, Callable[[Path], tuple[Split, Split]]]]:

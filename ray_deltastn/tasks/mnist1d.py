@@ -18,7 +18,7 @@ from ray_deltastn.domains import Bounded, Hyperparameter, Positive
 from ray_deltastn.regularizers import L2, Dropout
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.tasks.image_sets import user_cache
+from ray_deltastn.tasks.cache import user_cache
 from ray_deltastn.tasks.options import started, whole
 from ray_deltastn.training.files import written_whole
 

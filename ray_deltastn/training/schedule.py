@@ -53,10 +53,10 @@ def check_schedule(given: str | Mapping[str, Any] | None, epochs: int, lr: float
     Raises:
         ValueError: if there is no such schedule, or its arguments break a rule.
     """
+    if given is None:
+        return  # the first optimiser of a process takes a second: PyTorch imports its compiler
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
-    schedule = make_schedule(given, epochs, optimizer)
-    if schedule is None:
-        return
+    schedule: Any = make_schedule(given, epochs, optimizer)
     optimizer.step()
     try:
         if isinstance(schedule, ReduceLROnPlateau):

@@ -158,6 +158,17 @@ class SelfTuner:
             self._global_random = random_state.capture(self.device)
         task.in_use = True
 
+    def __repr__(self) -> str:
+        best = self.best_valid_loss
+        so_far = f", best valid loss {best:.4g}" if best < float("inf") else ""
+        state = f", {self.stop_reason}" if self.done else ""
+        lines = [
+            f"{type(self).__name__}: {self.method.name} on {self.device}, epoch {self.epoch} of "
+            f"{self.settings.epochs}{so_far}{state}",
+            ", ".join(f"{name} {value:.4g}" for name, value in self.hyperparameters().items()),
+        ]
+        return "\n  ".join([*lines, *([self.coverage.headline] if self.coverage else [])])
+
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
         seeds = [random_state.seed_of(s.seed, split) for split in range(3)]

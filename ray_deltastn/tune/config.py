@@ -16,9 +16,9 @@ from ray_deltastn.tune.places import check_place, full_key, require_own, unknown
 from ray_deltastn.tune.places import unknown_key as unknown_key  # used by other commands too
 from ray_deltastn.tune.reading import ConfigError as ConfigError  # raised by `read`
 from ray_deltastn.tune.reading import load_yaml
-from ray_deltastn.tune.schedulers import CHANGING, PAUSING
+from ray_deltastn.tune.scheduler_names import CHANGING, PAUSING
 from ray_deltastn.tune.search.axes import Axis, Choice
-from ray_deltastn.tune.search.domains import parse_domain, read_domain
+from ray_deltastn.tune.search.texts import read_text
 
 ConfigKind = TypeVar("ConfigKind", bound="ExperimentConfig")
 
@@ -78,6 +78,8 @@ class ExperimentConfig(_Section):
             `hyperparameters.dropout`, or into the task's own options, as in `options.width`. With method `fixed`,
             `hyperparameters: all` searches all hyperparameters of the task, each in its own range.
         tune: how trials are searched and run.
+        control: after the search, train one more trial with the options of the best trial and constant initial
+            hyperparameters. The end of the run and its page then tell what tuning has gained.
     """
 
     task: str
@@ -85,6 +87,7 @@ class ExperimentConfig(_Section):
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, str] = Field(default_factory=dict)
     tune: TuneSection = TuneSection()
+    control: bool = Field(default=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +146,11 @@ class ExperimentConfig(_Section):
                     f"`search.hyperparameters` must be `all`, got {text!r}; for a single one use `{name}.NAME`"
                 )
         self._check_tune()
+        tunes = any(get_method(method).tunes for method in self.methods())
+        if self.control and not tunes and not any(name.split(".")[0] == "hyperparameters" for name in self.search):
+            raise ValueError(
+                "`control: true` needs trials that tune hyperparameters, or a search of them, got only `method: fixed`"
+            )
 
     def _check_values(self, name: str) -> None:
         """Raise ValueError if the domain is not readable, or one of its values would break the rule of its option."""
@@ -198,7 +206,7 @@ class ExperimentConfig(_Section):
 
     def _axis(self, name: str) -> Axis:
         """Return the axis of a key of `search`."""
-        return read_domain(f"search.{name}", parse_domain(name, self.search[name]))
+        return read_text(name, self.search[name])
 
     def extremes(self, name: str) -> list[Any]:
         """Return the values of an option that decide whether its rule holds in all trials.
@@ -221,6 +229,8 @@ class ExperimentConfig(_Section):
 
     def param_space(self) -> dict[str, Any]:
         """Return the config of a trial; the searched options are Tune domains."""
+        from ray_deltastn.tune.search.domains import parse_domain  # imports Ray, which reading a file does not need
+
         space: dict[str, Any] = {
             "task": self.task,
             **copy.deepcopy(self.options),

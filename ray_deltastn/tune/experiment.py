@@ -31,10 +31,12 @@ from ray_deltastn.tune.folder.layout import (
     STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
+    TrialsFailedError,
 )
-from ray_deltastn.tune.folder.log import ReportLog, last_of_each, read_log
+from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.loggers import loggers
 from ray_deltastn.tune.folder.pruning import PruneCheckpoints
+from ray_deltastn.tune.folder.report_log import ReportLog
 from ray_deltastn.tune.folder.results import collect, write_results
 from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
 from ray_deltastn.tune.guards import (
@@ -49,15 +51,12 @@ from ray_deltastn.tune.guards import (
 )
 from ray_deltastn.tune.population import lineage
 from ray_deltastn.tune.progress import Progress
-from ray_deltastn.tune.schedulers import PAUSING, EpochBudget, make_scheduler
+from ray_deltastn.tune.scheduler_names import PAUSING
+from ray_deltastn.tune.schedulers import EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.stopping import Terminated, terminable
 from ray_deltastn.tune.task_check import check_task
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
-
-
-class TrialsFailedError(RuntimeError):
-    """Every trial of an experiment has failed; the message is one line with the error of the first."""
 
 
 class _AllTrialsRestored(Callback):

@@ -30,8 +30,9 @@ from ray_deltastn.tune.folder.layout import (
     STATES_FOLDER,
     TRIALS_FOLDER,
     ResumeError,
+    state_files,
 )
-from ray_deltastn.tune.folder.states import state_files, trial_statuses
+from ray_deltastn.tune.folder.states import trial_statuses
 from ray_deltastn.tune.nested import flat
 
 logger = logging.getLogger(__name__)
@@ -185,13 +186,23 @@ def check_same(now: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> N
     raise ResumeError(f"`{changed[0]}` must be the same as in the {what} to resume, {first}{also}{more}")
 
 
+def check_saved(config: ExperimentConfig, out: Path) -> None:
+    """Check that a configuration is that of the experiment in a results folder.
+
+    Raises:
+        ResumeError: see `check_same`.
+    """
+    saved = json.loads((out / CONFIG_FILE).read_text())
+    check_same(config.model_dump(), {"control": False, **saved}, "experiment")  # earlier versions had no control
+
+
 def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
     """Check that an experiment can be resumed, and return the status of each trial by its id.
 
     Raises:
         ResumeError: if the configuration differs from the saved one, or Tune's states are missing or damaged.
     """
-    check_same(config.model_dump(), json.loads((out / CONFIG_FILE).read_text()), "experiment")
+    check_saved(config, out)
     states = state_files(out / TRIALS_FOLDER)
     if not states:
         raise ResumeError(

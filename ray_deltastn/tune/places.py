@@ -107,7 +107,7 @@ def full_key(key: str, data: Mapping[str, Any], sections: Mapping[str, Collectio
         return f"self_tuned.{head}{dot}{rest}"
     places = [f"{section}.{head}{dot}{rest}" for section, names in sections.items() if head in names]
     if len(places) > 1:
-        raise ConfigError(f"`--set {key}` must name its section, {' or '.join(f'`{p}`' for p in places)}, got none")
+        raise ConfigError(f"override `{key}` must name its section, {' or '.join(f'`{p}`' for p in places)}, got none")
     return places[0] if places else key
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune import Callback
-from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ray_deltastn.tasks.names import name_of
-from ray_deltastn.training.columns import VALUES, WARNINGS
-from ray_deltastn.tune.console import LONGEST, PlainConsole, one_line, plain
+from ray_deltastn.training.columns import WARNINGS
+from ray_deltastn.tune.console import PlainConsole
+from ray_deltastn.tune.output import one_line
+from ray_deltastn.tune.trial_table import TrialTable
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class Progress(Callback):
         every: seconds between two lines of a trial if there is no table.
 
     Attributes:
+        shown: the table.
         broken: whether the display has ended after an error.
     """
 
@@ -91,10 +92,10 @@ class Progress(Callback):
     ) -> None:
         self.searched = list(searched)
         self.trials = trials
+        self.shown = TrialTable(searched, trials)
         self.console = console or PlainConsole(soft_wrap=True)
         self.every = every
         self.broken = False
-        self._rows: dict[str, dict[str, Any]] = {}
         self._live: Live | NotebookTable | None = None
         self._printed: dict[str, float] = {}
         self._started = time.monotonic()
@@ -123,23 +124,16 @@ class Progress(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Show the newest report of a trial (called by Tune)."""
-        row = self._rows.setdefault(trial.trial_id, {"first": result, "number": len(self._rows) + 1})
+        row = self.shown.rows.setdefault(trial.trial_id, {"first": result, "number": len(self.shown.rows) + 1})
         state = "diverged" if result.get("diverged") else "done" if result.get("done") else "running"
         state += ", fell back" if result.get(WARNINGS("damaged_checkpoints")) else ""
         row.update(last=result, config=trial.config, state=state)
         self._show(trial.trial_id, force=bool(result.get("done")))
 
-    def note(self, trial_id: str, state: str, config: dict[str, Any], reports: Sequence[dict[str, Any]]) -> None:
-        """Set the state, the config and the reports so far of a trial, as read from files."""
-        row = self._rows.setdefault(trial_id, {"number": len(self._rows) + 1})
-        row.update(state=state, config=config)
-        if reports:
-            row.update(first=reports[0], last=reports[-1])
-
     @_never_ends_a_run
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial failed (called by Tune)."""
-        row = self._rows.setdefault(trial.trial_id, {"number": len(self._rows) + 1, "config": trial.config})
+        row = self.shown.rows.setdefault(trial.trial_id, {"number": len(self.shown.rows) + 1, "config": trial.config})
         row["state"] = "failed"
         self._show(trial.trial_id, force=True)
 
@@ -176,64 +170,8 @@ class Progress(Callback):
         now = time.monotonic()
         if force or now - self._printed.get(trial_id, -1e9) >= self.every:
             self._printed[trial_id] = now
-            names, cells = self._columns(), self._cells(self._rows[trial_id])
+            names, cells = self.shown.columns(), self.shown.cells(self.shown.rows[trial_id])
             self.say("  ".join(f"{n} {c}" for n, c in zip(names, cells, strict=True) if c))
 
-    def _columns(self) -> list[str]:
-        named = [one_line(name) for name in (*self.searched, *self._hyperparameters())]
-        return ["trial", "state", "epoch", "valid loss", "best", *named]
-
-    def _hyperparameters(self) -> list[str]:
-        reports = (row["last"] for row in self._rows.values() if "last" in row)
-        return list(VALUES.of(next(reports, {})))[:6]
-
-    def _cells(self, row: dict[str, Any]) -> list[str]:
-        last, first = row.get("last", {}), row.get("first", {})
-        losses = [f"{last[key]:.4f}" if key in last else "" for key in ("valid_loss", "best_valid_loss")]
-        options = [_short(_value_at(row.get("config", {}), name)) for name in self.searched]
-        began, now = VALUES.of(first), VALUES.of(last)
-        moves = [f"{_short(began[n])}→{_short(now[n])}" if n in now else "" for n in self._hyperparameters()]
-        return [f"{row['number']}/{self.trials}", row["state"], str(last.get("epoch", "")), *losses, *options, *moves]
-
     def _table(self) -> Table:
-        return self.table(f", {time.monotonic() - self._started:.0f} s")
-
-    def table(self, more: str = "", most: int | None = 20) -> Table:
-        """The table with one line per trial.
-
-        Args:
-            more: text to add to the title.
-            most: largest number of trials to show, the newest ones; None shows all.
-        """
-        done = sum(not row["state"].startswith(("running", "waiting")) for row in self._rows.values())
-        table = Table(title=f"{done} of {self.trials} trials ended{more}", title_justify="left")
-        lines = [self._columns(), *(self._cells(row) for row in list(self._rows.values())[-(most or 0) :])]
-        shown = self._fitting(lines)
-        for index in shown:
-            table.add_column(plain(lines[0][index]), justify="right", no_wrap=True)
-        for line in lines[1:]:
-            table.add_row(*(plain(line[index]) for index in shown))
-        return table
-
-    def _fitting(self, lines: list[list[str]]) -> list[int]:
-        """Columns that fit the terminal; removes searched options first, then loss and state, then hyperparameters."""
-        widths = [max(map(cell_len, column)) + 3 for column in zip(*lines, strict=True)]
-        searched = range(5, 5 + len(self.searched))
-        shown = list(range(len(widths)))
-        for index in (*reversed(searched), 3, 1, *reversed(shown[searched.stop :])):
-            if sum(widths[i] for i in shown) < self.console.width:
-                break
-            shown.remove(index)
-        return shown
-
-
-def _value_at(config: dict[str, Any], name: str) -> Any:
-    for part in name.split("."):
-        config = config.get(part, {}) if isinstance(config, dict) else {}
-    return config
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.3g}"
-    return one_line(name_of(value), LONGEST)
+        return self.shown.table(self.console.width, f", {time.monotonic() - self._started:.0f} s")

@@ -1,4 +1,4 @@
-"""Reading of YAML files and of `--set`, by the rules of YAML 1.2 for numbers."""
+"""Reading of YAML files and of overrides, by the rules of YAML 1.2 for numbers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def load_yaml(
     for override in overrides:
         given, equals, value = override.partition("=")
         if not equals or not given:
-            raise ConfigError(f"`--set` must be key=value, got {override!r}")
+            raise ConfigError(f"an override must be `KEY=VALUE`, got {override!r}")
         key = full_key(given, data)
         *path_, last = key.split(".")
         # Keys of `search` contain dots themselves: `search.hyperparameters.dropout`.
@@ -99,9 +99,9 @@ def load_yaml(
         for part in path_:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"`--set {key}` must reach into a mapping, got {type(inner).__name__} at '{part}'")
+                raise ConfigError(f"override `{key}` must reach into a mapping, got {type(inner).__name__} at '{part}'")
         try:
             inner[last] = read_yaml(value)
         except yaml.YAMLError:
-            raise ConfigError(f"`--set {key}` must be YAML, got {value!r}") from None
+            raise ConfigError(f"override `{key}` must be YAML, got {value!r}") from None
     return data

@@ -10,13 +10,7 @@ from ray.tune import Stopper
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from ray_deltastn.tune.population import TIME, BanditPopulation, Population, bounds, mutations, within
-
-#: Names that `make_scheduler` accepts; with `fifo` every trial runs to its end.
-SCHEDULERS = ("fifo", "asha", "hyperband", "median", "pbt", "pb2")
-#: Schedulers that pause trials: all trials are alive at the same time, and those without a free slot wait.
-PAUSING = ("hyperband", "pbt", "pb2")
-#: Schedulers that change options of running trials.
-CHANGING = ("pbt", "pb2")
+from ray_deltastn.tune.scheduler_names import CHANGING, SCHEDULERS
 
 
 def make_scheduler(name: str, space: Mapping[str, Any], *, reports: int, grace: int = 1) -> TrialScheduler | None:

@@ -11,7 +11,7 @@ from ray_deltastn.methods import MethodName
 from ray_deltastn.training.presets import PRESETS
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection
-from ray_deltastn.tune.search.domains import DOMAINS
+from ray_deltastn.tune.search.texts import DOMAINS
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n     +\S.*)*)", re.MULTILINE)
 
@@ -43,6 +43,7 @@ def schema(kind: type[ExperimentConfig]) -> dict[str, Any]:
     }
     if "self_tuned" in properties:
         properties["self_tuned"] |= options
+        properties.pop("control")  # a comparison has a control of its own
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": kind.__name__,

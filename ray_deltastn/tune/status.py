@@ -12,9 +12,9 @@ from rich.table import Table
 
 from ray_deltastn.training.columns import WARNINGS
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import CONFIG_FILE, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import read_log
-from ray_deltastn.tune.progress import Progress
+from ray_deltastn.tune.trial_table import TrialTable
 
 
 def state_of(out: Path) -> str:
@@ -36,6 +36,14 @@ def state_of(out: Path) -> str:
         return "running"
 
 
+def control_state(out: Path) -> str | None:
+    """State of an experiment's control, see `state_of`, or `waiting`; None if the experiment asks for no control."""
+    if not json.loads((out / CONFIG_FILE).read_text()).get("control"):
+        return None
+    folder = out / CONTROL_FOLDER
+    return state_of(folder) if (folder / CONFIG_FILE).exists() else "waiting"
+
+
 def status(out: Path, console: Console) -> tuple[str, Table]:
     """State of an experiment, and a table with one line per trial.
 
@@ -53,7 +61,7 @@ def status(out: Path, console: Console) -> tuple[str, Table]:
     """
     state = state_of(out)
     config: dict[str, Any] = json.loads((out / CONFIG_FILE).read_text())
-    progress = Progress([option_of(name) for name in config["search"]], config["tune"]["num_samples"], console)
+    trials = TrialTable([option_of(name) for name in config["search"]], config["tune"]["num_samples"])
     for trial_id, reports in read_log(out).items():
         last = reports[-1].result
         if last.get("done"):
@@ -64,5 +72,5 @@ def status(out: Path, console: Console) -> tuple[str, Table]:
             now = "running" if state == "running" else "waiting"
         if any(report.result.get(WARNINGS("damaged_checkpoints")) for report in reports):
             now += ", fell back"
-        progress.note(trial_id, now, reports[-1].config, [report.result for report in reports])
-    return state, progress.table(most=None)
+        trials.note(trial_id, now, reports[-1].config, [report.result for report in reports])
+    return state, trials.table(console.width, most=None)

@@ -59,7 +59,7 @@ FILES = {
     "domain-with-a-bad-bound": (
         GOOD.replace("loguniform(0.01, 0.3)", "loguniform(-1, 0.3)"),
         [],
-        ["`search.lr`", "loguniform(-1, 0.3)"],
+        ["`0 < low`", "'search.lr'", "low=-1"],
     ),
     "number-for-a-domain": (GOOD.replace("loguniform(0.01, 0.3)", "0.1"), [], ["`search.lr`", "0.1"]),
     "bad-train-value": (GOOD.replace("epochs: 2", "epochs: 0"), [], ["`epochs >= 1`", "epochs=0"]),
@@ -73,12 +73,12 @@ FILES = {
     "invalid-yaml": ("task: [digits\ntrain: {", [], ["{path}", "must be YAML"]),
     "invalid-characters": (b"task: \xff\xfe\n", [], ["{path}"]),
     "missing-file": (None, [], ["{path}", "readable file", "No such file"]),
-    "set-without-value": (GOOD, ["train.epochs"], ["`--set`", "key=value", "'train.epochs'"]),
-    "set-without-key": (GOOD, ["=5"], ["`--set`", "key=value", "'=5'"]),
+    "set-without-value": (GOOD, ["train.epochs"], ["override", "`KEY=VALUE`", "'train.epochs'"]),
+    "set-without-key": (GOOD, ["=5"], ["override", "`KEY=VALUE`", "'=5'"]),
     "set-unknown-key": (GOOD, ["train.epoch=5"], ["`train.epoch`", "did you mean `train.epochs`"]),
     "set-unknown-section": (GOOD, ["trian.epochs=5"], ["`trian`", "did you mean `train`"]),
     "set-misspelt-key-without-its-section": (GOOD, ["epoch=5"], ["`epoch`", "did you mean `train.epochs`"]),
-    "set-key-of-two-sections": (GOOD, ["seed=5"], ["`--set seed`", "`train.seed` or `tune.seed`"]),
+    "set-key-of-two-sections": (GOOD, ["seed=5"], ["override `seed`", "`train.seed` or `tune.seed`"]),
     "file-with-a-key-outside-its-section": (
         GOOD + "epochs: 3\n",
         [],
@@ -95,8 +95,12 @@ FILES = {
         ["`train.lr`", "given once", "`train.learning_rate`"],
     ),
     "optimizer-unknown": (GOOD, ["train.optimizer=LBFGS"], ["`optimizer`", "sgd, adam, adamw", "'LBFGS'"]),
-    "set-into-a-value": (GOOD, ["train.epochs.first=5"], ["`--set train.epochs.first`", "mapping", "int", "'epochs'"]),
-    "set-invalid-yaml": (GOOD, ["train.epochs=[1"], ["`--set", "train.epochs", "[1"]),
+    "set-into-a-value": (
+        GOOD,
+        ["train.epochs.first=5"],
+        ["override `train.epochs.first`", "mapping", "int", "'epochs'"],
+    ),
+    "set-invalid-yaml": (GOOD, ["train.epochs=[1"], ["override `train.epochs`", "[1"]),
     "domain-without-values": (
         GOOD.replace("loguniform(0.01, 0.3)", "uniform(0.3, 0.01)"),
         [],
@@ -105,7 +109,7 @@ FILES = {
     "domain-with-step-zero": (
         GOOD.replace("loguniform(0.01, 0.3)", "quniform(0.1, 0.3, 0)"),
         [],
-        ["`search.lr`", "quniform(0.1, 0.3, 0)", "zero"],
+        ["`0 < q`", "'search.lr'", "q=0"],
     ),
     "domain-with-a-value-out-of-range": (
         GOOD.replace("lr: loguniform(0.01, 0.3)", "batch_size: qrandint(-2, 10, 3)"),

@@ -6,7 +6,7 @@ import math
 import pandas as pd
 
 from benchmarks import comparison
-from ray_deltastn.compare.plan import CONTENDERS
+from ray_deltastn.compare.contenders import CONTENDERS
 from tests.reports.results import CONFIG, SPACE, made_up
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import faults
-from ray_deltastn.tune.folder.log import ReportLog
+from ray_deltastn.tune.folder.report_log import ReportLog
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_deltastn.compare.plan import CONTENDERS, CompareConfig, plan
+from ray_deltastn.compare.contenders import CONTENDERS
+from ray_deltastn.compare.plan import CompareConfig, plan
 from ray_deltastn.tune.config import ConfigError
 
 CONFIG = "configs/digits_compare.yaml"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ray_deltastn.compare.plan import CONTENDERS
+from ray_deltastn.compare.contenders import CONTENDERS
 
 CONFIG = {
     "task": "digits-mlp",

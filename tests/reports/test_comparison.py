@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ray_deltastn.compare.plan import CONTENDERS
+from ray_deltastn.compare.contenders import CONTENDERS
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.comparison import write_comparison
 from tests.reports.results import CONFIG, SPACE, made_up

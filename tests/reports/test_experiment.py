@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ray_deltastn.reports import response
+from ray_deltastn.reports import response, several
 from ray_deltastn.reports.results import Results
 from tests.reports.results import SPACE
 
@@ -101,7 +101,7 @@ def test_values_that_never_moved_are_not_called_learned(hyper_steps, short, note
     found = results.notes()
     assert len(found) == (note is not None)
     assert all(one.startswith(note) for one in found)
-    assert [name for name, _ in results.best_table()][3:] == names
+    assert [name for name, _ in results.best_table()][1:] == names
 
 
 def test_the_pictures_of_the_response_show_the_numbers_of_the_best_trial(tmp_path, monkeypatch):
@@ -146,3 +146,66 @@ def test_a_missing_checkpoint_is_a_warning_and_no_picture(folder, caplog):
     response.draw_response(Results(folder))
     assert "the picture of the response could not be drawn: `trial` must be one of" in caplog.text
     assert not (folder / "response.png").exists()
+
+
+def table_of(folder, losses, metric="valid_loss", mode="min"):
+    """Results of one trial per (validation loss, test loss or None, seconds)."""
+    folder.mkdir(exist_ok=True)
+    config = {"search": {}, "tune": {"metric": metric, "mode": mode}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "space.json").write_text("{}")
+    rows = [
+        {"trial_id": f"t{n}", "training_iteration": 1, "epoch": 1, "valid_loss": valid, "diverged": False}
+        | ({} if test is None else {"test_loss": test, "test_accuracy": 1 - test, "valid_accuracy": 1 - valid})
+        | {"seconds/total": seconds, "warning/short_run": 0.0, "warning/saturated": 0.0}
+        for n, (valid, test, seconds) in enumerate(losses)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    return Results(folder)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((0.2, 0.4, 30.0), (0.3, 0.5, 10.0), "Tuning gained: the test loss is 0.4000 after 30.0 s, 20.0% lower than"),
+        ((0.2, 0.6, 30.0), (0.3, 0.5, 10.0), "Tuning gained nothing: the test loss is 0.6000 after 30.0 s"),
+        ((0.2, 0.5, 30.0), (0.3, 0.5, 10.0), "Tuning gained nothing"),  # equal
+        ((0.2, None, 30.0), (0.3, None, 10.0), "Tuning gained: the validation loss is 0.2000"),
+        ((0.2, None, 30.0), (np.inf, None, 10.0), "The control without tuning diverged"),
+    ],
+)
+def test_one_sentence_tells_what_was_gained_on_test_data_if_there_are_any(ours, theirs, said, tmp_path):
+    results = table_of(tmp_path, [(0.9, 0.1, 1.0) if ours[1] else (0.9, None, 1.0), ours])
+    assert results.gained() == ""  # there is no control
+    table_of(tmp_path / "control", [theirs])
+    assert results.gained().startswith(said)
+
+
+def test_a_score_is_better_if_it_is_higher(tmp_path):
+    results = table_of(tmp_path, [(0.2, 0.4, 30.0)], "valid_accuracy", "max")
+    table_of(tmp_path / "control", [(0.3, 0.5, 10.0)])
+    assert results.gained().startswith("Tuning gained: the test accuracy is 0.6000 after 30.0 s, 20.0% higher than")
+
+
+def test_the_short_table_has_what_matters_and_ends_with_the_control(tmp_path):
+    results = table_of(tmp_path, [(0.9, 0.7, 1.0), (0.2, 0.4, 30.0)])
+    table_of(tmp_path / "control", [(0.3, 0.5, 10.0)])
+    header, rows = results.overview()
+    assert header == ["trial", "valid loss", "test loss", "accuracy", "seconds"]
+    assert [row[0] for row in rows] == ["t1", "t0", "control"]
+    assert rows[0] == ["t1", "0.2000", "0.4000", "0.600", "30.0"]
+    assert [row[0] for row in results.overview(most=1)[1]] == ["t1", "control"]
+
+
+def test_several_experiments_have_different_names_and_one_line_each(tmp_path):
+    folders = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "y"]
+    assert several.names_of(folders[1:]) == ["x", "y"]
+    assert several.names_of(folders) == ["a/x", "b/x", f"{tmp_path.name}/y"]
+    with pytest.raises(ValueError, match="must be different folders"):
+        several.names_of([folders[0], folders[0]])
+    for folder in folders:
+        folder.parent.mkdir(exist_ok=True)
+    every = [table_of(folders[1], [(0.2, 0.4, 30.0)]), table_of(folders[2], [(0.3, None, 10.0)])]
+    header, rows = several.several_table(every, ["x", "y"])
+    assert header == ["experiment", "valid loss", "test loss", "accuracy", "seconds"]
+    assert rows == [["x", "0.2000", "0.4000", "0.600", "30.0"], ["y", "0.3000", "–", "–", "10.0"]]

@@ -10,7 +10,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from ray_deltastn.tasks.image_sets import SETS, load_images, user_cache
+from ray_deltastn.tasks.cache import user_cache
+from ray_deltastn.tasks.image_sets import SETS, load_images
 
 IDX_SETS = ("mnist", "fashion_mnist")
 FOLDER = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}

@@ -8,7 +8,7 @@ import pytest
 import ray
 import yaml
 
-from ray_deltastn.cli import _parser
+from ray_deltastn.cli.parser import parse
 from ray_deltastn.tune.config import ExperimentConfig
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -18,7 +18,7 @@ LAUNCHER, JOB, DOCKERFILE = (FOLDER / "cluster" / name for name in ("launcher.ya
 def check_command(text):
     """Check that a command line can be parsed and that its configuration file exists."""
     words = text.replace("\\\n#", " ").split()
-    options = _parser().parse_args(words[1:])
+    options = parse(words[1:])
     assert words[0] == "ray-deltastn"
     assert options.address == "auto"
     assert options.out.is_relative_to("/shared")

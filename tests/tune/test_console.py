@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.console import PlainConsole, lasting_output, one_line, plain
-from ray_deltastn.tune.folder.log import ReportLog
+from ray_deltastn.tune.console import PlainConsole, plain
+from ray_deltastn.tune.folder.report_log import ReportLog
+from ray_deltastn.tune.output import lasting_output, one_line
 from ray_deltastn.tune.progress import Progress
 from tests.tune.commands import ENVIRONMENT, ROOT
 from tests.tune.logged import report

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from ray_deltastn import DeltaSTNTrainable, cli
+from ray_deltastn import DeltaSTNTrainable
+from ray_deltastn.cli import main, trials
 from tests.tune.commands import ENVIRONMENT, ROOT
 from tests.tune.tiny import finish
 
@@ -29,8 +30,8 @@ def test_the_error_says_how_to_continue(tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr(cli, "run_experiment", full)
-    assert cli.main(["run", str(config), "--out", str(tmp_path / "out")]) == 1
+    monkeypatch.setattr(trials, "run_with_control", full)
+    assert main(["run", str(config), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("ray-deltastn: [Errno 28] No space left on device")
     assert said.endswith("; free disk space, then continue with --resume\n")

@@ -15,7 +15,8 @@ import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
 from ray_deltastn.cli import main
 from ray_deltastn.training import random_state
-from ray_deltastn.tune.folder.log import ReportLog, read_log
+from ray_deltastn.tune.folder.log import read_log
+from ray_deltastn.tune.folder.report_log import ReportLog
 from ray_deltastn.tune.folder.results import collect, read_results
 from ray_deltastn.tune.guards import make_free
 from tests.tune.commands import command, wait_for
@@ -81,12 +82,12 @@ def test_the_report_holds_all_pictures_and_tables(resumed):
     assert "of the trainable weights respond to the hyperparameters." in page
     assert page.count("data:image/png;base64,") == 4  # schedules, losses, response, signal
     assert 'src="http' not in page
-    for text in ("validation loss", "test accuracy", "learned", "momentum", "dropout", "decay"):
+    for text in ("valid loss", "test loss", "accuracy", "seconds", "learned", "momentum", "dropout", "decay"):
         assert text in page
     assert all((out / name).stat().st_size > 5000 for name in ("schedules.png", "loss_over_time.png"))
     assert not (out / "augmentation.png").exists()  # the task has no images
     assert "Best trial" in printed
-    assert "validation loss" in printed
+    assert "valid loss" in printed
 
 
 def test_an_unfinished_experiment_is_not_overwritten(resumed, capsys):

@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from ray_deltastn.cli import KINDS, main
+from ray_deltastn.cli import main
+from ray_deltastn.cli.parser import KINDS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMAS = {kind: json.loads((CONFIGS / f"{kind}.schema.json").read_text()) for kind in KINDS}

@@ -9,7 +9,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from ray_deltastn.cli import main
-from ray_deltastn.tune.folder.log import ReportLog, last_of_each, read_log
+from ray_deltastn.tune.folder.log import last_of_each, read_log
+from ray_deltastn.tune.folder.report_log import ReportLog
 from ray_deltastn.tune.status import state_of, status
 from tests.tune.logged import report
 

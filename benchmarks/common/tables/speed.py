@@ -51,7 +51,14 @@ def options(rows: Rows) -> str:
     return grid(heads, lines, left=3)
 
 
+def imports(record: Mapping[str, Any]) -> str:
+    """CPU time of each use in a new process, and its ratio to `import torch`."""
+    lines = [[f"`{row['use']}`", f"{row['cpu_seconds']:.2f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
+    return grid(["a new process", "CPU seconds", "ratio to `import torch`"], lines)
+
+
 TABLES = {
+    "imports": Table(imports, ("imports.json",)),
     "speed": Table(costs, ("speed.json",)),
     "speed-options": Table(options, ("speed.json",)),
 }

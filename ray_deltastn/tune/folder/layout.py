@@ -1,4 +1,6 @@
-"""Names of the files in the results folder, and the error for a folder that cannot be used."""
+"""Names of the files in the results folder, and the errors of an experiment as a whole."""
+
+from pathlib import Path
 
 #: The configuration of the experiment, and the hyperparameters of its task.
 CONFIG_FILE, SPACE_FILE = "config.json", "space.json"
@@ -16,11 +18,16 @@ LINEAGE_FILE = "lineage.csv"
 LOCK_FILE = ".lock"
 #: Tune's folder of trials, and the package's copies of Tune's states.
 TRIALS_FOLDER, STATES_FOLDER = "trials", "states"
+#: The page of an experiment or a comparison.
+PAGE = "report.html"
 #: Folder of the networks that `refit` has trained.
 REFIT_FOLDER = "refit"
+#: Folder of the control of an experiment, an experiment with one trial.
+CONTROL_FOLDER = "control"
 #: The prefix of Tune's checkpoint folders.
 CHECKPOINT = "checkpoint_"
-
+#: The prefix of Tune's experiment states.
+STATE_PREFIX = "experiment_state-"
 
 #: A comparison, and its folder of experiments.
 COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
@@ -28,3 +35,12 @@ COMPARISON_FILE, RUNS_FOLDER = "comparison.json", "runs"
 
 class ResumeError(RuntimeError):
     """An experiment cannot be resumed, or would be overwritten; the message is one line."""
+
+
+class TrialsFailedError(RuntimeError):
+    """Every trial of an experiment has failed; the message is one line with the error of the first."""
+
+
+def state_files(folder: Path) -> list[Path]:
+    """Tune's experiment states in a folder, the newest last; each run of an experiment writes one file."""
+    return sorted(folder.glob(f"{STATE_PREFIX}*.json"))

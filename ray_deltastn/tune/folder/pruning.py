@@ -9,8 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from ray_deltastn.tune.folder.layout import CHECKPOINT
-from ray_deltastn.tune.folder.states import state_files
+from ray_deltastn.tune.folder.layout import CHECKPOINT, state_files
 
 
 class PruneCheckpoints(Callback):

@@ -19,20 +19,14 @@ from typing import Any
 from ray.tune import Callback
 
 from ray_deltastn.training.files import written_whole
-from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
+from ray_deltastn.tune.folder.layout import STATE_PREFIX, TRIALS_FOLDER, state_files
 
-_STATE = "experiment_state-"
 _SEARCHERS = ("search", "basic-variant")
-
-
-def state_files(folder: Path) -> list[Path]:
-    """Tune's experiment states in a folder, the newest last; each run of an experiment writes one file."""
-    return sorted(folder.glob(f"{_STATE}*.json"))
 
 
 def _parts(state: Path) -> list[Path]:
     """Files of one state: the experiment state, and the searcher's and the callbacks' states."""
-    run = state.stem.removeprefix(_STATE)
+    run = state.stem.removeprefix(STATE_PREFIX)
     return sorted(path for path in state.parent.glob(f"*{run}*") if path.suffix in (".json", ".pkl"))
 
 

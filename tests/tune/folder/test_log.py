@@ -10,7 +10,8 @@ from torch import nn
 
 from ray_deltastn.tasks import find_task
 from ray_deltastn.tasks.names import name_of
-from ray_deltastn.tune.folder.log import ReportLog, read_log
+from ray_deltastn.tune.folder.log import read_log
+from ray_deltastn.tune.folder.report_log import ReportLog
 from tests.tune.tiny import build
 
 

@@ -14,6 +14,7 @@ from ray_deltastn.tune.search.domains import DOMAINS, parse_domain, read_domain
 from ray_deltastn.tune.search.grid import grid_points
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.search.space import SearchSpace
+from ray_deltastn.tune.search.texts import read_text
 from ray_deltastn.tune.search.warm_start import WarmStart
 from tests.tune.search.proposals import Listed, report
 from tests.tune.search.searches import run, searcher
@@ -117,6 +118,36 @@ def test_the_ends_of_an_interval_hold_all_draws(text):
     assert at[0] < 0.01
     assert at[-1] > 0.99
     assert at[len(at) // 2] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("text", [*FINITE, *INTERVALS, "qrandint(1, 4)", "choice([[1], {}])"])
+def test_a_text_is_read_without_ray_as_its_domain_is(text):
+    assert read_text("x", text) == read_domain("search.x", parse_domain("x", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("uniform(1)", "`uniform` has 2 arguments, not 1"),
+        ("quniform(0, 1)", "`quniform` has 3 arguments"),
+        ("choice(1, 2)", "`choice` has 1 argument, not 2"),
+        ("lograndint(1, 2, 3, 4)", "2 or 3 arguments"),
+        ("choice(3)", "`a list of categories`"),
+        ("choice([[{'grid_search': [1]}]])", "choice between domains"),
+        ("loguniform(0, 1)", "`0 < low`"),
+        ("quniform(0, 1, 0.3)", "`low and high are multiples of q`"),
+        ("quniform(0, 1, 0)", "`0 < q`"),
+        ("uniform(None, 1)", "`finite bounds and q`"),
+        ("uniform(low=0, high=1)", "must be a domain with its bounds"),
+        *EMPTY.items(),
+    ],
+)
+def test_a_text_that_is_no_domain_is_refused_by_both_readers(text, said):
+    with pytest.raises(ValueError, match="x") as error:
+        read_text("x", text)
+    assert said in str(error.value)
+    with pytest.raises((ValueError, TypeError)):
+        read_domain("search.x", parse_domain("x", text))
 
 
 def test_every_domain_of_tune_is_tried():
