@@ -36,6 +36,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
 
 if TYPE_CHECKING:
+    from ray_deltastn import plot
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
 
 # The package logs nothing unless the user configures logging.
@@ -43,6 +44,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Names that need Ray; everything else works without it.
 _NEEDS_RAY = ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart")
+#: Modules that are imported when they are first used.
+_MODULES = ("plot",)
 
 
 if not TYPE_CHECKING:  # type checkers would accept every name
@@ -50,6 +53,8 @@ if not TYPE_CHECKING:  # type checkers would accept every name
     def __getattr__(name: str) -> Any:
         if name in _NEEDS_RAY:
             return getattr(importlib.import_module("ray_deltastn.tune"), name)
+        if name in _MODULES:
+            return importlib.import_module(f"ray_deltastn.{name}")
         raise AttributeError(f"module 'ray_deltastn' has no attribute {name!r}")
 
 
@@ -89,6 +94,7 @@ __all__ = [
     "linearised_forward",
     "load_schedule",
     "load_weights",
+    "plot",
     "refit",
     "tune_dropouts",
 ]
