@@ -36,7 +36,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
 
 if TYPE_CHECKING:
-    from ray_deltastn import plot
+    from ray_deltastn import integrations, plot
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
 
 # The package logs nothing unless the user configures logging.
@@ -45,7 +45,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: Names that need Ray; everything else works without it.
 _NEEDS_RAY = ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart")
 #: Modules that are imported when they are first used.
-_MODULES = ("plot",)
+_MODULES = ("integrations", "plot")
 
 
 if not TYPE_CHECKING:  # type checkers would accept every name
@@ -91,6 +91,7 @@ __all__ = [
     "UpperBounded",
     "WarmStart",
     "__version__",
+    "integrations",
     "linearised_forward",
     "load_schedule",
     "load_weights",

@@ -20,6 +20,7 @@ FLOORS = {
     "task": 3,
     "training": 3,
     "tasks": 4,
+    "integrations": 4,
     "tune": 5,
     "plot": 6,
     "compare": 6,
