@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ray_deltastn.integrations import lightning
+    from ray_deltastn.integrations import lightning, transformers
 
 if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -17,4 +17,4 @@ if not TYPE_CHECKING:  # type checkers would accept every name
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["lightning"]
+__all__ = ["lightning", "transformers"]
