@@ -33,7 +33,16 @@ from ray_deltastn.regularizers import (
 from ray_deltastn.response import Coverage, Response, linearised_forward
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training import Options, RunWarning, SelfTuner, Settings, load_schedule, load_weights, refit
+from ray_deltastn.training import (
+    Options,
+    RunWarning,
+    SelfTuner,
+    Settings,
+    load_schedule,
+    load_weights,
+    over_split,
+    refit,
+)
 
 if TYPE_CHECKING:
     from ray_deltastn import integrations, plot
@@ -95,6 +104,7 @@ __all__ = [
     "linearised_forward",
     "load_schedule",
     "load_weights",
+    "over_split",
     "plot",
     "refit",
     "tune_dropouts",
