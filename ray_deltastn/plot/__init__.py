@@ -82,5 +82,5 @@ def sensitivity(*runs: Any, space: HyperSpace | None = None, examples: int | Non
         ValueError: if a run has no response, no checkpoint, or not the columns of `SelfTuner.sensitivity`.
         FileNotFoundError: if a folder holds no finished experiment.
     """
-    found = read(runs, space)
-    return draw_sensitivity(found, [response_of(run, examples) for run in found])
+    found = [response_of(run, examples) for run in read(runs, space)]
+    return draw_sensitivity([run for run, _ in found], [table for _, table in found])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ray_deltastn.plot.sources import TRIAL, Run
+from ray_deltastn.plot.sources import TRIAL, Run, about_space
 from ray_deltastn.training.saved import state_of
 from ray_deltastn.training.sensitivity import COLUMNS
 from ray_deltastn.training.tuner import SelfTuner
 
 
-def response_of(run: Run, examples: int | None = None) -> pd.DataFrame:
+def response_of(run: Run, examples: int | None = None) -> tuple[Run, pd.DataFrame]:
     """The table of `SelfTuner.sensitivity` of a run, or of the best trial of a search.
+
+    The run that is returned with it has the hyperparameters of the tuner.
 
     Args:
         run: the run.
@@ -26,9 +29,9 @@ def response_of(run: Run, examples: int | None = None) -> pd.DataFrame:
     """
     if isinstance(run.source, pd.DataFrame):
         run.require(*COLUMNS)
-        return run.reports
+        return run, run.reports
     tuner = run.source if isinstance(run.source, SelfTuner) else _best_tuner(run)
-    return tuner.sensitivity(examples)
+    return replace(run, space=about_space(tuner.space)), tuner.sensitivity(examples)
 
 
 def _best_tuner(run: Run) -> SelfTuner:

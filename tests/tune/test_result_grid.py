@@ -76,4 +76,5 @@ def test_the_pictures_show_the_best_trial_and_all_losses(grid):
     for source in (grid, lowest):
         axes = rd.plot.sensitivity(source).axes
         assert [axis.get_title() for axis in axes] == ["dropout", "decay"]
+        assert axes[1].get_xscale() == "log"
         assert np.isfinite(axes[0].get_lines()[0].get_ydata()).all()
