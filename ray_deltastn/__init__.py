@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray_deltastn._version import __version__
 
 if TYPE_CHECKING:
+    from ray_deltastn import integrations, plot
     from ray_deltastn.domains import (
         Bounded,
         Hyperparameter,
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
     from ray_deltastn.response import Coverage, Response, linearised_forward, register_kind
     from ray_deltastn.space import HyperSpace
     from ray_deltastn.task import Task
-        from ray_deltastn.training.options import Options
+    from ray_deltastn.training.options import Options
     from ray_deltastn.training.refit import refit
     from ray_deltastn.training.saved import load_schedule, load_weights
     from ray_deltastn.training.settings import Settings
+    from ray_deltastn.training.split_metrics import over_split
     from ray_deltastn.training.tuner import SelfTuner
     from ray_deltastn.training.warned import RunWarning
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
@@ -73,13 +75,14 @@ _NAMES = {
     "training.refit": ("refit",),
     "training.saved": ("load_schedule", "load_weights"),
     "training.settings": ("Settings",),
+    "training.split_metrics": ("over_split",),
     "training.tuner": ("SelfTuner",),
     "training.warned": ("RunWarning",),
     "tune": ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"),
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
 #: Parts that can be used as `ray_deltastn.PART` without an import of their own.
-_PARTS = ("domains", "maps", "methods", "regularizers", "response", "space", "task", "training")
+_PARTS = ("domains", "integrations", "maps", "methods", "plot", "regularizers", "response", "space", "task", "training")
 
 
 if not TYPE_CHECKING:  # type checkers would accept every name
@@ -129,9 +132,12 @@ __all__ = [
     "UpperBounded",
     "WarmStart",
     "__version__",
+    "integrations",
     "linearised_forward",
     "load_schedule",
     "load_weights",
+    "over_split",
+    "plot",
     "refit",
     "register_kind",
     "tune_dropouts",

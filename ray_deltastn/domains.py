@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from ray_deltastn import maps
 from ray_deltastn.maps import Map, MapName
@@ -62,6 +62,12 @@ class Hyperparameter:
     def scale_in(self, domains: DomainsName) -> float:
         """Initial perturbation scale σ in a set of maps."""
         return self.map_in(domains).scale if self.scale is None else self.scale
+
+    def about(self, domains: DomainsName) -> dict[str, Any]:
+        """Kind, map, initial value and bounds, as a results folder describes a hyperparameter."""
+        low, high = self.bounds
+        kind = type(self).__name__
+        return {"kind": kind, "map": self.map_in(domains).name, "initial": self.initial, "low": low, "high": high}
 
     def check(self, name: str, domains: DomainsName = "clamped") -> None:
         """Check the initial value, the bounds, the scale and the options.

@@ -41,7 +41,9 @@ class Task:
             key: the inputs are all other entries, and the target that the loss gets is the whole batch. A function:
             `batch(one)` returns (x, y).
         metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>`
-            and `test_<name>`. One with the name `accuracy` takes the place of the built-in one.
+            and `test_<name>`. The mean over the examples of a split counts. `rd.over_split(metric)` is called once
+            with the outputs and targets of the whole split, as F1 needs it. One with the name `accuracy` takes the
+            place of the built-in one.
 
     Raises:
         TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.

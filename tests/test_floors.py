@@ -20,7 +20,9 @@ FLOORS = {
     "task": 3,
     "training": 3,
     "tasks": 4,
+    "integrations": 4,
     "tune": 5,
+    "plot": 6,
     "compare": 6,
     "reports": 6,
     "cli": 7,
@@ -30,7 +32,7 @@ NEEDS_RAY = 5
 #: The package itself offers floors 0 to 3, and the Ray floor lazily.
 PACKAGE_FLOOR = 3
 #: Folders on one floor of which the first must not import the second.
-APART = (("response", "regularizers"), ("compare", "reports"))
+APART = (("response", "regularizers"), ("compare", "reports"), ("plot", "reports"), ("plot", "compare"))
 
 
 def modules():

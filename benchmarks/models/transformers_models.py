@@ -13,9 +13,14 @@ from torch import Tensor
 from benchmarks.models.entry import Entry, images
 
 WORDS, LENGTH = 32, 8
-SIZES = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-ENCODER = {**SIZES, "intermediate_size": 32, "max_position_embeddings": LENGTH + 2, "num_labels": 3}
-DECODER = {**SIZES, "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": LENGTH}
+SIZES: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+ENCODER: dict[str, Any] = {**SIZES, "intermediate_size": 32, "max_position_embeddings": LENGTH + 2, "num_labels": 3}
+DECODER: dict[str, Any] = {
+    **SIZES,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "max_position_embeddings": LENGTH,
+}
 
 
 def encoder(kind: str) -> Any:
@@ -26,9 +31,8 @@ def encoder(kind: str) -> Any:
 
 def distilbert() -> Any:
     """DistilBERT, whose configuration has other names."""
-    config = hf.DistilBertConfig(
-        vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=LENGTH, num_labels=3
-    )
+    sizes: dict[str, Any] = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "num_labels": 3}
+    config = hf.DistilBertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, **sizes)
     return hf.DistilBertForSequenceClassification(config)
 
 
@@ -62,15 +66,20 @@ def llama() -> Any:
 
 def mixtral() -> Any:
     """Mixtral with four experts."""
-    options = {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_dropout": 0.1, "use_cache": False}
-    # The grouped product of matrices has no float64.
-    config = hf.MixtralConfig(**DECODER, **options, experts_implementation="eager")
+    options: dict[str, Any] = {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "attention_dropout": 0.1,
+        "use_cache": False,
+    }
+    options["experts_implementation"] = "eager"  # the grouped product of matrices has no float64
+    config = hf.MixtralConfig(**DECODER, **options)
     return hf.MixtralForCausalLM(config)
 
 
 def vit() -> Any:
     """A vision transformer."""
-    sizes = {**SIZES, "intermediate_size": 32, "image_size": 32, "patch_size": 8, "num_labels": 3}
+    sizes: dict[str, Any] = {**SIZES, "intermediate_size": 32, "image_size": 32, "patch_size": 8, "num_labels": 3}
     config = hf.ViTConfig(**sizes, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     return hf.ViTForImageClassification(config)
 

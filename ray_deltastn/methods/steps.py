@@ -104,7 +104,7 @@ class Steps:
             gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
             self._move(self.weights_optimizer, self.weights, gradients, self.options.clip_grad)
             if objective.response is not None:
-                self._response_step(x, y)
+                self.response_step(x, y)
             return loss.detach()
         assert self.response_optimizer is not None
         loss = objective.train_loss(x, y, self._perturbation(rows(x)))
@@ -164,7 +164,8 @@ class Steps:
                 total = [_plus(one, other) for one, other in zip(total, found, strict=True)]
         return tuple(total)
 
-    def _response_step(self, x: Any, y: Any) -> None:
+    def response_step(self, x: Any, y: Any) -> None:
+        """Move Θ on one minibatch, at the present weights w₀ (3.10); the model must be in training mode."""
         self._move_response(self.response_gradients(x, y))
 
     def _move_response(self, gradients: Sequence[Tensor | None]) -> None:

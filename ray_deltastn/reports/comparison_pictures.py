@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.ticker import LogLocator
 
 from ray_deltastn.compare.contenders import CONTENDERS
 from ray_deltastn.compare.outcomes import best_trial, finite, spending
-from ray_deltastn.reports.page import literal, panels, save, style
+from ray_deltastn.plot.figures import legend_below, literal, logarithmic, panels, style
+from ray_deltastn.reports.page import save
 from ray_deltastn.training.columns import VALUES
 
 LOSS, SCHEDULES, SCATTER, OUTER = "loss.png", "schedules.png", "validation_test.png", "outer_search.png"
@@ -142,29 +142,15 @@ def plot_loss(results: pd.DataFrame, path: Path, cost: float = 1.0) -> Path:
                     end = spending(reports).iloc[-1]
                     axis.plot(end[spent], end["best_so_far"], "x", color=colour, markersize=7, markeredgewidth=1.8)
         style(axis, label, "")
-        _logarithmic(axis, "y", results["valid_loss"])
+        logarithmic(axis, "y", results["valid_loss"])
     # A search may take a third of the seconds of a self-tuned run. A linear axis would squeeze it.
-    _logarithmic(axes[1], "x", results["time_this_iter_s"])
+    logarithmic(axes[1], "x", results["time_this_iter_s"])
     axes[0].set_ylabel("best validation loss so far")
     return _with_legend(figure, axes, path)
 
 
-def _logarithmic(axis: Any, which: str, values: pd.Series) -> None:
-    """Make an axis logarithmic, with plain numbers, if all values are positive."""
-    if (finite(values).dropna() <= 0).any():
-        return
-    getattr(axis, f"set_{which}scale")("log")
-    ruler = getattr(axis, f"{which}axis")
-    low, high = getattr(axis, f"get_{which}lim")()
-    ruler.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    ruler.set_major_formatter("{x:g}")
-    ruler.set_minor_formatter("{x:g}" if high / low < 3 else "")
-
-
 def _with_legend(figure: Any, axes: list[Any], path: Path) -> Path:
-    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = max(1, int(figure.get_figwidth() / 1.5))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    legend_below(figure, axes)
     return save(figure, path)
 
 
@@ -259,7 +245,7 @@ def plot_scatter(trials: pd.DataFrame, path: Path) -> Path:
     style(axis, "lowest validation loss of a trial", "test loss of the same report")
     axis.set(xlim=(low, high), ylim=(low, high))
     for which in ("x", "y"):
-        _logarithmic(axis, which, pd.Series([low, high]))
+        logarithmic(axis, which, pd.Series([low, high]))
     axis.legend(frameon=False, loc="lower right", fontsize=8)
     return save(figure, path)
 

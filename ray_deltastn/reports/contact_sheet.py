@@ -11,9 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ray_deltastn.plot.figures import literal
 from ray_deltastn.regularizers import PassValues, Regularizer
 from ray_deltastn.regularizers.strength import as_float
-from ray_deltastn.reports.page import literal
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.networks import Normalize

@@ -61,40 +61,6 @@ def write_page(template: str, path: Path, **values: Any) -> Path:
     return path
 
 
-def panels(count: int, columns: int = 4, width: float = 3.1, height: float = 2.5) -> tuple[Figure, list[Any]]:
-    """Create a figure with panels in rows.
-
-    Args:
-        count: number of panels.
-        columns: largest number of panels in a row.
-        width: width of a panel, in inches.
-        height: height of a panel, in inches.
-
-    Returns:
-        The figure and its axes, one per panel.
-    """
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in list(axes.flat)[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat)[:count]
-
-
-def style(axis: Any, x: str, y: str) -> None:
-    """Set the labels of an axis, add a light grid, and remove the top and right lines."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-
-
-def literal(text: str) -> str:
-    """A text of a user for a picture; Matplotlib would read what is between two dollar signs as a formula."""
-    return text.replace("$", r"\$")
-
-
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return the path."""
     figure.savefig(path, dpi=130)

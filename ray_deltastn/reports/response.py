@@ -7,20 +7,19 @@ import time
 
 import pandas as pd
 
-from ray_deltastn.reports.page import literal, panels, save, style
+from ray_deltastn.plot.figures import literal, panels, style
+from ray_deltastn.plot.pictures import draw_sensitivity
+from ray_deltastn.reports.page import save
 from ray_deltastn.reports.results import Results
 from ray_deltastn.training.columns import AT_BOUND, SCALES, SIGNALS
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.tune.finished import FinishedTrial
 
 RESPONSE, SIGNAL = "response.png", "signal.png"
-#: Width of the band, in standard errors.
-ERRORS = 2.0
 #: Share of the reports over which the lines of `plot_signal` are averaged.
 SMOOTHED = 0.1
 #: Seconds that the picture of the response may take, and the number of examples that tells how long it takes.
 SECONDS, FEWEST = 20.0, 20
-_BLUE, _GREY = "#2563a8", "#9aa3ad"
 logger = logging.getLogger(__name__)
 
 
@@ -60,25 +59,12 @@ def _affordable(tuner: SelfTuner) -> int:
 
 def plot_response(results: Results, table: pd.DataFrame) -> None:
     """Draw the table of `SelfTuner.sensitivity`: one panel per hyperparameter, and a band of two standard errors."""
-    names = list(results.space)
-    figure, axes = panels(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        own = table[table["hyperparameter"] == name]
-        low, high = (own["change"] + sign * ERRORS * own["error"] for sign in (-1, 1))
-        axis.fill_between(own["value"], low, high, color=_BLUE, alpha=0.18, linewidth=0)
-        axis.plot(own["value"], own["change"], color=_BLUE)
-        axis.axvline(own.loc[own["offset"] == 0.0, "value"].iloc[0], color=_GREY, linewidth=1, linestyle="--")
-        axis.axhline(0.0, color=_GREY, linewidth=0.8)
-        axis.set_title(literal(name), fontsize=10)
-        if results.space[name]["kind"] == "Positive":
-            axis.set_xscale("log")
-        style(axis, "value", "change of validation loss" if axis is axes[0] else "")
-    save(figure, results.folder / RESPONSE)
+    save(draw_sensitivity([results.run], [table]), results.folder / RESPONSE)
 
 
 def plot_signal(results: Results) -> None:
     """Draw how consistent the hyper steps of the best trial are, its σ, and the share of steps with λ on a limit."""
-    reports = results.reports[results.reports["trial_id"] == results.best["trial_id"]].sort_values("steps")
+    reports = results.run.best_reports()
     names = [name for name in results.space if SIGNALS(name) in reports and (reports[SIGNALS(name)] > 0).any()]
     if not names:
         return

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from ray_deltastn.compare.tables import number
+from ray_deltastn.plot.sources import read_folder
 from ray_deltastn.training.columns import COVERAGE, SECONDS, VALUES, WARNINGS
+from ray_deltastn.training.tables import ranked
 from ray_deltastn.training.tuner import ALL_DONE
 from ray_deltastn.tune.config import option_of
-from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, DRIVER_FILE, RESULTS_FILE, SPACE_FILE
-from ray_deltastn.tune.folder.results import ranked, read_results
+from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, DRIVER_FILE, RESULTS_FILE
 
 
 class Results:
@@ -29,12 +30,10 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in (CONFIG_FILE, SPACE_FILE, RESULTS_FILE):
-            if not (folder / name).exists():
-                raise FileNotFoundError(f"`{folder}` must hold a finished experiment, got no {name}")
+        #: What the pictures draw.
+        self.run = read_folder(folder)
         self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
-        self.space: dict[str, dict[str, Any]] = json.loads((folder / SPACE_FILE).read_text())
-        self.reports = read_results(folder / RESULTS_FILE)
+        self.space, self.reports = self.run.space, self.run.reports
         self.trials = self._trials()
 
     def _trials(self) -> pd.DataFrame:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_deltastn.reports.page import literal, panels, save, style
+from ray_deltastn.plot.figures import literal, panels, style
+from ray_deltastn.reports.page import save
 from ray_deltastn.reports.results import Results
 from ray_deltastn.training.columns import SECONDS, VALUES
 

@@ -76,6 +76,16 @@ def load_schedule(source: Any) -> pd.DataFrame:
     return schedule_of(_state(source))
 
 
+def state_of(source: Any) -> Mapping[str, Any]:
+    """The state of a run in any source but a results folder, see `load_weights`.
+
+    Raises:
+        ValueError: if the source has no state.
+        TypeError: if the source is of another kind.
+    """
+    return _state(source)
+
+
 def schedule_of(state: Mapping[str, Any]) -> pd.DataFrame:
     """The schedule in a state, see `load_schedule`."""
     order = {name: int(text.partition(":")[0]) for name, text in state["identity"]["space"].items()}

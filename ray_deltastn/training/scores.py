@@ -14,6 +14,7 @@ from torch import Tensor
 from ray_deltastn.methods import Loss, Objective
 from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
+from ray_deltastn.training.split_metrics import Collected, OverSplit
 from ray_deltastn.training.streams import Stream
 
 Metric = Callable[[Any, Any], Tensor]
@@ -26,7 +27,7 @@ def evaluate(
     metrics: Mapping[str, Metric],
     accuracy: Accuracy | None = None,
 ) -> dict[str, float]:
-    """Means over one pass, in evaluation mode and without perturbation.
+    """Means over one pass, and metrics over the whole split, in evaluation mode and without perturbation.
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
     count. If the loss ignores targets, it is the mean over the targets of the split that count. A `DataLoader` decides
@@ -38,6 +39,8 @@ def evaluate(
     model = objective.model
     was_training = model.training
     model.eval()
+    whole = {name: metric for name, metric in metrics.items() if isinstance(metric, OverSplit)}
+    collected = Collected()
     totals: dict[str, Tensor] = {}
     count = 0
     correct: list[tuple[Tensor, Tensor]] = []
@@ -54,9 +57,11 @@ def evaluate(
                         share = correct[-1][1] / y.numel()
                         found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
                         shares_counted.append(share * rows(x))
-                found.update(
-                    {name: torch.as_tensor(metric(output, y)).double().mean() for name, metric in metrics.items()}
-                )
+                for name, metric in metrics.items():
+                    if name not in whole:
+                        found[name] = torch.as_tensor(metric(output, y)).double().mean()
+                if whole:
+                    collected.add(output, y)
             for name, value in found.items():
                 totals[name] = totals.get(
                     name, torch.zeros((), dtype=torch.float64, device=value.device)
@@ -66,6 +71,10 @@ def evaluate(
     shares = {name: total.item() / count for name, total in totals.items()}
     if shares_counted:
         shares["loss"] *= count / torch.stack(shares_counted).sum().item()
+    if whole:
+        every = collected.joined()
+        shares |= {name: float(metric(*every)) for name, metric in whole.items()}
+        shares = {name: shares[name] for name in ("loss", *metrics)}
     if correct:
         hits, counted = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
         shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}
@@ -114,11 +123,14 @@ class Scores:
             target: their targets.
 
         Raises:
-            ValueError: if a metric returns another shape.
+            ValueError: if a metric returns another shape, or one over a split more than one number.
         """
         if "accuracy" not in self.metrics:  # else the user's own takes its place
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
         for name, metric in self.metrics.items():
+            if isinstance(metric, OverSplit):
+                metric.try_out(name, output, target)
+                continue
             shape = tuple(torch.as_tensor(metric(output, target)).shape)
             if shape not in ((), (1,), (rows(target),)):
                 raise ValueError(

@@ -35,6 +35,7 @@ from ray_deltastn.training.columns import COVERAGE, SCALES, SECONDS, VALUES
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.export import plain_state
 from ray_deltastn.training.health import Health, ResponseSize, divergence
+from ray_deltastn.training.history import History
 from ray_deltastn.training.in_force import InForce
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
@@ -143,6 +144,7 @@ class SelfTuner:
         self.trouble = Trouble(self.objective, self.train, self.valid)
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
+        self._history = History()
         self.best = Best(s.monitor, s.monitor_mode)
         self._row = 0
         self._set_constant(0)
@@ -338,6 +340,7 @@ class SelfTuner:
         }
         self.health.reset()
         self.last_report = report
+        self._history.add(report)
         if not reason:
             self.best.see(report, self.export)
         return report
@@ -356,6 +359,14 @@ class SelfTuner:
             One row per epoch, which counts from 1; one column per hyperparameter, in its own domain.
         """
         return self.in_force.table()
+
+    def history(self) -> pd.DataFrame:
+        """All reports so far, also those before a loaded state.
+
+        Returns:
+            One row per report, one column for each of its numbers.
+        """
+        return self._history.table()
 
     def sensitivity(self, examples: int | None = None) -> pd.DataFrame:
         """The validation loss that the response predicts along each hyperparameter, see `sensitivity`.
@@ -418,6 +429,7 @@ class SelfTuner:
             "steps": self.steps,
             "stop_reason": self.stop_reason,
             "last_report": dict(self.last_report),
+            "history": self._history.state_dict(),
             "in_force": self.in_force.state_dict(),
             "best": self.best.state_dict(),
             **self.scores.state_dict(),
@@ -436,7 +448,7 @@ class SelfTuner:
             ValueError: if the state is not one of a run with this space, method, optimisers and model.
         """
         require_same(state, self._identity())
-        require_parts(state, self.state_dict())
+        require_parts(state, [part for part in self.state_dict() if part != "history"])  # older states have none
         # The optimisers would share the buffers of a state that is handed over in memory.
         state = copy.deepcopy(dict(state))
         self.space.load_state_dict(state["space"])
@@ -456,6 +468,8 @@ class SelfTuner:
         ended = state["steps"] < self.total_steps and state["stop_reason"] == ALL_DONE
         self.stop_reason = "" if ended else state["stop_reason"]
         self.last_report = dict(state["last_report"])
+        if "history" in state:
+            self._history.load_state_dict(state["history"])
         self.in_force.load_state_dict(state["in_force"])
         self.best.load_state_dict(state["best"])
         self.health.reset()

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_deltastn.training.tables import ranked
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection, option_of
 from ray_deltastn.tune.console import PlainConsole
 from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import CONTROL_FOLDER, RESULTS_FILE, STATES_FOLDER, TRIALS_FOLDER, state_files
 from ray_deltastn.tune.folder.log import last_of_each, read_log
-from ray_deltastn.tune.folder.results import ranked, read_results
+from ray_deltastn.tune.folder.results import read_results
 from ray_deltastn.tune.guards import check_saved, unfinished
 from ray_deltastn.tune.nested import merged, nest
 

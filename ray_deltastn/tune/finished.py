@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE, load_weights, schedule_of
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.tables import ranked
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.training.warned import RunWarning
 from ray_deltastn.tune.folder.layout import TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.own_states import newest_own
-from ray_deltastn.tune.folder.results import ranked
 from ray_deltastn.tune.repeats import with_own_seed
 
 #: Options of a trial that a refit does not take over.
@@ -60,7 +61,7 @@ class FinishedTrial:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the trial, see `Settings`."""
-        return {name: self.config[name] for name in Settings.names() if name in self.config}
+        return _options(self.config)
 
     @property
     def refit_options(self) -> dict[str, Any]:
@@ -69,17 +70,11 @@ class FinishedTrial:
 
     def build(self) -> Task:
         """The trial's task, with the initial weights of the trial."""
-        with random_state.isolated(Settings(**self.options).seed):
-            return build_task(self.config)
+        return _built(self.config)
 
     def tuner(self) -> SelfTuner:
         """The trial's tuner, as it was at its newest checkpoint, on the CPU if the trial's device is not here."""
-        options = {**self.options, "device": "auto"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RunWarning)  # the trial has given them
-            tuner = SelfTuner(self.build(), **options)
-        tuner.load_state_dict(self.state)
-        return tuner
+        return tuner_at(self.config, self.state)
 
     def schedule(self, best_epoch: int) -> pd.DataFrame:
         """Hyperparameters in force during each epoch; of constants, up to the epoch of the trial's best report.
@@ -90,6 +85,33 @@ class FinishedTrial:
         table = schedule_of(self.state)
         used: pd.DataFrame = table if self.tunes else table.head(best_epoch)
         return used
+
+
+def tuner_at(config: Mapping[str, Any], state: Mapping[str, Any]) -> SelfTuner:
+    """The tuner of a trial, as it was at one of its states, on the CPU if the trial's device is not here.
+
+    Args:
+        config: the trial's config.
+        state: what one of its checkpoints holds.
+
+    Raises:
+        ValueError: if the state is not one of this task.
+        TypeError: if the task needs more than the config to be built.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)  # the trial has given them
+        tuner = SelfTuner(_built(config), **{**_options(config), "device": "auto"})
+    tuner.load_state_dict(state)
+    return tuner
+
+
+def _built(config: Mapping[str, Any]) -> Task:
+    with random_state.isolated(Settings(**_options(config)).seed):
+        return build_task(config)
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in Settings.names() if name in config}
 
 
 def _newest_state(trials: Path, trial: str) -> dict[str, Any]:

@@ -89,16 +89,7 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
     known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
     if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
         raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
-    about = {
-        name: {
-            "kind": type(p).__name__,
-            "map": p.map_in(sets[0]).name,
-            "initial": p.initial,
-            "low": p.bounds[0],
-            "high": p.bounds[1],
-        }
-        for name, p in task.space.hyperparameters.items()
-    }
+    about = {name: p.about(sets[0]) for name, p in task.space.hyperparameters.items()}
     if "hyperparameters" in config.search:
         config = config.with_ranges(task.space.search_ranges())
     constants = {name.partition(".")[2]: name for name in config.search if name.startswith("hyperparameters.")}

@@ -112,7 +112,7 @@ def test_theta_may_be_trained_as_the_response_to_perturbations_of_unit_scale(met
     gradients = steps.response_gradients(p.x, p.y)
     p.same_random_numbers()
     before = [t.detach().clone() for t in p.theta]
-    steps._response_step(p.x, p.y)
+    steps.response_step(p.x, p.y)
     is_u = [t is p.response.U for t in p.theta]
     unit = [g / sigma if u else g for g, u in zip(gradients, is_u, strict=True)]
     norm = torch.stack([g.norm() for g in unit]).norm().item()

@@ -392,7 +392,7 @@ def test_response_fraction_uses_the_first_share_of_the_minibatch(method):
         grad(whole.objective.train_loss(whole.x, whole.y), whole.weights),
         None,
     )
-    reference._response_step(whole.x[:2], whole.y[:2])
+    reference.response_step(whole.x[:2], whole.y[:2])
     assert all(torch.equal(a, b) for a, b in zip(half.weights + half.theta, whole.weights + whole.theta, strict=True))
 
 
@@ -402,7 +402,7 @@ def test_antithetic_response_step_takes_each_example_under_opposite_perturbation
     stepped, whole = (Problem(BY_NAME["linear"], method, seed=1) for _ in range(2))
     for p in (stepped, whole):
         p.x, p.y = p.x.repeat(3, 1)[:8], p.y.repeat(3)[:8]
-    all_steps(stepped, response_fraction=fraction, antithetic=True)._response_step(stepped.x, stepped.y)
+    all_steps(stepped, response_fraction=fraction, antithetic=True).response_step(stepped.x, stepped.y)
     eps = whole.space.sample(pairs, torch.Generator().manual_seed(5)).detach()
     losses = [whole.objective.train_loss(whole.x[:pairs], whole.y[:pairs], sign * eps) for sign in (1, -1)]
     expected = [
@@ -434,7 +434,7 @@ def test_pairs_do_not_move_a_new_response_if_no_regulariser_reads_the_hyperparam
         p = Problem(BY_NAME["linear"], "delta-stn", seed=1, new=True)  # Δw = 0
         p.x, p.y = p.x.repeat(3, 1)[:8], p.y.repeat(3)[:8]
         before = [t.detach().clone() for t in p.theta]
-        all_steps(p, antithetic=antithetic)._response_step(p.x, p.y)
+        all_steps(p, antithetic=antithetic).response_step(p.x, p.y)
         moved[antithetic] = max((t - b).abs().max().item() for t, b in zip(p.theta, before, strict=True))
     assert moved[True] < 1e-15 < 1e-3 < moved[False]
 

@@ -76,6 +76,16 @@ def test_every_trial_of_a_resumed_experiment_ends_like_an_uninterrupted_one(resu
             assert found == value or pd.isna(found), (key, found, value)
 
 
+def test_the_pictures_read_the_folder(resumed):
+    _, _, out, _ = resumed
+    best = read_results(out / "results.csv").sort_values("valid_loss").iloc[0]
+    rate, _ = rd.plot.schedules(str(out)).axes
+    assert rate.get_lines()[0].get_xdata().tolist() == list(range(1, 25))
+    (axis,) = rd.plot.loss_over_time(out).axes
+    assert axis.get_lines()[-1].get_ydata()[-1] == best["valid_loss"]
+    assert [axis.get_title() for axis in rd.plot.sensitivity(out).axes] == ["dropout", "decay"]
+
+
 def test_the_report_holds_all_pictures_and_tables(resumed):
     _, _, out, printed = resumed
     page = (out / "report.html").read_text()

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 
 import ray_deltastn as rd
 from ray_deltastn import DeltaSTNTrainable
@@ -21,6 +23,7 @@ def grid(request, ray_cluster, tmp_path_factory):
             storage_path=str(tmp_path_factory.mktemp("grid")),
             name="run",
             verbose=0,
+            callbacks=[JsonLoggerCallback()],  # the results have no table of reports without a logger
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
         ),
     ).fit()
@@ -55,3 +58,23 @@ def test_the_schedule_is_that_of_the_trial_and_refit_takes_it(grid):
     assert schedule.equals(trial.tuner.schedule())
     weights = rd.refit(build(best.config), schedule, lr=best.config["lr"], batch_size=16)
     assert list(weights) == list(build({}).model.state_dict())
+
+
+def test_the_pictures_show_the_best_trial_and_all_losses(grid):
+    lowest = min(grid, key=lambda result: result.metrics_dataframe["valid_loss"].min())
+    rate, decay = rd.plot.schedules(grid, space=build({}).space).axes
+    table = lowest.metrics_dataframe
+    assert rate.get_lines()[0].get_ydata().tolist() == table["hyperparameters/dropout"].tolist()
+    assert decay.get_yscale() == "log"
+    (axis,) = rd.plot.loss_over_time(grid).axes
+    assert len(axis.get_lines()) == len(grid) + 1
+    assert axis.get_lines()[-1].get_ydata()[-1] == table["valid_loss"].min()
+    if lowest.config["method"] == "fixed":
+        with pytest.raises(ValueError, match="needs a method that learns a response"):
+            rd.plot.sensitivity(grid)
+        return
+    for source in (grid, lowest):
+        axes = rd.plot.sensitivity(source).axes
+        assert [axis.get_title() for axis in axes] == ["dropout", "decay"]
+        assert axes[1].get_xscale() == "log"
+        assert np.isfinite(axes[0].get_lines()[0].get_ydata()).all()

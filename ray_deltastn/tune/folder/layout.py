@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from ray_deltastn.training import tables
+
 #: The configuration of the experiment, and the hyperparameters of its task.
-CONFIG_FILE, SPACE_FILE = "config.json", "space.json"
+CONFIG_FILE, SPACE_FILE = tables.CONFIG_FILE, tables.SPACE_FILE
 #: Folders in which the command looked for the task's module.
 CODE_FILE = "code.json"
 #: All reports of all trials. The experiment has ended if `RESULTS_FILE` exists.
-RESULTS_FILE, PARQUET_FILE = "results.csv", "results.parquet"
+RESULTS_FILE, PARQUET_FILE = tables.RESULTS_FILE, tables.PARQUET_FILE
 #: Every report, one line each, written when it arrives.
 LOG_FILE = "reports.jsonl"
 #: Seconds of the searcher and of the whole experiment, measured in the driver.

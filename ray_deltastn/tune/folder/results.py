@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_deltastn.training.files import written_whole
+from ray_deltastn.training.tables import EXACT
+from ray_deltastn.training.tables import read_results as read_results  # beside `write_results`
 from ray_deltastn.tune.folder.layout import LOG_FILE, PARQUET_FILE, RESULTS_FILE, ResumeError
 from ray_deltastn.tune.folder.log import last_of_each, read_log
 from ray_deltastn.tune.folder.states import known_trials
 from ray_deltastn.tune.nested import flat
-
-#: Options with which pandas reads floats to the last bit. From 3.1 on it always does, and warns about the option.
-EXACT: dict[str, Any] = (
-    {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
-)
 
 
 def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
@@ -56,21 +49,6 @@ def collect(out: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     return found
 
 
-def ranked(reports: pd.DataFrame, metric: str, mode: str) -> pd.DataFrame:
-    """One row per trial: its best report by a metric; the best trial comes first.
-
-    Args:
-        reports: the reports of all trials.
-        metric: column of `reports`. For `best_valid_loss` the best report is the one with the lowest `valid_loss`.
-        mode: `min` or `max`.
-    """
-    sign = 1.0 if mode == "min" else -1.0
-    rank = (sign * reports[metric.removeprefix("best_")]).fillna(math.inf)
-    rows = reports.assign(_rank=rank).loc[rank.groupby(reports["trial_id"]).idxmin()]
-    found: pd.DataFrame = rows.sort_values("_rank", kind="stable").drop(columns="_rank").reset_index(drop=True)
-    return found
-
-
 def write_results(results: pd.DataFrame, out: Path) -> None:
     """Write `results.parquet` and then `results.csv`, each atomically; `results.csv` marks the end of the run."""
     plain = results.copy()
@@ -81,27 +59,6 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
         plain.to_parquet(draft, index=False)
     with written_whole(out / RESULTS_FILE) as draft:
         results.to_csv(draft, index=False)
-
-
-def read_results(path: Path) -> pd.DataFrame:
-    """Read `results.csv`. Trial ids and the texts of a config stay texts, also if they look like `1e3` or `NA`."""
-    parquet = path.with_name(PARQUET_FILE)
-    # A CSV file has no types. The Parquet file beside it has them.
-    types = pq.read_schema(parquet) if parquet.exists() else pa.schema([])
-    texts = {field.name for field in types if field.name.startswith("config/") and _is_text(field.type)}
-    names = pd.read_csv(path, nrows=0).columns
-    results: pd.DataFrame = pd.read_csv(
-        path,
-        dtype=dict.fromkeys(["trial_id", *sorted(texts.intersection(names))], str),
-        keep_default_na=False,
-        na_values={name: [""] if name in texts else ["", "nan", "NaN"] for name in names},
-        **EXACT,
-    )
-    return results
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def read_lineage(path: Path) -> pd.DataFrame:

@@ -1,0 +1,121 @@
+"""Metrics that are no mean over examples, such as F1: they get the outputs and targets of a whole split."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_deltastn.response.trees import mapped, tensors
+
+
+class OverSplit:
+    """A metric for the whole of a split, see `over_split`."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        if not callable(function):
+            raise TypeError(f"`over_split` must get a function, got {function!r}")
+        self.function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The metric, (), of outputs and targets.
+
+        Raises:
+            ValueError: if it is not one number.
+        """
+        found = torch.as_tensor(self.function(output, target), dtype=torch.float64)
+        if found.numel() != 1:
+            name = getattr(self.function, "__name__", "metric")
+            raise ValueError(f"`{name}` over a split must return one number, got shape {tuple(found.shape)}")
+        return found.reshape(())
+
+    def try_out(self, name: str, output: Any, target: Any) -> None:
+        """Call the metric for a few examples, which may be too few for it.
+
+        Raises:
+            ValueError: if it returns more than one number.
+        """
+        few = Collected()
+        few.add(output, target)
+        try:
+            found = torch.as_tensor(self.function(*few.joined()))
+        except (ValueError, ArithmeticError):  # such as the area under a curve for examples of one class
+            return
+        if found.numel() != 1:
+            raise ValueError(f"`metrics[{name!r}]` over a split must return one number, got shape {tuple(found.shape)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OverSplit, (self.function,)
+
+
+def over_split(metric: Callable[[Any, Any], Any]) -> OverSplit:
+    """Mark a metric of a task as one over a whole split: it is called once, with all outputs and targets.
+
+    Other metrics are averaged over the examples of a split. That is right for an accuracy, but the mean of the F1
+    scores of minibatches is not the F1 score of the split. The outputs and targets of the split are kept on the CPU,
+    and joined along their first axis, leaf by leaf if they are nested. So the outputs for n examples of c classes take
+    4·n·c bytes. If that is too much, let the model return less, for example no hidden states.
+
+    Args:
+        metric: `metric(output, target)`, which returns one number.
+
+    Returns:
+        The metric, for `Task(metrics={"f1": …})`; it can also be used as a decorator.
+
+    Raises:
+        TypeError: if `metric` is not callable. A run raises ValueError if the metric does not return one number, or the
+            outputs of two minibatches have different shapes behind the first axis.
+
+    Examples:
+        >>> from sklearn.metrics import f1_score
+        >>> @rd.over_split
+        ... def f1(output, target):
+        ...     return f1_score(target, output.argmax(1), average="macro")
+        >>> float(f1(torch.eye(3), torch.tensor([0, 1, 1]))) == f1_score([0, 1, 1], [0, 1, 2], average="macro")
+        True
+    """
+    return OverSplit(metric)
+
+
+class Collected:
+    """The outputs and targets of a split, collected on the CPU."""
+
+    def __init__(self) -> None:
+        self._outputs: list[Any] = []
+        self._targets: list[Any] = []
+
+    def add(self, output: Any, target: Any) -> None:
+        """Keep those of a minibatch."""
+        for kept, tree in ((self._outputs, output), (self._targets, target)):
+            kept.append(mapped(lambda t: t.detach().cpu(), tree))
+
+    def joined(self) -> tuple[Any, Any]:
+        """Those of the whole split.
+
+        Raises:
+            ValueError: if those of two minibatches do not fit together.
+        """
+        return _concatenated(self._outputs, "outputs"), _concatenated(self._targets, "targets")
+
+
+def _concatenated(trees: Sequence[Any], what: str) -> Any:
+    """Trees joined along the first axis of their leaves; leaves without axes are those of the first tree."""
+    leaves = [tensors(tree) for tree in trees]
+    shapes = [[tuple(t.shape[1:]) for t in own] for own in leaves]
+    odd = next((own for own in shapes if own != shapes[0]), None)
+    if odd is not None:
+        raise ValueError(
+            f"{what} of all minibatches must have the same shapes behind the first axis for a metric over a split, got "
+            f"{shapes[0]} and {odd}"
+        )
+    columns = iter(zip(*leaves, strict=True))
+
+    def whole(t: Tensor) -> Tensor:
+        parts = next(columns)
+        return torch.cat(parts) if t.dim() else t
+
+    return mapped(whole, trees[0])
