@@ -2,11 +2,9 @@
 
 import pytest
 
-pytest.importorskip("timm")
+from tests.models.checked import cases, check, entries
 
-from benchmarks.models.timm_models import TIMM
-from tests.models.checked import cases, check
-
+TIMM = entries("timm_models", "TIMM", "timm")
 #: Least share of the weights that respond.
 FLOORS = {"ViT": 0.94, "Swin": 0.98, "MobileViT": 0.97, "GhostNet": 0.94, "NFNet": 0.02}
 
