@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.models.checked import require
+
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 SECTION = re.compile(r"^## (.*?)\n.*?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 EXAMPLES = dict(SECTION.findall(PAGE.read_text()))
@@ -32,7 +34,7 @@ CASES = [pytest.param(n, marks=[pytest.mark.slow] if "from transformers" in e el
 def test_an_example_trains_and_its_hyperparameters_move(name):
     for package in OPTIONAL:
         if f"from {package}" in EXAMPLES[name]:
-            pytest.importorskip(package)
+            require(package)
     torch.manual_seed(0)
     names = {"__name__": "__main__"}
     exec(compile(EXAMPLES[name], f"docs/models.md, {name}", "exec"), names)

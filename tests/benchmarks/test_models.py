@@ -9,8 +9,9 @@ from torch import nn
 from benchmarks.common.tables import models as tables
 from benchmarks.models.entry import Entry, images
 from benchmarks.models.measure import measure
+from tests.models.checked import require
 
-LIBRARIES = ("timm", "transformers", "peft", "torch_geometric", "rtdl_revisiting_models")
+LIBRARIES = ("transformers", "peft", "timm", "torch_geometric", "rtdl_revisiting_models")
 
 
 class Negative(nn.Module):
@@ -63,8 +64,7 @@ def test_a_refused_network_has_its_reason():
 
 
 def test_the_command_writes_the_networks_that_are_named(tmp_path, refusal):
-    for library in LIBRARIES:
-        pytest.importorskip(library)
+    require(*LIBRARIES)
     from benchmarks.models.__main__ import main
 
     main(["--only", "MLP", "--json", str(tmp_path / "record.json")])

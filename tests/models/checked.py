@@ -1,9 +1,25 @@
 """What must hold for a network of a library that a self-tuned run trains as it is."""
 
+import importlib
+
 import pytest
 
 from benchmarks.models.measure import measure
 from tests.oracles import RTOL
+
+
+def require(*packages):
+    """Skip a test, or a whole file, without these packages; transformers works with newer releases of PyTorch only."""
+    for package in packages:
+        found = pytest.importorskip(package)
+        if package == "transformers" and not found.is_torch_available():
+            pytest.skip("transformers needs a newer PyTorch", allow_module_level=True)
+
+
+def entries(module, name, *packages):
+    """A list of networks of `benchmarks.models`; the file that asks is skipped without its packages."""
+    require(*packages)
+    return getattr(importlib.import_module(f"benchmarks.models.{module}"), name)
 
 
 def cases(entries, floors, slow=()):

@@ -2,12 +2,9 @@
 
 import pytest
 
-pytest.importorskip("peft")
-pytest.importorskip("transformers")
+from tests.models.checked import cases, check, entries
 
-from benchmarks.models.peft_models import PEFT
-from tests.models.checked import cases, check
-
+PEFT = entries("peft_models", "PEFT", "transformers", "peft")
 #: Least share of the weights that respond.
 FLOORS = {"LoRA on BERT": 1.0, "LoRA on GPT-2": 1.0}
 

@@ -2,11 +2,9 @@
 
 import pytest
 
-pytest.importorskip("torch_geometric")
+from tests.models.checked import cases, check, entries
 
-from benchmarks.models.pyg_models import PYG
-from tests.models.checked import cases, check
-
+PYG = entries("pyg_models", "PYG", "torch_geometric")
 #: Least share of the weights that respond.
 FLOORS = {"GCN": 1.0, "GAT": 1.0, "GIN": 1.0, "GraphSAGE": 1.0}
 

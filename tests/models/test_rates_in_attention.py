@@ -6,13 +6,16 @@ import torch.nn.functional as F
 
 import ray_deltastn as rd
 from ray_deltastn.response.trees import called
+from tests.models.checked import require
 from tests.oracles import assert_all_close, randomise
 
 BATCH = 4
 
 
 def timm_vit(fused):
-    timm = pytest.importorskip("timm")
+    require("timm")
+    import timm
+
     options = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 8, "num_heads": 2, "attn_drop_rate": 0.2}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, **options)
     for module in model.modules():
@@ -23,7 +26,9 @@ def timm_vit(fused):
 
 def hf(kind, causal, **options):
     def make(fused):
-        transformers = pytest.importorskip("transformers")
+        require("transformers")
+        import transformers
+
         sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = getattr(transformers, f"{kind}Config")(**sizes, intermediate_size=8, **options)
         config._attn_implementation = "sdpa" if fused else "eager"

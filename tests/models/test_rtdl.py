@@ -2,11 +2,9 @@
 
 import pytest
 
-pytest.importorskip("rtdl_revisiting_models")
+from tests.models.checked import cases, check, entries
 
-from benchmarks.models.rtdl_models import RTDL
-from tests.models.checked import cases, check
-
+RTDL = entries("rtdl_models", "RTDL", "rtdl_revisiting_models")
 #: Least share of the weights that respond.
 FLOORS = {"FT-Transformer": 1.0, "ResNet": 1.0, "MLP": 1.0}
 

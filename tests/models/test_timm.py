@@ -4,16 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("timm")
-
-from timm.layers import BatchNormAct2d
-
-from benchmarks.models.timm_models import TIMM
 from ray_deltastn.response import Response
-from tests.models.checked import cases, check
+from tests.models.checked import cases, check, entries
 from tests.oracles import assert_close, randomise
 from tests.response.attached import MODES, H, predict
 
+TIMM = entries("timm_models", "TIMM", "timm")
 #: Least share of the weights that respond.
 FLOORS = {"ViT": 1.0, "Swin": 0.98, "MobileViT": 1.0, "GhostNet": 1.0, "NFNet": 1.0}
 
@@ -27,7 +23,8 @@ def test_a_network_trains_and_its_response_is_exact(entry, floor):
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_normalisation_with_an_activation_is_what_both_layers_are(training, linearised):
     torch.manual_seed(0)
-    one = nn.Sequential(nn.Conv2d(2, 3, 2), BatchNormAct2d(3), nn.Identity(), nn.Flatten(), nn.Linear(12, 2))
+    layers = pytest.importorskip("timm.layers")
+    one = nn.Sequential(nn.Conv2d(2, 3, 2), layers.BatchNormAct2d(3), nn.Identity(), nn.Flatten(), nn.Linear(12, 2))
     two = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
     nn.init.normal_(one[1].weight)
     nn.init.normal_(one[1].running_mean)

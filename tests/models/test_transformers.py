@@ -2,11 +2,9 @@
 
 import pytest
 
-pytest.importorskip("transformers")
+from tests.models.checked import cases, check, entries
 
-from benchmarks.models.transformers_models import TRANSFORMERS
-from tests.models.checked import cases, check
-
+TRANSFORMERS = entries("transformers_models", "TRANSFORMERS", "transformers")
 #: Least share of the weights that respond.
 FLOORS = {
     "BERT": 0.97,
