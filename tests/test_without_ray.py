@@ -63,6 +63,7 @@ for name in rd.__all__:
     if name not in ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"):
         getattr(rd, name)
 assert "ray" not in sys.modules
+assert "lightning" not in sys.modules and "transformers" not in sys.modules
 print(rd.DeltaSTNTrainable.__module__)
 assert "ray" in sys.modules
 assert "skopt" not in sys.modules
