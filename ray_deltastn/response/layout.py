@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,14 +18,21 @@ class Layout:
     Attributes:
         axis: the axis with one entry per example; sequence-first networks have it at 1.
         interleaved: whether the rows of an example are one block; else each block has one row of every example.
+        shared: the output has no batch, as that of a table of positions, and its change brings one: as axis 0, which is
+            new (`"new"`) or has the size 1 (`"first"`). The output must broadcast over the batch where it is used.
     """
 
     axis: int = 0
     interleaved: bool = True
+    shared: Literal["", "new", "first"] = ""
 
     def to_front(self, tensor: Tensor) -> Tensor:
         """The tensor with the batch as axis 0."""
         return tensor if self.axis == 0 else tensor.movedim(self.axis, 0)
+
+    def batched(self, output: Tensor) -> Tensor:
+        """An output of a layer with an axis for the batch; a shared one gets it with the size 1."""
+        return output[None] if self.shared == "new" else output
 
     def back(self, tensor: Tensor) -> Tensor:
         """The inverse of `to_front`."""
@@ -33,7 +41,7 @@ class Layout:
     def spread(self, rows: Tensor, length: int) -> Tensor:
         """Values of the examples (B or 1, k) for an axis of this length, or unchanged if they do not divide it."""
         count = rows.shape[0]
-        if count == 1 or length == count or length % count:
+        if self.shared or count == 1 or length == count or length % count:
             return rows
         return rows.repeat_interleave(length // count, 0) if self.interleaved else rows.repeat(length // count, 1)
 

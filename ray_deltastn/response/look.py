@@ -26,11 +26,12 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ray_deltastn.response.derivatives import Predict, oracle, ours, wrong
 from ray_deltastn.response.kinds.base import LayerKind, on_channels, on_normalized_shape
+from ray_deltastn.response.kinds.embedding import EMBEDDING
 from ray_deltastn.response.layout import FRONT, Layout, layouts
 from ray_deltastn.response.linearise import rules, rules_for_attention
 from ray_deltastn.response.passes import ModulePass
 from ray_deltastn.response.response import Response, Slot
-from ray_deltastn.response.settle import Training, settle
+from ray_deltastn.response.settle import NO_BATCH, Training, settle
 from ray_deltastn.response.trees import joined, mapped, taken, tensors
 
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
@@ -75,11 +76,13 @@ def look(
     """
     with rules_for_attention(), rules(response):
         if isinstance(response.U, FakeTensor):  # without numbers there is nothing to move or to compare
-            _find(predict, x, response, readers, training)
+            for layer in _find(predict, x, response, readers, training):
+                for slot in response.of(layer):
+                    response.drop(slot, NO_BATCH)
             return
         with _moved(response.model):
-            _find(predict, x, response, readers, training)
-            settle(predict, _chosen(x, [1, 0]), response, linearised, readers is not None, training)
+            tables = _find(predict, x, response, readers, training)
+            settle(predict, _chosen(x, [1, 0]), response, linearised, readers is not None, tables, training)
             for pair in ([1, 0], [2, 0]):
                 _compare(predict, _chosen(x, pair), response, linearised, readers is not None)
         _compare(predict, _chosen(x, [0, 1]), response, linearised, readers is not None)
@@ -108,18 +111,19 @@ def _chosen(x: Any, examples: list[int]) -> Any:
 
 def _find(
     predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Training | None
-) -> None:
-    """Drop what is not called, and find all layouts."""
+) -> dict[nn.Module, Layout]:
+    """Drop what is not called, and find all layouts; the tables without a batch are returned."""
     calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
     _drop_uncalled(response, calls)
     if readers is None:
-        return
-    _find_layouts(response, calls)
+        return {}
+    tables = _find_layouts(response, calls)
     uncalled = [layer for layer in readers.values() if not calls[layer]]
     if uncalled and training is not None:
         with training():
             calls |= _calls(predict, x, uncalled)
     _find_readers(readers, calls)
+    return tables
 
 
 def _compare(predict: Predict, two: Any, response: Response, linearised: bool, each: bool) -> None:
@@ -215,22 +219,24 @@ def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -
             response.drop(slot, f"layer '{names[users[0]]}' is never called in evaluation mode")
 
 
-def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
+def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> dict[nn.Module, Layout]:
+    """Find where the outputs have the batch; embeddings whose outputs have none are returned, others are dropped."""
     found = {
         layer: _layout(calls[layer], _last(layer, response.kind(layer)))
         for layer in response.layers.values()
         if calls[layer]
     }
-    for slot in list(response.slots):
-        users = [layer for layer in response.users(slot) if layer in found]
-        if any(found[layer] is None for layer in users):
-            response.drop(
-                slot,
-                "its layer's outputs do not have the batch on one axis, and examples have different hyperparameters",
-            )
+    tables: dict[nn.Module, Layout] = {}
     for layer, layout in found.items():
-        if layout is not None and layout != FRONT:
+        if layout is not None:
             response.set_layout(layer, layout)
+        elif response.kind(layer) is EMBEDDING and not any(any(map(any, call.changed)) for call in calls[layer]):
+            first = all(len(call.shape) > 2 and call.shape[0] == 1 for call in calls[layer])
+            tables[layer] = Layout(shared="first" if first else "new")
+    for slot in list(response.slots):
+        if any(found.get(layer, FRONT) is None and layer not in tables for layer in response.users(slot)):
+            response.drop(slot, NO_BATCH)
+    return tables
 
 
 def _find_readers(readers: Mapping[str, Any], calls: Mapping[nn.Module, list[_Call]]) -> None:

@@ -197,6 +197,17 @@ class Response(nn.Module):
         """Where a layer's output has the batch."""
         return self._layouts.get(layer, FRONT)
 
+    def suspend(self, layer: nn.Module) -> dict[str, tuple[Slot, LayerKind]]:
+        """Let a layer with hooks not move for now, and return what `resume` needs."""
+        parts = self._layers[layer]
+        self._layers[layer] = {}
+        return parts
+
+    def resume(self, layer: nn.Module, parts: dict[str, tuple[Slot, LayerKind]], layout: Layout) -> None:
+        """Let the layer move again, with this layout."""
+        self._layers[layer] = parts
+        self.set_layout(layer, layout)
+
     def set_row_axis(self, layer: nn.Module, axis: int | None) -> None:
         """Tell on which axis of its output a layer without a rule has one index per row of its weights."""
         self._row_axes[layer] = axis
@@ -380,6 +391,8 @@ class Response(nn.Module):
             return output + change
         if x_tangent is not None and kind.tangent is not None:
             tangent = kind.tangent(layer, x, x_tangent, applied, *rest, **keywords)
+        if change.shape != primal.shape:  # of a shared output, which gets the axis of the batch
+            primal = primal + torch.zeros_like(change)
         dual: Tensor = fwAD.make_dual(primal, change if tangent is None else tangent + change)
         return dual
 
@@ -394,7 +407,7 @@ class Response(nn.Module):
             applied = None if applied is None else layout.to_front(applied)
         for role, (slot, kind) in self._layers[layer].items():
             rows, direction = layout.spread(self._pass.by_slot[slot.name], output.shape[0]), self.direction(slot)
-            if rows.shape[0] not in (1, output.shape[0]):
+            if rows.shape[0] not in (1, output.shape[0]) and not layout.shared:
                 raise ValueError(
                     f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "
                     f"a batch of {rows.shape[0]} in layer '{self._names[layer]}'; if the rows of this layer depend on "
@@ -408,7 +421,7 @@ class Response(nn.Module):
             elif applied is not None:
                 terms.append(applied * kind.place(layer, rows * direction.flatten(), output))
             else:
-                out = apply(layer, x, direction)
+                out = layout.batched(apply(layer, x, direction))
                 terms.append(out * kind.place(layer, rows.to(out.dtype), out))
         return layout.back(terms[0] if len(terms) == 1 else torch.add(*terms))
 

@@ -6,7 +6,7 @@ example by example. So each way is tried on two examples and compared with the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from ray_deltastn.response.derivatives import Oracle, Predict, oracle, ours, wrong
+from ray_deltastn.response.layout import Layout
 from ray_deltastn.response.passes.leaf import refuse
 from ray_deltastn.response.replaced import Lead
 from ray_deltastn.response.response import Response, Slot
@@ -24,6 +25,7 @@ LARGE = 1024
 
 Training = Callable[[], AbstractContextManager[None]]
 
+NO_BATCH = "its layer's outputs do not have the batch on one axis, and examples have different hyperparameters"
 _ALONE = (
     "it does not broadcast over the batch, so that each example cannot have its own; "
     'with `per="batch"` for all hyperparameters it responds'
@@ -45,6 +47,7 @@ def settle(
     response: Response,
     linearised: bool,
     per_example: bool,
+    tables: Mapping[nn.Module, Layout],
     training: Training | None = None,
 ) -> None:
     """Choose how each such parameter takes part, and drop those that cannot.
@@ -55,8 +58,17 @@ def settle(
         response: the response.
         linearised: whether passes are linearised.
         per_example: whether each example has its own displacement.
+        tables: embeddings whose outputs have no batch, and the layouts that give them one.
         training: context in which the network is in training mode; it must run there too.
     """
+    parts = {layer: response.suspend(layer) for layer in tables}
+    for layer, layout in tables.items():
+        response.resume(layer, parts[layer], layout)
+        expected = oracle(predict, two, response, per_example)
+        own = response.of(layer)
+        why = _fault(predict, training, two, response, expected, linearised, per_example, own)
+        for slot in own if why else ():
+            response.drop(slot, NO_BATCH)
     if per_example:
         for layer in response.leaves():
             why = refuse(layer)
