@@ -65,7 +65,6 @@ def suggestions(record: Record) -> str:
 
 TABLES = {
     "outer-search": Table(best, (RECORD,)),
-    "outer-search-flat": Table(best, ("outer_search_flat.json",)),
     "outer-search-ranks": Table(ranks, (RECORD,)),
     "outer-search-seconds": Table(suggestions, ("outer_search_points.json",)),
 }
