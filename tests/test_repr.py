@@ -74,11 +74,12 @@ def test_a_tuner_shows_how_far_it_is():
 
 
 def test_a_coverage_has_one_line_per_reason():
-    model = nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.PReLU(4), nn.Linear(3, 1).requires_grad_(False))
+    bags = (nn.EmbeddingBag(1, size, mode="max") for size in (1, 4))
+    model = nn.Sequential(nn.Linear(2, 3), *bags, nn.Linear(3, 1).requires_grad_(False))
     coverage = rd.Response(model, 1).coverage
     assert repr(coverage).splitlines() == [
         f"Coverage: {coverage.headline}",
-        "  without response: 1.weight and 1 more (5 weights): owned directly by PReLU",
+        '  without response: 1.weight and 1 more (5 weights): `mode="max"` is not linear in the weight',
         "  without response: 3.weight and 1 more (0 weights): frozen (requires_grad=False)",
     ]
     assert len(str(coverage).splitlines()) == 5  # all names

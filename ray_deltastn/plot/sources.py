@@ -13,7 +13,8 @@ import pandas as pd
 
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import VALUES
-from ray_deltastn.training.tables import CONFIG_FILE, RESULTS_FILE, SPACE_FILE, ranked, read_results
+from ray_deltastn.training.file_names import CONFIG_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.training.tables import ranked, read_results
 from ray_deltastn.training.tuner import SelfTuner
 
 #: What the pictures accept, besides several of them in a list, or in a mapping from their labels.

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: The configuration of an experiment, the hyperparameters of its task, and all reports of all trials.
-CONFIG_FILE, SPACE_FILE, RESULTS_FILE, PARQUET_FILE = "config.json", "space.json", "results.csv", "results.parquet"
+from ray_deltastn.training.file_names import PARQUET_FILE
+
 #: Options with which pandas reads floats to the last bit. From 3.1 on it always does, and warns about the option.
 EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}

@@ -113,7 +113,7 @@ class MixedUse(nn.Module):
 
 
 NETWORKS = {
-    "positions": (Positions, {"positions.weight"}),
+    "positions": (Positions, set()),
     "sequence-first": (SequenceFirst, set()),
     "folded": (Folded, set()),
     "folded-in-blocks": (lambda: Folded(blocks=True), set()),
@@ -435,7 +435,7 @@ def test_dropout_that_is_called_in_training_only_finds_its_batch():
 @pytest.mark.parametrize("formed", [0, 4096])
 def test_penalties_are_right_after_a_part_was_dropped(formed, monkeypatch):
     monkeypatch.setattr("ray_deltastn.response.weights.FORMED", formed)
-    tuner, _ = tuner_of("positions")
+    tuner, _ = tuner_of("functional")
     response = randomised(tuner)
     delta = torch.randn(4, 2, dtype=torch.float64)
     found = rd.response.Weights(tuner.model, response, delta).squared_norm()

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from ray_deltastn.training import tables
+from ray_deltastn.training import file_names
 
 #: The configuration of the experiment, and the hyperparameters of its task.
-CONFIG_FILE, SPACE_FILE = tables.CONFIG_FILE, tables.SPACE_FILE
+CONFIG_FILE, SPACE_FILE = file_names.CONFIG_FILE, file_names.SPACE_FILE
 #: Folders in which the command looked for the task's module.
 CODE_FILE = "code.json"
 #: All reports of all trials. The experiment has ended if `RESULTS_FILE` exists.
-RESULTS_FILE, PARQUET_FILE = tables.RESULTS_FILE, tables.PARQUET_FILE
+RESULTS_FILE, PARQUET_FILE = file_names.RESULTS_FILE, file_names.PARQUET_FILE
 #: Every report, one line each, written when it arrives.
 LOG_FILE = "reports.jsonl"
 #: Seconds of the searcher and of the whole experiment, measured in the driver.
