@@ -31,7 +31,7 @@ from ray_deltastn.response.layout import FRONT, Layout, layouts
 from ray_deltastn.response.linearise import rules, rules_for_attention
 from ray_deltastn.response.passes import ModulePass
 from ray_deltastn.response.response import Response, Slot
-from ray_deltastn.response.settle import NO_BATCH, Training, settle
+from ray_deltastn.response.settle import NO_BATCH, Training, Unsettled, find_functions, settle
 from ray_deltastn.response.trees import joined, mapped, taken, tensors
 
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
@@ -76,13 +76,13 @@ def look(
     """
     with rules_for_attention(), rules(response):
         if isinstance(response.U, FakeTensor):  # without numbers there is nothing to move or to compare
-            for layer in _find(predict, x, response, readers, training):
-                for slot in response.of(layer):
-                    response.drop(slot, NO_BATCH)
+            found = _find(predict, x, response, readers, training)
+            for slot, why in {**dict.fromkeys(found.of_tables(response), NO_BATCH), **found.uncalled}.items():
+                response.drop(slot, why)
             return
         with _moved(response.model):
-            tables = _find(predict, x, response, readers, training)
-            settle(predict, _chosen(x, [1, 0]), response, linearised, readers is not None, tables, training)
+            found = _find(predict, x, response, readers, training)
+            settle(predict, _chosen(x, [1, 0]), response, linearised, readers is not None, found, training)
             for pair in ([1, 0], [2, 0]):
                 _compare(predict, _chosen(x, pair), response, linearised, readers is not None)
         _compare(predict, _chosen(x, [0, 1]), response, linearised, readers is not None)
@@ -111,19 +111,19 @@ def _chosen(x: Any, examples: list[int]) -> Any:
 
 def _find(
     predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Training | None
-) -> dict[nn.Module, Layout]:
-    """Drop what is not called, and find all layouts; the tables without a batch are returned."""
+) -> Unsettled:
+    """Find all layouts, and what must be tried."""
     calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
-    _drop_uncalled(response, calls)
+    unsettled = Unsettled({}, _uncalled(response, calls))
     if readers is None:
-        return {}
-    tables = _find_layouts(response, calls)
+        return unsettled
+    unsettled.tables.update(_find_layouts(response, calls))
     uncalled = [layer for layer in readers.values() if not calls[layer]]
     if uncalled and training is not None:
         with training():
             calls |= _calls(predict, x, uncalled)
     _find_readers(readers, calls)
-    return tables
+    return unsettled
 
 
 def _compare(predict: Predict, two: Any, response: Response, linearised: bool, each: bool) -> None:
@@ -133,7 +133,10 @@ def _compare(predict: Predict, two: Any, response: Response, linearised: bool, e
         return
     for slot in wrong(ours(predict, two, response, expected.u, each, linearised=False), expected.along, response):
         # One displacement for all examples is exact for any use of a parameter that is replaced.
-        if each or not response.replace(slot):
+        if slot not in response.slots:
+            continue
+        mended = find_functions(predict, two, response, linearised, expected, slot) if each else response.replace(slot)
+        if not mended:
             response.drop(slot, _reason(response, slot, each))
     if linearised:
         found = ours(predict, two, response, expected.u, each, linearised=True)
@@ -211,12 +214,14 @@ def _changed(one: Tensor, two: Tensor) -> tuple[tuple[bool, ...], ...]:
     return tuple(tuple(differs.movedim(axis, 0).flatten(1).any(1).tolist()) for axis in range(one.dim()))
 
 
-def _drop_uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> None:
+def _uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> dict[Slot, str]:
+    """The parameters of layers that are never called, and the reason if they are not used otherwise."""
     names = {layer: name for name, layer in response.layers.items()}
-    for slot in list(response.slots):
-        users = response.users(slot)
-        if users and not any(calls[layer] for layer in users):
-            response.drop(slot, f"layer '{names[users[0]]}' is never called in evaluation mode")
+    return {
+        slot: f"layer '{names[users[0]]}' is never called in evaluation mode"
+        for slot in response.slots
+        if (users := response.users(slot)) and not any(calls[layer] for layer in users)
+    }
 
 
 def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> dict[nn.Module, Layout]:

@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
 from ray_deltastn.response.coverage import Owner, survey
+from ray_deltastn.response.functions import Functions, Use
 from ray_deltastn.response.kinds.base import LayerKind, on_features
 from ray_deltastn.response.layout import FRONT, Layout
 from ray_deltastn.response.passes import LEAF, ModulePass, Moved, Part
@@ -140,6 +141,7 @@ class Response(nn.Module):
         self._sizes = [slot.stop - slot.start for slot in self.slots]
         self._layouts: dict[nn.Module, Layout] = {}
         self._row_axes: dict[nn.Module, int | None] = {}
+        self._functional: dict[str, Layout] = {}
         #: Whether the model may call fused attention. Linearised passes then disable its fast kernels.
         self.attends = True
         #: Whether the model calls functions that a linearised pass must compute by elementary operations.
@@ -236,6 +238,7 @@ class Response(nn.Module):
                 kind, parts = self._passes[layer]
                 self._passes[layer] = (kind, {role: own for role, own in parts.items() if own is not slot})
         self.replaced.remove(slot.name)
+        self._functional.pop(slot.name, None)
 
     def replace(self, slot: Slot) -> bool:
         """Let a parameter be replaced wherever a module has it, with all parameters of its layers.
@@ -245,20 +248,48 @@ class Response(nn.Module):
         Returns:
             Whether it can be: attention and recurrent layers compute their own output.
         """
-        slots, layers = {slot.name: slot}, set(self.users(slot))
-        while True:
-            more = [own for layer in layers for own in self.of(layer)]
-            slots |= {own.name: own for own in more}
-            wider = {layer for own in slots.values() for layer in self.users(own)}
-            if wider <= layers:
-                break
-            layers |= wider
+        slots, layers = self._together(slot)
         if any(layer in self._passes and self._passes[layer][0] is not LEAF for layer in layers):
             return False
-        for own in slots.values():
+        for own in slots:
             self._detach(own)
             self.replaced.everywhere(own.name, own.parameter)
         return True
+
+    def in_functions(self, slot: Slot, layout: Layout) -> tuple[list[Slot], Callable[[], None]] | None:
+        """Let a parameter, with all parameters of its layers, move in `F.linear` and `F.embedding`.
+
+        Returns:
+            The parameters, and a function that undoes it; None if a layer has a pass of its own.
+        """
+        slots, layers = self._together(slot)
+        if any(layer in self._passes for layer in layers):
+            return None
+        before = {layer: self._layers[layer] for layer in layers}
+
+        def undo() -> None:
+            self._layers.update(before)
+            for own in slots:
+                self._functional.pop(own.name, None)
+
+        for own in slots:
+            self._detach(own)
+            self._functional[own.name] = layout
+        return slots, undo
+
+    def moves_in_functions(self, slot: Slot) -> bool:
+        """Whether a parameter moves in functions."""
+        return slot.name in self._functional
+
+    def _together(self, slot: Slot) -> tuple[list[Slot], set[nn.Module]]:
+        """The parameters and layers that hang together with a parameter, by shared layers and ties."""
+        slots, layers = {slot.name: slot}, set(self.users(slot))
+        while True:
+            slots |= {own.name: own for layer in layers for own in self.of(layer)}
+            wider = {layer for own in slots.values() for layer in self.users(own)}
+            if wider <= layers:
+                return list(slots.values()), layers
+            layers |= wider
 
     def replace_in(self, layer: nn.Module) -> None:
         """Let the parameters of a layer without a rule be replaced in it, instead of having copies."""
@@ -320,7 +351,7 @@ class Response(nn.Module):
         now.by_slot = dict(zip((slot.name for slot in self._every), parts, strict=True))
         now.linearised = linearised
         try:
-            if self._passes or self.replaced.uses():
+            if self._passes or self._functional or self.replaced.uses():
                 with self._in_modules(rows.shape[0] == 1, only):
                     yield
             else:
@@ -350,11 +381,19 @@ class Response(nn.Module):
         try:
             for m in self._statistics:
                 m.training = False
-            with self.replaced.within(found, passes, self._pass.linearised):
+            with self.replaced.within(found, passes, self._pass.linearised), self._functions(slots):
                 yield
         finally:
             for m, mode in zip(self._statistics, modes, strict=True):
                 m.training = mode
+
+    def _functions(self, slots: Mapping[str, Slot]) -> AbstractContextManager[Any]:
+        uses = {
+            id(slots[name].parameter): Use(self._part(slots[name]), slots[name].rows, layout)
+            for name, layout in self._functional.items()
+            if name in slots
+        }
+        return Functions(uses, self._pass.linearised) if uses else nullcontext()
 
     def _part(self, slot: Slot) -> Part:
         return Part(self.direction(slot), self._pass.by_slot[slot.name], slot.dense)

@@ -6,7 +6,7 @@ example by example. So each way is tried on two examples and compared with the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ray_deltastn.response.derivatives import Oracle, Predict, oracle, ours, wrong
-from ray_deltastn.response.layout import Layout
+from ray_deltastn.response.layout import FRONT, Layout
 from ray_deltastn.response.passes.leaf import refuse
 from ray_deltastn.response.replaced import Lead
 from ray_deltastn.response.response import Response, Slot
@@ -33,6 +33,23 @@ _ALONE = (
 
 
 @dataclass(frozen=True)
+class Unsettled:
+    """What the first passes of a network have left open.
+
+    Attributes:
+        tables: embeddings whose outputs have no batch, and the layouts that give them one.
+        uncalled: parameters of layers that are never called, and the reason if they are not used otherwise.
+    """
+
+    tables: dict[nn.Module, Layout]
+    uncalled: dict[Slot, str]
+
+    def of_tables(self, response: Response) -> list[Slot]:
+        """The parameters of the tables."""
+        return [slot for layer in self.tables for slot in response.of(layer)]
+
+
+@dataclass(frozen=True)
 class _Group:
     """Parameters that are tried together: one that is replaced, or those of one module."""
 
@@ -47,7 +64,7 @@ def settle(
     response: Response,
     linearised: bool,
     per_example: bool,
-    tables: Mapping[nn.Module, Layout],
+    found: Unsettled,
     training: Training | None = None,
 ) -> None:
     """Choose how each such parameter takes part, and drop those that cannot.
@@ -58,17 +75,27 @@ def settle(
         response: the response.
         linearised: whether passes are linearised.
         per_example: whether each example has its own displacement.
-        tables: embeddings whose outputs have no batch, and the layouts that give them one.
+        found: what the first passes have left open.
         training: context in which the network is in training mode; it must run there too.
     """
-    parts = {layer: response.suspend(layer) for layer in tables}
-    for layer, layout in tables.items():
+    parts = {layer: response.suspend(layer) for layer in found.tables}
+    for layer, layout in found.tables.items():
         response.resume(layer, parts[layer], layout)
         expected = oracle(predict, two, response, per_example)
         own = response.of(layer)
         why = _fault(predict, training, two, response, expected, linearised, per_example, own)
         for slot in own if why else ():
             response.drop(slot, NO_BATCH)
+    if found.uncalled:
+        expected = oracle(predict, two, response, per_example)
+        for slot, why in found.uncalled.items():
+            if response.moves_in_functions(slot):  # together with another parameter of its layer
+                continue
+            used = slot not in expected.unused
+            if per_example:
+                used = used and find_functions(predict, two, response, linearised, expected, slot)
+            if not (used and (per_example or response.replace(slot))):
+                response.drop(slot, why)
     if per_example:
         for layer in response.leaves():
             why = refuse(layer)
@@ -123,6 +150,25 @@ def _find_row_axis(response: Response, module: nn.Module, fault: Callable[[], st
         response.set_row_axis(module, axis)
         if axis is None or fault() is None:
             return
+
+
+def find_functions(
+    predict: Predict, two: Any, response: Response, linearised: bool, expected: Oracle, slot: Slot
+) -> bool:
+    """Let a parameter whose response is wrong in its layers move in functions, if that is right.
+
+    Returns:
+        Whether it is.
+    """
+    for layout in (FRONT, Layout(interleaved=False)):
+        found = response.in_functions(slot, layout)
+        if found is None:
+            return False
+        slots, undo = found
+        if _fault(predict, None, two, response, expected, linearised, True, slots) is None:
+            return True
+        undo()
+    return False
 
 
 def _groups(response: Response) -> list[_Group]:

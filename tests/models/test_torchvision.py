@@ -11,7 +11,7 @@ FLOORS = {
     "MobileNetV3": 1.0,
     "EfficientNet": 1.0,
     "ConvNeXt": 1.0,
-    "Swin": 0.68,
+    "Swin": 0.97,
     "ViT": 1.0,
     "FCN": 1.0,
     "DeepLabV3": 1.0,

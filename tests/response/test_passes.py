@@ -60,6 +60,30 @@ class Table(nn.Module):
         return self.layer(x) + bias[:, None]
 
 
+class Windows(nn.Module):
+    """A projection that is used by a function on windows, which are folded into the batch, as in torchvision's Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.layer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        windows = x.unflatten(1, (2, -1)).flatten(0, 1)
+        y = torch.tanh(F.linear(windows, self.project.weight, self.project.bias))
+        return self.layer(y.unflatten(0, (len(x), -1)).flatten(1, 2))
+
+
+class TiedByFunction(nn.Module):
+    """An embedding of directions whose table is also the weight of a projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.layer(self.table(x.argmax(-1)) + F.linear(x, self.table.weight))
+
+
 class Norm(nn.Module):
     """Normalisation of another package with statistics of the batch, and a buffer for them."""
 
@@ -88,6 +112,8 @@ BODIES = {
     "lstm": lambda: nn.LSTM(WIDTH, WIDTH, num_layers=2, dropout=0.2, batch_first=True),
     "gru": lambda: nn.GRU(WIDTH, WIDTH, batch_first=True),
     "owned": Scaled,
+    "function": Windows,
+    "tied-by-function": TiedByFunction,
     "other-packages": lambda: nn.Sequential(Columns(WIDTH, WIDTH), OwnNorm(WIDTH)),
     "weight-norm": lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "spectral-norm": lambda: parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
@@ -134,7 +160,7 @@ def test_a_run_moves_all_weights_and_reports_what_it_exports(body, method, per):
         assert F.cross_entropy(model(x), y).item() == pytest.approx(report["valid_loss"], rel=1e-12)
 
 
-@pytest.mark.parametrize("body", ["lstm", "owned", "other-packages"])
+@pytest.mark.parametrize("body", ["lstm", "owned", "other-packages", "tied-by-function"])
 def test_captured_steps_give_the_numbers_of_eager_steps(body):
     runs = {}
     for graph in ("off", "on"):
@@ -142,6 +168,28 @@ def test_captured_steps_give_the_numbers_of_eager_steps(body):
         list(tuner.fit())
         runs[graph] = [tuner.space.lam.detach(), *tuner.model.parameters(), *tuner.response.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(runs["off"], runs["on"], strict=True))
+
+
+@pytest.mark.parametrize("per", ["example", "batch"])
+@pytest.mark.parametrize("body", [body for body in BODIES if body not in ("lstm", "gru")])
+def test_both_passes_are_exact(body, per):
+    tuner = tuner_for(BODIES[body], per=per)
+    response, model = tuner.response, tuner.model.eval()
+    with torch.no_grad():
+        response.U.normal_(0.0, 0.1)
+    x, delta = tuner.task.valid[0][:4], torch.randn(4 if per == "example" else 1, 2, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    with torch.no_grad(), rules(response):
+        base = model(x)
+        tangents = linearised_forward(model, x, response, delta) - base
+        with response.displaced(delta):
+            moved = model(x)
+        for row, own, tangent, out in zip(delta.expand(4, 2), x, tangents, moved, strict=True):
+            folded = response.fold(row)
+            along = {name: folded[name].detach() - w for name, w in weights.items()}
+            f = lambda w, own=own: functional_call(model, w, (own[None],))[0]  # noqa: E731
+            assert_close(tangent, torch.func.jvp(f, (weights,), (along,))[1], scale=base.norm().item())
+            assert_close(out, f({name: w.detach() for name, w in folded.items()}))
 
 
 @pytest.mark.parametrize("name", MISSING)
