@@ -207,7 +207,7 @@ def test_layers_never_called_are_reported_after_a_trial_pass():
     look(lambda x: model["used"](x), torch.ones(6, 2), response, linearised=True, readers={})
     assert set(response.coverage.covered) == {"used.weight", "used.bias"}
     assert response.coverage.uncovered == dict.fromkeys(
-        ["idle.weight", "idle.bias"], "layer 'idle' is never called in evaluation mode"
+        ["idle.weight", "idle.bias"], "it is not used in evaluation mode"
     )
 
 
