@@ -10,6 +10,8 @@ Other rules divide by a number that is zero at a point where the backward rule g
 | √x, x^p with 0 < p < 1       | x = 0         | the same; a mask before it hides the infinite slope     |
 | standard deviation           | equal entries | the root of the variance                                |
 | distances, similarities      | equal vectors | norms of differences, products of normalised vectors    |
+
+Packing sequences and weighted bags of words have no forward-mode rule at all.
 """
 
 from __future__ import annotations
@@ -188,7 +190,8 @@ def _pdist(input: Tensor, p: float = 2.0) -> Any:
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    others = tuple(axis for axis in range(v.dim()) if axis != dim)  # `torch.norm_except_dim` has no rule for `vmap`
+    return v * (g / (_vector_norm(v, 2, others, keepdim=True) if others else v.abs()))
 
 
 def _lp_pool(
@@ -212,6 +215,41 @@ def _attention(
 ) -> Any:
     # Without a mask each query may attend to a key, and PyTorch's rule is right.
     return NotImplemented if attn_mask is None else attention(query, key, value, attn_mask, *args, **kwargs)
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    """Weighted sums of rows of a table; without weights of the rows nothing has a tangent."""
+    if per_sample_weights is None or max_norm is not None:
+        return NotImplemented
+    words = F.embedding(input, weight) * per_sample_weights[..., None]
+    if padding_idx is not None:
+        words = words.masked_fill((input == padding_idx)[..., None], 0.0)
+    if input.dim() == 2:
+        return words.sum(1)
+    assert offsets is not None
+    starts = offsets[:-1] if include_last_offset else offsets
+    bag = torch.searchsorted(starts, torch.arange(len(input), device=input.device), right=True) - 1
+    return words.new_zeros(len(starts), weight.shape[1]).index_add(0, bag, words)
+
+
+def _pack_padded_sequence(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Step after step, the sequences that have it; they are sorted by decreasing length."""
+    steps = torch.arange(int(lengths[0]))
+    alive = steps[:, None] < lengths.cpu()  # (T, B)
+    step, sequence = (index.to(input.device) for index in alive.nonzero(as_tuple=True))
+    return (input[sequence, step] if batch_first else input[step, sequence]), alive.sum(1)
 
 
 #: A function and its replacement, which returns `NotImplemented` for arguments that need none.
@@ -246,6 +284,8 @@ ELEMENTARY: dict[Any, Callable[..., Any]] = {
     torch.cdist: _cdist,
     F.pdist: _pdist,
     torch._weight_norm: _weight_norm,
+    F.embedding_bag: _embedding_bag,
+    torch._VF._pack_padded_sequence: _pack_padded_sequence,
     F.lp_pool1d: partial(_lp_pool, F.avg_pool1d, 1),
     F.lp_pool2d: partial(_lp_pool, F.avg_pool2d, 2),
     F.lp_pool3d: partial(_lp_pool, F.avg_pool3d, 3),

@@ -158,8 +158,8 @@ def _compare(predict: Predict, two: Any, response: Response, linearised: bool, e
 class _Call:
     """A call of a layer: the number of examples, the shape of the output, and what changes with the last example.
 
-    `changed` has, for each axis, whether an entry of the axis changes. A call whose shape depends on the data has the
-    shape ().
+    `changed` has, for each axis, whether an entry of the axis changes. An axis whose length depends on the data, such
+    as the steps of padded sequences, has the length 0 in `shape`. If the number of axes depends on them, `shape` is ().
     """
 
     batch: int
@@ -178,13 +178,19 @@ def _calls(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Mod
             # What changes with the last example belongs to it.
             other = _outputs(predict, joined(taken(group, slice(batch - 1)), taken(group, slice(1))), layers)
             for layer in layers:
-                same = [a.shape for a in first[layer]] == [b.shape for b in other[layer]]
+                same = [a.dim() for a in first[layer]] == [b.dim() for b in other[layer]]
                 for one, two in zip(first[layer], other[layer], strict=False) if same else ():
-                    changed = _changed(one, two) if readable else ()
-                    found[layer].append(_Call(batch, tuple(one.shape), changed))
+                    found[layer].append(_call(batch, one, two, readable))
                 if not same:
                     found[layer].append(_Call(batch, ()))
     return found
+
+
+def _call(batch: int, one: Tensor, two: Tensor, readable: bool) -> _Call:
+    """A call from its outputs before and after the last example changes."""
+    shape = tuple(a if a == b else 0 for a, b in zip(one.shape, two.shape, strict=True))
+    common = tuple(slice(min(a, b)) for a, b in zip(one.shape, two.shape, strict=True))
+    return _Call(batch, shape, _changed(one[common], two[common]) if readable else ())
 
 
 def _outputs(predict: Predict, x: Any, layers: Sequence[nn.Module]) -> dict[nn.Module, list[Tensor]]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ray_deltastn.response.coverage import Owner, survey
 from ray_deltastn.response.functions import Functions, Use
+from ray_deltastn.response.inputs import alike, first_of, others_of
 from ray_deltastn.response.kinds.base import LayerKind, on_features
 from ray_deltastn.response.layout import FRONT, Layout
-from ray_deltastn.response.passes import LEAF, ModulePass, Moved, Part
+from ray_deltastn.response.passes import LEAF, SEQUENCE, ModulePass, Moved, Part, pass_of
 from ray_deltastn.response.passes.leaf import parametrisations
 from ray_deltastn.response.replaced import Replaced, Replacement, inside
 from ray_deltastn.response.trees import mapped
@@ -57,7 +58,7 @@ class Slot:
     def dense(self, part: Tensor, direction: Tensor) -> Tensor:
         """The same for the row changes of this parameter, (…, k)."""
         if self.rows == "element":
-            changed: Tensor = part.unflatten(-1, direction.shape) * direction
+            changed: Tensor = part.reshape((*part.shape[:-1], *direction.shape)) * direction
             return changed
         axis = 0 if self.rows == "output" else 1
         return part.view(*part.shape[:-1], *(1,) * axis, -1, *(1,) * (direction.dim() - 1 - axis)) * direction
@@ -134,6 +135,8 @@ class Response(nn.Module):
             for user in users:
                 self._use(user, slot)
             start = stop
+        #: Recurrent modules whose weights do not move. Tangents pass through them step by step, as through the others.
+        self._still = [m for m in model.modules() if pass_of(m) is SEQUENCE and m not in self._passes]
         like = self.slots[0].parameter
         self.U = nn.Parameter(torch.zeros(start, hyperparameters, dtype=like.dtype, device=like.device))
         self._pass = _Pass()
@@ -148,7 +151,10 @@ class Response(nn.Module):
         self.elementary = False
         self._names = {layer: name for name, layer in model.named_modules()}
         self._model = [model]  # in a list, so that it is not a part of this module
-        self._handles = [layer.register_forward_hook(_Hook(self._after), with_kwargs=True) for layer in self._layers]
+        # Before hooks that the layers have already, which may change the output.
+        self._handles = [
+            layer.register_forward_hook(_Hook(self._after), prepend=True, with_kwargs=True) for layer in self._layers
+        ]
         self._handles += [
             layer.register_forward_pre_hook(_Hook(self._before), with_kwargs=True)
             for layer, parts in self._layers.items()
@@ -351,7 +357,7 @@ class Response(nn.Module):
         now.by_slot = dict(zip((slot.name for slot in self._every), parts, strict=True))
         now.linearised = linearised
         try:
-            if self._passes or self._functional or self.replaced.uses():
+            if self._passes or self._functional or self._still or self.replaced.uses():
                 with self._in_modules(rows.shape[0] == 1, only):
                     yield
             else:
@@ -373,10 +379,12 @@ class Response(nn.Module):
             parts = {role: self._part(slot) for role, slot in roles.items() if slot.name in slots}
             if kind is LEAF and one:
                 found += [Replacement(roles[role].name, *inside(layer, role), part) for role, part in parts.items()]
-            elif parts:
+            elif parts or (kind is SEQUENCE and self._pass.linearised):
                 layout = FRONT if one else self.layout(layer)
                 own = Moved(layer, parts, self._pass.linearised, layout, self._row_axes.get(layer))
                 passes[layer] = partial(kind.forward, layer, own)
+        if self._pass.linearised:
+            passes |= {layer: partial(SEQUENCE.forward, layer, Moved(layer, {}, True)) for layer in self._still}
         modes = [m.training for m in self._statistics]
         try:
             for m in self._statistics:
@@ -403,8 +411,8 @@ class Response(nn.Module):
         now = self._pass
         if not (now.by_slot and now.linearised and self._layers[layer]):
             return None
-        now.primal, now.tangent = fwAD.unpack_dual(_input(args, kwargs))
-        rest, keywords = _rest(args, kwargs)
+        now.primal, now.tangent = fwAD.unpack_dual(first_of(layer, args, kwargs))
+        rest, keywords = others_of(layer, args, kwargs)
         return (now.primal, *rest), keywords
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -412,7 +420,7 @@ class Response(nn.Module):
         if not (now.by_slot and self._layers[layer]):
             return None
         kind = self._kind(layer)
-        x, primal, tangent = _input(args, kwargs), output, None
+        x, primal, tangent = first_of(layer, args, kwargs), output, None
         if now.linearised and kind.tangent is not None and now.primal is not None:
             # The layer got no tangent, so its output has none.
             x, x_tangent, now.primal, now.tangent = now.primal, now.tangent, None, None
@@ -420,12 +428,11 @@ class Response(nn.Module):
             # The factor Uδ has no primal part, so the change depends on the primal x only and not on W_resp ẋ.
             x, x_tangent = fwAD.unpack_dual(x).primal, None
             primal, tangent = fwAD.unpack_dual(output)
-        rest, keywords = _rest(args, kwargs)
+        rest, keywords = others_of(layer, args, kwargs)
         if now.linearised and (rest or keywords):
             rest, keywords = mapped(lambda t: fwAD.unpack_dual(t).primal, (rest, keywords))
-        apply = partial(_call, kind.apply, rest, keywords)
-        applied = apply(layer, x, None) if kind.rows == "element" else None
-        change = self._branch(layer, x, primal, applied, apply).to(primal.dtype)
+        applied = kind.apply(layer, x, None, *rest, **keywords) if kind.rows == "element" else None
+        change = self._branch(layer, x, primal, applied, (rest, keywords)).to(primal.dtype)
         if not now.linearised:
             return output + change
         if x_tangent is not None and kind.tangent is not None:
@@ -436,12 +443,15 @@ class Response(nn.Module):
         return dual
 
     def _branch(
-        self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None, apply: Callable[..., Tensor]
+        self, layer: nn.Module, x: Tensor, output: Tensor, applied: Tensor | None, further: tuple[Any, Any]
     ) -> Tensor:
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
         layout = self.layout(layer) if len(next(iter(self._pass.by_slot.values()))) > 1 else FRONT
+        rest, keywords = further
         if layout.axis:
+            if rest or keywords:
+                rest, keywords = mapped(partial(alike, layout, x), further)
             x, output = layout.to_front(x), layout.to_front(output)
             applied = None if applied is None else layout.to_front(applied)
         for role, (slot, kind) in self._layers[layer].items():
@@ -456,11 +466,11 @@ class Response(nn.Module):
                 terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))
             elif slot.rows == "feature" and kind.rows == "output":
                 # This linear layer is tied to an embedding. The rows of the table's response are the layer's inputs.
-                terms.append(apply(layer, x * on_features(layer, rows, x), direction))
+                terms.append(kind.apply(layer, x * on_features(layer, rows, x), direction))
             elif applied is not None:
                 terms.append(applied * kind.place(layer, rows * direction.flatten(), output))
             else:
-                out = layout.batched(apply(layer, x, direction))
+                out = layout.batched(kind.apply(layer, x, direction, *rest, **keywords))
                 terms.append(out * kind.place(layer, rows.to(out.dtype), out))
         return layout.back(terms[0] if len(terms) == 1 else torch.add(*terms))
 
@@ -470,22 +480,8 @@ class Response(nn.Module):
         return {s.name: s.parameter + s.change(row_change, self.direction(s)) for s in self.slots}
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return x
-
-
 def _key(name: str) -> str:
     return name.replace(".", "/")
-
-
-def _call(apply: Callable[..., Tensor], rest: Any, keywords: Any, layer: nn.Module, x: Tensor, weight: Any) -> Tensor:
-    return apply(layer, x, weight, *rest, **keywords)
-
-
-def _rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """All arguments but the first."""
-    return (args[1:], kwargs) if args else ((), dict(list(kwargs.items())[1:]))
 
 
 def _rows(users: list[Owner]) -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ray_deltastn.response.derivatives import Oracle, Predict, oracle, ours, wrong
 from ray_deltastn.response.layout import FRONT, Layout
@@ -88,13 +90,13 @@ def settle(
             response.drop(slot, NO_BATCH)
     if found.uncalled:
         expected = oracle(predict, two, response, per_example)
+        for slot in found.uncalled.keys() & set(expected.unused):
+            response.drop(slot, found.uncalled[slot])
         for slot, why in found.uncalled.items():
-            if response.moves_in_functions(slot):  # together with another parameter of its layer
+            if slot not in response.slots or response.moves_in_functions(slot):  # with another one of its layer
                 continue
-            used = slot not in expected.unused
-            if per_example:
-                used = used and find_functions(predict, two, response, linearised, expected, slot)
-            if not (used and (per_example or response.replace(slot))):
+            by_function = per_example and find_functions(predict, two, response, linearised, expected, slot)
+            if not (by_function or response.replace(slot)):
                 response.drop(slot, why)
     if per_example:
         for layer in response.leaves():
@@ -177,6 +179,31 @@ def _groups(response: Response) -> list[_Group]:
     return alone + [_Group(slots, [0], layer) for layer in response.leaves() if (slots := response.of(layer))]
 
 
+class _Cuts(TorchFunctionMode):
+    """Records whether a parameter with one value per example is cut on axis 0, as in `positions[:length]`.
+
+    That axis is then the batch. A cut at more than two does not show on two examples.
+    """
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.seen = False
+        self._uses = response.replaced.uses()
+        self._axes = {slot.name: slot.parameter.dim() for slot in response.slots}
+
+    def _is_moved(self, tensor: Tensor) -> bool:
+        """Whether this is a parameter with the batch before its own axes."""
+        names = [name for name, holder, role in self._uses if tensor is holder._parameters.get(role)]
+        return any(tensor.dim() > self._axes.get(name, tensor.dim()) for name in names)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+            if isinstance(first, slice) and first != slice(None):
+                self.seen = self.seen or self._is_moved(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 def _fault(
     predict: Predict,
     training: Training | None,
@@ -191,7 +218,10 @@ def _fault(
     along = {slot: expected.along[slot] for slot in response.slots}
     for through_tangent in (False, True) if linearised else (False,):
         try:
-            found = ours(predict, two, response, expected.u, per_example, through_tangent, only)
+            with _Cuts(response) as cuts:
+                found = ours(predict, two, response, expected.u, per_example, through_tangent, only)
+            if cuts.seen:
+                return _ALONE
             if training is not None:
                 with training():
                     ours(predict, two, response, expected.u, per_example, through_tangent, only)

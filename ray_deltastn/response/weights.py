@@ -98,7 +98,7 @@ class Weights:
     def _formed_norm(self, response: Response, delta: Tensor, slots: list[Slot], parameters: list[Tensor]) -> Tensor:
         rows = response.row_change(delta)
         moved = [slot.parameter + slot.change(rows, response.direction(slot)) for slot in slots]
-        norm = _total([w.square().flatten(1).sum(1) for w in moved])
+        norm = _total([w.square().reshape(len(w), -1).sum(1) for w in moved])
         responding = {id(slot.parameter) for slot in slots}
         still = [p for p in parameters if id(p) not in responding]
         return norm + _squares(still) if still else norm

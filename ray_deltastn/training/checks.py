@@ -22,7 +22,8 @@ from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.data import stream
-from ray_deltastn.training.first_pass import in_training, kept_generator, look_at_training, several
+from ray_deltastn.training.first_pass import in_training, look_at_training, several
+from ray_deltastn.training.kept import kept_generator
 from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream

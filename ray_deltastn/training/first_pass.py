@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
-from ray_deltastn.methods import Objective, RunningStatistics
+from ray_deltastn.methods import Objective
 from ray_deltastn.regularizers import Dropout, RateError, ReadRates
 from ray_deltastn.response.look import EXAMPLES
 from ray_deltastn.response.trees import called, mapped
+from ray_deltastn.training.kept import kept_generator, kept_model
 from ray_deltastn.training.misfits import MISFITS, entered
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.warned import RunWarning
@@ -31,18 +31,18 @@ def several(x: Any) -> Any:
 def in_training(objective: Objective) -> Iterator[None]:
     """Context in which the model is in training mode at the current hyperparameters.
 
-    Afterwards it is in evaluation mode, and its buffers are as before.
+    Afterwards its modes and its buffers are as before.
     """
     model, space = objective.model, objective.space
-    model.train()
     values = space.values(space.lam.detach()) if objective.constant is None else objective.constant
     objective.pass_values.values = space.named(values)
     try:
-        with _kept_buffers(model), objective.rates():
-            yield
+        with kept_model(model):
+            model.train()
+            with objective.rates():
+                yield
     finally:
         objective.pass_values.values = {}
-        model.eval()
 
 
 def look_at_training(objective: Objective, x: Any) -> None:
@@ -86,28 +86,3 @@ def _warn_of_idle(layers: Mapping[str, Dropout], called_ones: Collection[str]) -
                 RunWarning,
                 stacklevel=6,
             )
-
-
-@contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Context that leaves the buffers of a model as they were, such as running statistics."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        with RunningStatistics(model).held():
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
-
-
-@contextmanager
-def kept_generator(objective: Objective) -> Iterator[None]:
-    """Context that leaves the random generator of the run as it was."""
-    generator = objective.generator
-    state = None if generator is None else generator.get_state()
-    try:
-        yield
-    finally:
-        if generator is not None and state is not None:
-            generator.set_state(state)

@@ -16,8 +16,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ray_deltastn.methods import Objective, RunningStatistics
+from ray_deltastn.methods import Objective
 from ray_deltastn.response.trees import rows, tensors
+from ray_deltastn.training.kept import kept_generator, kept_model
 from ray_deltastn.training.misfits import MISFITS, entered, first_line
 from ray_deltastn.training.random_state import isolated
 
@@ -44,7 +45,14 @@ def try_steps(objective: Objective, x: Any) -> None:
     plain = not (method.responds or method.tunes)
     weights = [p for p in model.parameters() if p.requires_grad]
     linearised = method.linearized and objective.response is not None
-    with _kept(objective), _recomputed(model) as again, entered(model) as layers:
+    with (
+        kept_model(model),
+        kept_generator(objective),
+        isolated(0, objective.space.lam.device),
+        torch.enable_grad(),
+        _recomputed(model) as again,
+        entered(model) as layers,
+    ):
         for training, perturbed in ((False, False), (True, False), (True, True)):
             if perturbed and not (linearised and not again):
                 continue
@@ -120,23 +128,3 @@ def _recomputed(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _kept(objective: Objective) -> Iterator[None]:
-    """Context with gradients, after which modes, buffers and generators are as before."""
-    model, generator = objective.model, objective.generator
-    state = None if generator is None else generator.get_state()
-    modes = [(module, module.training) for module in model.modules()]
-    buffers: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with isolated(0, objective.space.lam.device), RunningStatistics(model).held(), torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        if generator is not None and state is not None:
-            generator.set_state(state)

@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from ray_deltastn.response.elementary import ELEMENTARY, Elementary
 from ray_deltastn.response.linearise import rules
@@ -27,7 +28,22 @@ def rows():
 
 OTHER = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
+WORDS = torch.arange(10.0, dtype=torch.float64).view(5, 2).sin()
+
+
+def bags(x, **options):
+    """Weighted sums of words."""
+    return F.embedding_bag(torch.arange(x.numel()) % 5, WORDS, per_sample_weights=x.flatten(), **options)
+
+
 FUNCTIONS = {
+    "bags": lambda x: bags(x, mode="sum", padding_idx=2, offsets=torch.tensor([0, 3, 3])),
+    "bags-2-d": lambda x: F.embedding_bag(
+        torch.arange(x.numel()).view_as(x) % 5, WORDS, mode="sum", per_sample_weights=x
+    ),
+    "bags-with-end": lambda x: bags(x, mode="sum", offsets=torch.tensor([0, 2, x.numel()]), include_last_offset=True),
+    "packed": lambda x: pack_padded_sequence(x[..., None], [1] + [x.shape[1]] * (len(x) - 1), True, False).data,
+    "packed-steps-first": lambda x: pack_padded_sequence(x.T[..., None], [x.shape[1]] * len(x)).data,
     "norm": lambda x: x.norm(),
     "norm-of-nothing": lambda x: (0 * x).norm() + x.sum(),
     "norm-axis": lambda x: x.norm(dim=-1),

@@ -224,3 +224,26 @@ def test_an_operation_without_a_rule_names_its_layer_and_the_methods_that_work(c
     assert "\n" not in str(e.value)
     for method in ("centered-stn", "stn"):
         assert not list(tuner_of(build(), method).fit())[-1]["diverged"]
+
+
+class Moving(nn.Module):
+    """A centring layer of another package, which puts a new tensor in place of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+def test_the_trial_passes_leave_buffers_that_a_layer_replaces_as_they_were():
+    model = nn.Sequential(nn.Linear(4, 4), Moving(), nn.Linear(4, 3))
+    before = model[1].mean
+    x, y = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    space = rd.HyperSpace(decay=rd.Positive(1e-3))
+    rd.SelfTuner(rd.Task(space, model, F.cross_entropy, (x, y), (x, y), penalty=rd.L2("decay")), epochs=1, warmup=0)
+    assert model[1].mean is before
+    assert not before.any()

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from ray_deltastn.response.kinds.base import LayerKind, on_features
 
 
-def apply(layer: nn.Bilinear, x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+def apply(layer: nn.Bilinear, x: Tensor, weight: Tensor, input2: Tensor) -> Tensor:
     """x₁ᵀ W x₂ for inputs (B, …, in₁) and (B, …, in₂)."""
-    return F.bilinear(x, other, weight)
+    return F.bilinear(x, input2, weight)
 
 
 def initialise(layer: nn.Bilinear, direction: Tensor, generator: torch.Generator | None) -> None:

@@ -29,4 +29,4 @@ def _forward(kind: type[nn.Module]) -> object:
     return kind.forward
 
 
-__all__ = ["LEAF", "ModulePass", "Moved", "Part", "pass_of"]
+__all__ = ["LEAF", "SEQUENCE", "ModulePass", "Moved", "Part", "pass_of"]

@@ -122,7 +122,7 @@ def parameter(module: nn.Module, name: str) -> Tensor:
 
 def _found(module: nn.Module, name: str) -> Tensor | None:
     *path, last = name.split(".")
-    found: Any = module.get_submodule(".".join(path))._parameters.get(last)
+    found: Any = getattr(module.get_submodule(".".join(path)), last, None)  # a parametrised weight is no parameter
     return found  # type: ignore[no-any-return]
 
 

@@ -11,6 +11,7 @@ second line needs one more pass of the module for each weight. It holds for stan
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,8 @@ def is_leaf(module: nn.Module) -> bool:
     inner = {id(m) for m in parametrisations(module)}
     outside = [m for m in module.modules() if m is not module and id(m) not in inner]
     own = bool(inner) or any(True for _ in module.parameters(recurse=False))
-    return own and not any(m._parameters or m._buffers or hasattr(m, "names") for m in outside)
+    container = isinstance(module, nn.ParameterList | nn.ParameterDict)  # never called
+    return own and not container and not any(m._parameters or m._buffers or hasattr(m, "names") for m in outside)
 
 
 def parametrisations(module: nn.Module) -> list[nn.Module]:
@@ -94,7 +96,8 @@ def forward(module: nn.Module, moved: Moved, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(f"the inputs of {type(module).__name__} must have a tensor with the batch, got none")
     length = lengths[0]
     mine = [isinstance(t, Tensor) and t.dim() > axis and t.shape[axis] == length for t in leaves]
-    changes = {name: moved.layout.spread(moved.change(name).flatten(1), length) for name in moved.parts}
+    dense = {name: moved.change(name) for name in moved.parts}
+    changes = {name: moved.layout.spread(change.reshape(len(change), -1), length) for name, change in dense.items()}
     size = sum(change.numel() for change in changes.values())
     if size > LARGEST:
         raise ValueError(
@@ -136,8 +139,9 @@ def by_row(module: nn.Module, moved: Moved, row_axis: int, *args: Any, **kwargs:
 
 @contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
-    """Keep attributes that hooks of the module set as they are."""
+    """Keep attributes that hooks of the module set as they are, and leave hooks of its output to the call of it."""
     attributes = dict(module.__dict__)
+    module.__dict__["_forward_hooks"] = OrderedDict()
     try:
         yield
     finally:

@@ -27,6 +27,8 @@ from ray_deltastn.response.passes.base import ModulePass, Moved
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, Callable[[Tensor], Tensor], State], State]
 
+_OF_A_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 def _lstm(inputs: Tensor, hidden: Callable[[Tensor], Tensor], state: State) -> State:
     i, f, g, o = (inputs + hidden(state[0])).chunk(4, -1)
@@ -164,8 +166,14 @@ def cell(module: Any, moved: Moved, input: Tensor, hx: Any = None) -> Any:
 
 
 def parameters(module: Any) -> dict[str, Rows]:
-    """All weights and biases, per row of a gate; a bias is one row per element."""
-    return {name: "output" if p.dim() > 1 else "element" for name, p in module.named_parameters(recurse=False)}
+    """All weights and biases, per row of a gate; a bias is one row per element.
+
+    A parameter from which a parametrisation or a hook computes a weight has no rule.
+    """
+    own = module._parameters
+    weights = getattr(module, "_flat_weights_names", _OF_A_CELL)
+    found = {name: p for name in weights if (p := own.get(name)) is not None}
+    return {name: "output" if p.dim() > 1 else "element" for name, p in found.items()}
 
 
 def initialise(module: Any, name: str, direction: Tensor, generator: torch.Generator | None) -> None:
