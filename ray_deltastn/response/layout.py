@@ -66,4 +66,10 @@ def layouts(shapes: Sequence[tuple[int, tuple[int, ...]]], last: int) -> list[La
         whole = all(shape[0] == batch for batch, shape in shapes)
         return [FRONT] if whole else [FRONT, Layout(interleaved=False)]
     dims = min(len(shape) for _, shape in shapes)
-    return [Layout(axis) for axis in range(1, dims - last) if all(shape[axis] == batch for batch, shape in shapes)]
+    whole_axes = [axis for axis in range(1, dims - last) if all(shape[axis] == batch for batch, shape in shapes)]
+    folded = [
+        axis
+        for axis in range(1, dims - last)
+        if axis not in whole_axes and all(shape[axis] and shape[axis] % batch == 0 for batch, shape in shapes)
+    ]
+    return [Layout(axis) for axis in whole_axes] + [Layout(axis, blocks) for axis in folded for blocks in (True, False)]

@@ -379,12 +379,13 @@ class Response(nn.Module):
             parts = {role: self._part(slot) for role, slot in roles.items() if slot.name in slots}
             if kind is LEAF and one:
                 found += [Replacement(roles[role].name, *inside(layer, role), part) for role, part in parts.items()]
-            elif parts or (kind is SEQUENCE and self._pass.linearised):
+            elif parts or (kind is SEQUENCE and self._step_by_step(layer)):
                 layout = FRONT if one else self.layout(layer)
                 own = Moved(layer, parts, self._pass.linearised, layout, self._row_axes.get(layer))
                 passes[layer] = partial(kind.forward, layer, own)
-        if self._pass.linearised:
-            passes |= {layer: partial(SEQUENCE.forward, layer, Moved(layer, {}, True)) for layer in self._still}
+        for layer in self._still:
+            if self._step_by_step(layer):
+                passes[layer] = partial(SEQUENCE.forward, layer, Moved(layer, {}, self._pass.linearised))
         modes = [m.training for m in self._statistics]
         try:
             for m in self._statistics:
@@ -402,6 +403,10 @@ class Response(nn.Module):
             if name in slots
         }
         return Functions(uses, self._pass.linearised) if uses else nullcontext()
+
+    def _step_by_step(self, recurrent: nn.Module) -> bool:
+        """Whether fused kernels lack a rule: the forward-mode one, or cuDNN's backward one in evaluation mode."""
+        return self._pass.linearised or not recurrent.training
 
     def _part(self, slot: Slot) -> Part:
         return Part(self.direction(slot), self._pass.by_slot[slot.name], slot.dense)

@@ -88,16 +88,28 @@ def swapped(model, x):
     return model.bilinear(x, x.flip(2)).transpose(0, 1)
 
 
+def in_windows(blocks, batch_first, body):
+    """A layer over three windows of each example, as one block per example or one block per window."""
+
+    def function(model, x):
+        windows = torch.stack([x, 2 * x, 3 * x], 1 if blocks else 0)
+        y = windows.flatten(0, 1)
+        y = body(model, y if batch_first else y.transpose(0, 1))
+        return (y if batch_first else y.transpose(0, 1)).view_as(windows).sum(1 if blocks else 0)
+
+    return function
+
+
 def bilinear():
     return nn.Bilinear(WIDTH, WIDTH, WIDTH)
 
 
-def lstm():
-    return nn.LSTM(WIDTH, WIDTH, batch_first=True)
+def lstm(batch_first=True):
+    return nn.LSTM(WIDTH, WIDTH, batch_first=batch_first)
 
 
-def attention():
-    return nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+def attention(batch_first=True):
+    return nn.MultiheadAttention(WIDTH, 2, add_bias_kv=True, batch_first=batch_first)
 
 
 def attends(model, x):
@@ -138,6 +150,21 @@ USES = {
         set(),
         set(),
     ),
+    **{
+        f"{name}-in-{'blocks' if blocks else 'turns'}-{'batch' if first else 'steps'}-first": (
+            lambda blocks=blocks, first=first, body=body, make=make: Body(
+                in_windows(blocks, first, body), body=make(first), inner=rd.Dropout("rate")
+            ),
+            set(),
+            set(),
+        )
+        for name, body, make in (
+            ("attention", lambda m, x: m.inner(m.body(x, x, x)[0]), attention),
+            ("lstm", lambda m, x: m.inner(m.body(x)[0]), lstm),
+        )
+        for blocks in (True, False)
+        for first in (True, False)
+    },
     "parametrised-lstm": (
         lambda: Body(lambda m, x: m.lstm(x)[0], lstm=parametrised(lstm(), "weight_hh_l0")),
         COMPUTED,

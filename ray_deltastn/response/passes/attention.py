@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_deltastn.response.kinds.base import Rows
-from ray_deltastn.response.layout import FRONT
+from ray_deltastn.response.layout import Layout
 from ray_deltastn.response.passes.base import ModulePass, Moved
 
 _WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
@@ -38,7 +38,7 @@ def forward(
     """
     batched = query.dim() == 3
     if batched and moved.layout.axis == 1:
-        moved = moved.ordered(None, FRONT)
+        moved = moved.ordered(None, Layout(0, moved.layout.interleaved))
     if not batched:
         query, key, value = query[None], key[None], value[None]
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]

@@ -55,7 +55,8 @@ class Moved:
         """The same for inputs with the examples in another order, and another layout."""
         parts = self.parts
         if order is not None:
-            parts = {n: replace(p, rows=p.rows[order] if len(p.rows) > 1 else p.rows) for n, p in parts.items()}
+            rows = {n: self.layout.spread(p.rows, len(order)) for n, p in parts.items()}
+            parts = {n: replace(p, rows=rows[n][order] if len(rows[n]) > 1 else rows[n]) for n, p in parts.items()}
         return replace(self, parts=parts, layout=layout)
 
     def linear(self, x: Tensor, weight: str, bias: str | None, rows: slice = slice(None)) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ray_deltastn.response.kinds.base import Rows
-from ray_deltastn.response.layout import FRONT, Layout
+from ray_deltastn.response.layout import Layout
 from ray_deltastn.response.passes.base import ModulePass, Moved
 
 #: A step: gates' inputs (B, gH), the hidden part's map, and the state before → the state after. State: h, and c.
@@ -64,7 +64,7 @@ def sequence(module: Any, moved: Moved, input: Any, hx: Any = None) -> Any:
     packed = input if isinstance(input, PackedSequence) else None
     if packed is not None:
         x, alive = _padded(packed)
-        moved = moved.ordered(packed.sorted_indices, FRONT)
+        moved = moved.ordered(packed.sorted_indices, Layout(0, moved.layout.interleaved))
     else:
         x = input[:, None] if input.dim() == 2 else input.transpose(0, 1) if module.batch_first else input
         alive = None
@@ -101,7 +101,7 @@ def _run(
     """One layer in one direction: outputs (T, B, H) and the last state."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     inputs = moved.linear(x, f"weight_ih{end}", f"bias_ih{end}")
-    by_step = moved.ordered(None, FRONT) if moved.layout.axis == 1 else moved
+    by_step = moved.ordered(None, Layout(0, moved.layout.interleaved)) if moved.layout.axis == 1 else moved
     step, project = _step(module), getattr(module, "proj_size", 0) > 0
     outputs: list[Tensor] = []
     order = range(len(x) - 1, -1, -1) if reverse else range(len(x))
