@@ -19,7 +19,8 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
-from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.response import Response
+from ray_deltastn.response.slots import Slot
 from ray_deltastn.response.trees import rows, tensors
 
 #: Largest relative error of a part, and largest error as a share of the largest part: rounding in float32.

@@ -30,8 +30,9 @@ from ray_deltastn.response.kinds.embedding import EMBEDDING
 from ray_deltastn.response.layout import FRONT, Layout, layouts
 from ray_deltastn.response.linearise import rules, rules_for_attention
 from ray_deltastn.response.passes import ModulePass
-from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.response import Response
 from ray_deltastn.response.settle import NO_BATCH, Training, Unsettled, find_functions, settle
+from ray_deltastn.response.slots import Slot
 from ray_deltastn.response.trees import joined, mapped, taken, tensors
 
 #: Batch sizes of the look; a layer's output has the batch where its shape follows both.
@@ -113,7 +114,7 @@ def _find(
     predict: Predict, x: Any, response: Response, readers: Mapping[str, Any] | None, training: Training | None
 ) -> Unsettled:
     """Find all layouts, and what must be tried."""
-    calls = _calls(predict, x, [*response.layers.values(), *(readers or {}).values()])
+    calls = _calls(predict, x, [*response.uses.layers.values(), *(readers or {}).values()])
     unsettled = Unsettled({}, _uncalled(response, calls))
     if readers is None:
         return unsettled
@@ -135,7 +136,9 @@ def _compare(predict: Predict, two: Any, response: Response, linearised: bool, e
         # One displacement for all examples is exact for any use of a parameter that is replaced.
         if slot not in response.slots:
             continue
-        mended = find_functions(predict, two, response, linearised, expected, slot) if each else response.replace(slot)
+        mended = (
+            find_functions(predict, two, response, linearised, expected, slot) if each else response.uses.replace(slot)
+        )
         if not mended:
             response.drop(slot, _reason(response, slot, each))
     if linearised:
@@ -222,30 +225,30 @@ def _changed(one: Tensor, two: Tensor) -> tuple[tuple[bool, ...], ...]:
 
 def _uncalled(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> dict[Slot, str]:
     """The parameters of layers that are never called, and the reason if they are not used otherwise."""
-    names = {layer: name for name, layer in response.layers.items()}
+    names = {layer: name for name, layer in response.uses.layers.items()}
     return {
         slot: f"layer '{names[users[0]]}' is never called in evaluation mode"
         for slot in response.slots
-        if (users := response.users(slot)) and not any(calls[layer] for layer in users)
+        if (users := response.uses.users(slot)) and not any(calls[layer] for layer in users)
     }
 
 
 def _find_layouts(response: Response, calls: Mapping[nn.Module, list[_Call]]) -> dict[nn.Module, Layout]:
     """Find where the outputs have the batch; embeddings whose outputs have none are returned, others are dropped."""
     found = {
-        layer: _layout(calls[layer], _last(layer, response.kind(layer)))
-        for layer in response.layers.values()
+        layer: _layout(calls[layer], _last(layer, response.uses.kind(layer)))
+        for layer in response.uses.layers.values()
         if calls[layer]
     }
     tables: dict[nn.Module, Layout] = {}
     for layer, layout in found.items():
         if layout is not None:
-            response.set_layout(layer, layout)
-        elif response.kind(layer) is EMBEDDING and not any(any(map(any, call.changed)) for call in calls[layer]):
+            response.uses.set_layout(layer, layout)
+        elif response.uses.kind(layer) is EMBEDDING and not any(any(map(any, call.changed)) for call in calls[layer]):
             first = all(len(call.shape) > 2 and call.shape[0] == 1 for call in calls[layer])
             tables[layer] = Layout(shared="first" if first else "new")
     for slot in list(response.slots):
-        if any(found.get(layer, FRONT) is None and layer not in tables for layer in response.users(slot)):
+        if any(found.get(layer, FRONT) is None and layer not in tables for layer in response.uses.users(slot)):
             response.drop(slot, NO_BATCH)
     return tables
 
@@ -294,7 +297,7 @@ def _last(layer: nn.Module, kind: LayerKind | ModulePass) -> int:
 
 
 def _reason(response: Response, slot: Slot, per_example: bool) -> str:
-    names = {layer: name for name, layer in response.layers.items()}
-    where = " and ".join(f"'{names[layer]}'" for layer in response.users(slot))
+    names = {layer: name for name, layer in response.uses.layers.items()}
+    where = " and ".join(f"'{names[layer]}'" for layer in response.uses.users(slot))
     mixes = ", or the model mixes its examples" if per_example else ""
     return f"it is also used outside layer {where}{mixes}"

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ray_deltastn.response.passes import Moved, Part
+from ray_deltastn.response.passes.leaf import LARGEST
 
 #: How a parameter (…) may stand in for one per example: its first axis of size 1 becomes the batch (−1), or the batch
 #: and so many axes of size 1 come before its own.
@@ -105,13 +106,19 @@ class Replaced:
                     table[name] = value
 
     def _moved(self, name: str, parameter: Tensor, part: Part, linearised: bool) -> Tensor:
+        count = part.rows.shape[0]
+        if count > 1 and count * parameter.numel() > LARGEST:
+            raise ValueError(
+                f"the copies of '{name}' must have at most {LARGEST:,} elements, got {count * parameter.numel():,} for "
+                f'{count} examples; give all hyperparameters `per="batch"`'
+            )
         change = Moved(self._model[0], {name: part}, linearised).change(name)
-        if change.shape[0] == 1:
+        if count == 1:
             return parameter + change[0]
         lead = self._leads.get(name, self.leads(parameter)[0])
         if lead < 0:
             return parameter + change.squeeze(1)
-        return parameter + change.reshape(change.shape[0], *(1,) * lead, *parameter.shape)
+        return parameter + change.reshape(count, *(1,) * lead, *parameter.shape)
 
 
 def _own(module: nn.Module, forward: Callable[..., Any], before: Any) -> Callable[..., Any]:

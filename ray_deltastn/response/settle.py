@@ -20,7 +20,8 @@ from ray_deltastn.response.derivatives import Oracle, Predict, oracle, ours, wro
 from ray_deltastn.response.layout import FRONT, Layout
 from ray_deltastn.response.passes.leaf import refuse
 from ray_deltastn.response.replaced import Lead
-from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.response import Response
+from ray_deltastn.response.slots import Slot
 
 #: Modules with at least so many weights are tried without copies.
 LARGE = 1024
@@ -48,7 +49,7 @@ class Unsettled:
 
     def of_tables(self, response: Response) -> list[Slot]:
         """The parameters of the tables."""
-        return [slot for layer in self.tables for slot in response.of(layer)]
+        return [slot for layer in self.tables for slot in response.uses.of(layer)]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def settle(
         found: what the first passes have left open.
         training: context in which the network is in training mode; it must run there too.
     """
-    parts = {layer: response.suspend(layer) for layer in found.tables}
+    parts = {layer: response.uses.suspend(layer) for layer in found.tables}
     for layer, layout in found.tables.items():
-        response.resume(layer, parts[layer], layout)
+        response.uses.resume(layer, parts[layer], layout)
         expected = oracle(predict, two, response, per_example)
-        own = response.of(layer)
+        own = response.uses.of(layer)
         why = _fault(predict, training, two, response, expected, linearised, per_example, own)
         for slot in own if why else ():
             response.drop(slot, NO_BATCH)
@@ -93,15 +94,15 @@ def settle(
         for slot in found.uncalled.keys() & set(expected.unused):
             response.drop(slot, found.uncalled[slot])
         for slot, why in found.uncalled.items():
-            if slot not in response.slots or response.moves_in_functions(slot):  # with another one of its layer
+            if slot not in response.slots or response.uses.moves_in_functions(slot):  # with another one of its layer
                 continue
             by_function = per_example and find_functions(predict, two, response, linearised, expected, slot)
-            if not (by_function or response.replace(slot)):
+            if not (by_function or response.uses.replace(slot)):
                 response.drop(slot, why)
     if per_example:
-        for layer in response.leaves():
+        for layer in response.uses.leaves():
             why = refuse(layer)
-            for slot in response.of(layer) if why else ():
+            for slot in response.uses.of(layer) if why else ():
                 response.drop(slot, str(why))
     groups = _groups(response)
     if not groups:
@@ -123,9 +124,9 @@ def settle(
         if why is None:
             continue
         if group.module is not None and per_example:  # perhaps its weights broadcast over the batch
-            response.replace_in(group.module)
+            response.uses.replace_in(group.module)
             for slot in group.slots:
-                alone = _Group([slot], response.replaced.leads(slot.parameter))
+                alone = _Group([slot], response.uses.replaced.leads(slot.parameter))
                 if _first_that_works(response, alone, fault, per_example) is not None:
                     response.drop(slot, why)
         else:
@@ -139,7 +140,7 @@ def _first_that_works(
     """Choose the first way that works; if none does, why the last does not."""
     why = None
     for lead in group.leads if per_example else group.leads[:1]:
-        response.replaced.set_lead(group.slots[0].name, lead)
+        response.uses.replaced.set_lead(group.slots[0].name, lead)
         why = fault(group.slots)
         if why is None:
             break
@@ -149,7 +150,7 @@ def _first_that_works(
 def _find_row_axis(response: Response, module: nn.Module, fault: Callable[[], str | None]) -> None:
     """Find the axis of the module's output with one index per row of its weights: the last, or that of channels."""
     for axis in (-1, 1, None):
-        response.set_row_axis(module, axis)
+        response.uses.row_axes[module] = axis
         if axis is None or fault() is None:
             return
 
@@ -163,7 +164,7 @@ def find_functions(
         Whether it is.
     """
     for layout in (FRONT, Layout(interleaved=False)):
-        found = response.in_functions(slot, layout)
+        found = response.uses.in_functions(slot, layout)
         if found is None:
             return False
         slots, undo = found
@@ -174,9 +175,10 @@ def find_functions(
 
 
 def _groups(response: Response) -> list[_Group]:
-    names = {name for name, _, _ in response.replaced.uses()}
-    alone = [_Group([slot], response.replaced.leads(slot.parameter)) for slot in response.slots if slot.name in names]
-    return alone + [_Group(slots, [0], layer) for layer in response.leaves() if (slots := response.of(layer))]
+    uses = response.uses
+    names = {name for name, _, _ in uses.replaced.uses()}
+    alone = [_Group([slot], uses.replaced.leads(slot.parameter)) for slot in response.slots if slot.name in names]
+    return alone + [_Group(slots, [0], layer) for layer in uses.leaves() if (slots := uses.of(layer))]
 
 
 class _Cuts(TorchFunctionMode):
@@ -188,7 +190,7 @@ class _Cuts(TorchFunctionMode):
     def __init__(self, response: Response) -> None:
         super().__init__()
         self.seen = False
-        self._uses = response.replaced.uses()
+        self._uses = response.uses.replaced.uses()
         self._axes = {slot.name: slot.parameter.dim() for slot in response.slots}
 
     def _is_moved(self, tensor: Tensor) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from ray_deltastn.response.response import Response, Slot
+from ray_deltastn.response.response import Response
+from ray_deltastn.response.slots import Slot
 
 #: Up to this number of elements the weights of all examples are computed densely, which takes fewer calls than the
 #: closed form.

@@ -168,7 +168,7 @@ def test_embedding_with_max_norm_is_reported():
 def test_a_subclass_has_the_rule_of_its_parent_only_if_it_keeps_its_forward():
     response = Response(nn.Sequential(Doubling(2, 2), Renamed(2, 2)), H)
     assert not response.coverage.uncovered
-    assert [response.kind(layer) is LEAF for layer in response.model] == [True, False]
+    assert [response.uses.kind(layer) is LEAF for layer in response.model] == [True, False]
 
 
 def test_a_weight_of_a_layer_with_a_rule_and_of_one_without_moves_in_both():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import ray_deltastn as rd
 from ray_deltastn.response import Response, linearised_forward
@@ -117,6 +117,7 @@ BODIES = {
     "other-packages": lambda: nn.Sequential(Columns(WIDTH, WIDTH), OwnNorm(WIDTH)),
     "weight-norm": lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "spectral-norm": lambda: parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
+    "pruned": lambda: prune.l1_unstructured(nn.Linear(WIDTH, WIDTH), "weight", amount=0.5),
 }
 #: What one displacement for each example leaves out.
 MISSING = {"table": (Table, {"body.table"}), "statistics": (Norm, {"body.scale"})}
@@ -270,6 +271,13 @@ def test_a_norm_by_hook_that_changes_itself_is_refused_by_name():
     assert "parametrizations.spectral_norm" in coverage.uncovered["0.weight_orig"]
 
 
+def test_copies_of_a_parameter_that_are_too_large_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr("ray_deltastn.response.replaced.LARGEST", 100)
+    response = Response(Scaled(), H)
+    with pytest.raises(ValueError, match=r"copies of 'positions' must have at most 100 .*, got 160 for 4"):
+        linearised_forward(response.model, torch.randn(4, 4, WIDTH), response, torch.randn(4, H))
+
+
 class Standardised(nn.Conv1d):
     """A convolution of another package with standardised rows, as in networks without normalisation."""
 
@@ -294,8 +302,8 @@ def test_a_large_layer_whose_rows_are_its_outputs_needs_no_copies(body, axis, mo
     tuner = tuner_for(body, width=128)
     assert not tuner.coverage.uncovered
     response, model = tuner.response, tuner.model.eval()
-    (layer,) = response.leaves()
-    assert response._row_axes[layer] == axis
+    (layer,) = response.uses.leaves()
+    assert response.uses.row_axes[layer] == axis
     with torch.no_grad():
         response.U.normal_(0.0, 0.1)
     x, delta = tuner.task.valid[0][:4], torch.randn(4, 2, dtype=torch.float64)

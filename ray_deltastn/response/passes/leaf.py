@@ -77,7 +77,8 @@ def unsupported(module: nn.Module) -> str | None:
 
 def refuse(module: nn.Module) -> str | None:
     """Reason to refuse a module under a displacement per example: statistics of a batch are not those of an example."""
-    own = {name for name, b in module.named_buffers() if not name.startswith("parametrizations.")}
+    buffers = {name for name, _ in module.named_buffers() if not name.startswith("parametrizations.")}
+    own = {name for name in buffers if f"{name.removesuffix('_mask')}_orig" not in module._parameters}  # pruned weights
     return f"{type(module).__name__} may mix the examples of a batch: it has the buffer '{min(own)}'" if own else None
 
 
