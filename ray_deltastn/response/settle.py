@@ -29,6 +29,9 @@ LARGE = 1024
 Training = Callable[[], AbstractContextManager[None]]
 
 NO_BATCH = "its layer's outputs do not have the batch on one axis, and examples have different hyperparameters"
+_NO_COPY = (
+    'its module cannot be computed with a copy for each example; with `per="batch"` for all hyperparameters it responds'
+)
 _ALONE = (
     "it does not broadcast over the batch, so that each example cannot have its own; "
     'with `per="batch"` for all hyperparameters it responds'
@@ -128,7 +131,7 @@ def settle(
             for slot in group.slots:
                 alone = _Group([slot], response.uses.replaced.leads(slot.parameter))
                 if _first_that_works(response, alone, fault, per_example) is not None:
-                    response.drop(slot, why)
+                    response.drop(slot, _NO_COPY)
         else:
             for slot in group.slots:
                 response.drop(slot, _ALONE if per_example else why)
