@@ -10,6 +10,7 @@ from ray_deltastn.regularizers.given import tune_dropouts
 from ray_deltastn.regularizers.noise import GaussianNoise, ScalingNoise
 from ray_deltastn.regularizers.penalties import L2
 from ray_deltastn.regularizers.rates import RateError, ReadRates
+from ray_deltastn.regularizers.sequences import EmbeddingDropout, VariationalDropout
 
 __all__ = [
     "L2",
@@ -18,6 +19,7 @@ __all__ = [
     "ColorJitter",
     "Cutout",
     "Dropout",
+    "EmbeddingDropout",
     "GaussianNoise",
     "PassValues",
     "Penalty",
@@ -27,5 +29,6 @@ __all__ = [
     "ReadRates",
     "Regularizer",
     "ScalingNoise",
+    "VariationalDropout",
     "tune_dropouts",
 ]
