@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ray_deltastn.methods import Method
     from ray_deltastn.regularizers import (
         L2,
+        ActivationPenalty,
         ChannelDropout,
         ColorJitter,
         Cutout,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         RandomHorizontalFlip,
         Regularizer,
         ScalingNoise,
+        TemporalActivationPenalty,
         VariationalDropout,
         tune_dropouts,
     )
@@ -59,6 +61,7 @@ _NAMES = {
     "methods": ("Method",),
     "regularizers": (
         "L2",
+        "ActivationPenalty",
         "ChannelDropout",
         "ColorJitter",
         "Cutout",
@@ -69,6 +72,7 @@ _NAMES = {
         "RandomHorizontalFlip",
         "Regularizer",
         "ScalingNoise",
+        "TemporalActivationPenalty",
         "VariationalDropout",
         "tune_dropouts",
     ),
@@ -105,6 +109,7 @@ if not TYPE_CHECKING:  # type checkers would accept every name
 
 __all__ = [
     "L2",
+    "ActivationPenalty",
     "Bounded",
     "ChannelDropout",
     "ColorJitter",
@@ -132,6 +137,7 @@ __all__ = [
     "Settings",
     "SkOptSearch",
     "Task",
+    "TemporalActivationPenalty",
     "TrialConfig",
     "Unbounded",
     "UpperBounded",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ray_deltastn.methods import Loss
-from ray_deltastn.regularizers import Augmentation, Penalty, Regularizer
+from ray_deltastn.regularizers import ActivationPenalty, Augmentation, Penalty, Regularizer
 from ray_deltastn.response.trees import described, tensors
 from ray_deltastn.space import HyperSpace
 
@@ -147,8 +147,9 @@ class Task:
 
     @property
     def samplers(self) -> list[Any]:
-        """The layers of the model and the augmentations that read hyperparameters; their effect is random."""
-        return [*self.regularizers, *self.augmentations]
+        """The layers of the model and the augmentations that read hyperparameters and have a random effect."""
+        layers = [layer for layer in self.regularizers if not isinstance(layer, ActivationPenalty)]
+        return [*layers, *self.augmentations]
 
 
 def _size(data: Any) -> str:

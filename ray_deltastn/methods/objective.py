@@ -142,7 +142,7 @@ class Objective:
             elif delta is None or self.response is None:
                 output = called(self.model, x)
             elif linearized:
-                output = linearised_forward(self.model, x, self.response, delta)
+                output = linearised_forward(self.model, x, self.response, delta, self.pass_values.activations)
             else:
                 with self.response.displaced(delta):
                     output = called(self.model, x)
@@ -191,14 +191,15 @@ class Objective:
             values = self.constant if self.constant is not None else self.space.values(at if eps is None else at + eps)
             named = self.space.named(values)
         delta = self.delta(at, eps)
-        self.pass_values.values = named
+        self.pass_values.values, self.pass_values.activations = named, []
         try:
             for augmentation in self.augment:
                 x = augmentation(x, self.pass_values)
             output = self.predict(x, delta, weights)
+            terms = [term(activation).mean() for term, activation in self.pass_values.activations]
         finally:
-            self.pass_values.values = {}
-        loss = _mean(self.loss(output, y), rows(x))
+            self.pass_values.values, self.pass_values.activations = {}, None
+        loss = sum(terms, _mean(self.loss(output, y), rows(x)))
         return self._penalised(loss, self.penalty, named, delta, weights)
 
     def valid_objective(self, x: Any, y: Any, lam: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Regularisers that read hyperparameters: dropout, augmentation and penalties."""
 
+from ray_deltastn.regularizers.activations import ActivationPenalty, TemporalActivationPenalty
 from ray_deltastn.regularizers.affine import RandomAffine
 from ray_deltastn.regularizers.base import Augmentation, PassValues, Penalty, Regularizer
 from ray_deltastn.regularizers.color import ColorJitter
@@ -14,6 +15,7 @@ from ray_deltastn.regularizers.sequences import EmbeddingDropout, VariationalDro
 
 __all__ = [
     "L2",
+    "ActivationPenalty",
     "Augmentation",
     "ChannelDropout",
     "ColorJitter",
@@ -29,6 +31,7 @@ __all__ = [
     "ReadRates",
     "Regularizer",
     "ScalingNoise",
+    "TemporalActivationPenalty",
     "VariationalDropout",
     "tune_dropouts",
 ]

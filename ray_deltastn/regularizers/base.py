@@ -6,7 +6,7 @@ tensors (B,) if each example has its own value, tensors () if all examples share
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,6 +29,8 @@ class PassValues:
         self.space = space
         self.generator = generator
         self.values: Mapping[str, Tensor] = {}
+        #: Activations that are penalised, each with the function that gives its penalty; None if no pass asks for them.
+        self.activations: list[tuple[Callable[[Tensor], Tensor], Tensor]] | None = None
 
     def value(self, name: str, like: Tensor, layout: Layout = FRONT) -> Tensor:
         """Value of one hyperparameter, (B or 1, 1, …), which broadcasts over `like` (B, …).

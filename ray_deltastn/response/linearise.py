@@ -54,7 +54,9 @@ def rules(response: Response) -> ExitStack:
     return stack
 
 
-def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tensor) -> Any:
+def linearised_forward(
+    model: nn.Module, x: Any, response: Response, delta: Tensor, noted: list[tuple[Any, Tensor]] | None = None
+) -> Any:
     """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of the linearised network (Eqn. 3.13).
 
     Run the backward pass after this function has returned. Inside the forward-mode level a backward pass costs more
@@ -65,6 +67,7 @@ def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tens
         x: inputs (B, …); a mapping gives keyword arguments, a tuple positional ones.
         response: the response attached to `model`.
         delta: displacement δ, (B, h) or (1, h).
+        noted: pairs whose second entry is an activation that the pass takes a note of; it is linearised in place.
 
     Returns:
         Predictions with the structure and shapes of the network's output, differentiable in Θ and δ.
@@ -74,7 +77,9 @@ def linearised_forward(model: nn.Module, x: Any, response: Response, delta: Tens
     """
     with fwAD.dual_level(), response.displaced(delta, linearised=True), rules(response):
         output = called(model, x)
-        parts = {id(t): fwAD.unpack_dual(t) for t in tensors(output)}
+        parts = {id(t): fwAD.unpack_dual(t) for t in (*tensors(output), *(t for _, t in noted or ()))}
+    for i, (key, t) in enumerate(noted or ()):
+        noted[i] = (key, _sum(*parts[id(t)]))  # type: ignore[index]
     return mapped(lambda t: _sum(*parts[id(t)]), output)
 
 
