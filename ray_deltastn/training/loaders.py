@@ -133,6 +133,16 @@ class LoaderStream(Stream):
             yield batch
             position += 1
 
+    def _apart(self) -> LoaderStream:
+        """A copy whose pass does not refer to this stream.
+
+        A cycle of references would leave the end of the worker processes to the garbage collector. It takes the queues
+        apart before the workers have heard of their end, and then waits five seconds for each.
+        """
+        found = copy.copy(self)
+        found._iterator = None
+        return found
+
     def _tell_pass(self, loader: DataLoader[Any], number: int) -> None:
         """Tell the number of the pass to samplers and data whose order follows it, such as `DistributedSampler`."""
         for part in (loader.sampler, loader.batch_sampler, loader.dataset):
@@ -145,7 +155,7 @@ class LoaderStream(Stream):
         if self.position >= self._length:
             self.pass_number, self.position, self._iterator = self.pass_number + 1, 0, None
         if self._iterator is None:
-            self._iterator = self._draws(0, self.pass_number)
+            self._iterator = self._apart()._draws(0, self.pass_number)
             for _ in range(self.position):
                 next(self._iterator)
         batch = next(self._iterator)

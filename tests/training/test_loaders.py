@@ -1,5 +1,7 @@
 """Loaders of all kinds: every example once a pass, exact positions, and a clear line for a length that is wrong."""
 
+import gc
+import multiprocessing
 import random
 
 import numpy as np
@@ -335,3 +337,17 @@ def test_minibatches_may_change_their_structure_if_the_model_accepts_it(split, m
     ) as caught:
         run("other")
     assert "\n" not in str(caught.value)
+
+
+def test_workers_end_with_their_stream_without_the_garbage_collector():
+    gc.collect()
+    others = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        one = make(DataLoader(Generic(), 3, num_workers=2))
+        one.next()
+        assert len(set(multiprocessing.active_children()) - others) == 2
+        del one
+        assert not set(multiprocessing.active_children()) - others
+    finally:
+        gc.enable()
