@@ -60,7 +60,8 @@ def test_a_refused_network_has_its_reason():
     assert (found.works, found.share) == (False, 0.0)
     assert found.reason == "ValueError: `model` needs at least one trainable parameter, got none"
     row = {**found.__dict__, "reason": "ValueError: `model` must respond, got none"}
-    assert tables.models({"rows": [row]}).splitlines()[-1].endswith("| 0.0% | – | – | 0 | `model` must respond |")
+    assert tables.models({"rows": [row]}).splitlines()[-1].endswith("| no | 0.0% | – | – | 0 |")
+    assert tables.gaps({"rows": [row]}).splitlines()[-1].endswith("| ValueError: `model` must respond, got none |")
 
 
 def test_the_command_writes_the_networks_that_are_named(tmp_path, refusal):

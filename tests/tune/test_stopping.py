@@ -34,11 +34,14 @@ trials: 2
 @pytest.fixture
 def before():
     """The handlers of this process, which must be the same after a test."""
+    own = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield handlers
     found = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    signal.signal(signal.SIGINT, own)
     assert found == handlers
 
 
