@@ -29,7 +29,7 @@ from ray_deltastn.tune.stopping import Terminated, terminable
 #: Command → the module whose function `run` does it.
 COMMANDS = {
     "run": "ray_deltastn.cli.run",
-    "compare": "ray_deltastn.cli.compare",
+    "compare": "ray_deltastn.cli.run",
     "status": "ray_deltastn.cli.status",
     "report": "ray_deltastn.cli.report",
     "refit": "ray_deltastn.cli.refit",

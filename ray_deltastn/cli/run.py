@@ -1,4 +1,4 @@
-"""`ray-deltastn run`: run an experiment from a YAML file and write its report."""
+"""`ray-deltastn run` and `compare`: run an experiment, or compare methods, from a YAML file, and write the report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ray_deltastn.tasks.imports import importable
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run one of the two commands."""
     started = time.monotonic()
     config = read(options)
     # Ray is imported after the file has been checked, so that a mistake is reported at once.
     trials = importlib.import_module("ray_deltastn.cli.trials")
     code = code_of(options)
+    start = {"run": trials.experiment, "compare": trials.comparison}[options.command]
     with importable(code):
-        trials.experiment(config, out_of(options), options, code, started)
+        start(config, out_of(options), options, code, started)

@@ -72,11 +72,13 @@ class Functions(TorchFunctionMode):
             changes.append((_placed(use, output) * use.part.direction).expand_as(output))
         return self._added(output, changes)
 
-    def _embedding(self, output: Tensor, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _embedding(
+        self, output: Tensor, input: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         use = self.uses.get(id(weight))
         if use is None:
             return output
-        out = F.embedding(input, use.part.direction)
+        out = F.embedding(input, use.part.direction, padding_idx)
         return self._added(output, [out * _placed(use, out)])
 
     def _added(self, output: Tensor, changes: list[Tensor]) -> Tensor:

@@ -51,18 +51,22 @@ class Replaced:
 
     def add(self, name: str, holder: nn.Module, role: str) -> None:
         """Replace a parameter in one module."""
-        self._uses.append((name, holder, role))
+        self._uses = [*self._uses, (name, holder, role)]
 
     def everywhere(self, name: str, parameter: nn.Parameter) -> None:
         """Replace a parameter in each module that has it."""
         self.remove(name)
-        self._uses += [
+        self._uses = self._uses + [
             (name, m, role) for m in self._model[0].modules() for role, p in m._parameters.items() if p is parameter
         ]
 
     def remove(self, name: str) -> None:
         """Replace a parameter no longer."""
         self._uses = [use for use in self._uses if use[0] != name]
+
+    def restore(self, uses: list[tuple[str, nn.Module, str]]) -> None:
+        """Go back to what `uses` has returned before."""
+        self._uses = uses
 
     def leads(self, parameter: Tensor) -> list[Lead]:
         """The ways in which a parameter may broadcast over the batch, the most likely first."""

@@ -113,7 +113,6 @@ class Response(nn.Module):
         self.attends = True
         #: Whether the model calls functions that a linearised pass must compute by elementary operations.
         self.elementary = False
-        self._names = {layer: name for name, layer in model.named_modules()}
         self._model = [model]  # in a list, so that it is not a part of this module
         # Before hooks that the layers have already, which may change the output.
         self._handles = [
@@ -301,10 +300,11 @@ class Response(nn.Module):
         for role, (slot, kind) in self.uses.hooked[layer].items():
             rows, direction = layout.spread(self._pass.by_slot[slot.name], output.shape[0]), self.direction(slot)
             if rows.shape[0] not in (1, output.shape[0]) and not layout.shared:
+                name = self.uses.names[layer]
                 raise ValueError(
                     f"`output.shape[0]` must be the batch size for a response per example, got {output.shape[0]} for "
-                    f"a batch of {rows.shape[0]} in layer '{self._names[layer]}'; if the rows of this layer depend on "
-                    'the data, give all hyperparameters `per="batch"`'
+                    f"a batch of {rows.shape[0]} in layer '{name}'; if the rows of this layer depend on the data, give "
+                    'all hyperparameters `per="batch"`'
                 )
             if role == "bias":
                 terms.append(kind.place(layer, rows * direction.flatten(), output).expand_as(output))

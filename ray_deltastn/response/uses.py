@@ -38,7 +38,8 @@ class Uses:
         #: Layer without a rule → axis of its output with one index per row of its weights; None if there is none.
         self.row_axes: dict[nn.Module, int | None] = {}
         self._layouts: dict[nn.Module, Layout] = {}
-        self._names = {layer: name for name, layer in model.named_modules()}
+        #: Module → its name in the network.
+        self.names = {layer: name for name, layer in model.named_modules()}
 
     def add(self, user: Owner, slot: Slot) -> None:
         """Add one use of a parameter."""
@@ -52,7 +53,7 @@ class Uses:
     @property
     def layers(self) -> dict[str, nn.Module]:
         """The layers that use a responding parameter, by name, without modules whose own parameters are replaced."""
-        return {self._names[layer]: layer for layer in (*self.hooked, *self.passes)}
+        return {self.names[layer]: layer for layer in (*self.hooked, *self.passes)}
 
     def users(self, slot: Slot) -> list[nn.Module]:
         """The layers that use the parameter of a slot."""
@@ -123,9 +124,11 @@ class Uses:
         if any(layer in self.passes for layer in layers):
             return None
         before = {layer: self.hooked[layer] for layer in layers}
+        replaced = self.replaced.uses()
 
         def undo() -> None:
             self.hooked.update(before)
+            self.replaced.restore(replaced)
             for own in slots:
                 self.functional.pop(own.name, None)
 

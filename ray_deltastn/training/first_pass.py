@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ray_deltastn.methods import Objective
-from ray_deltastn.regularizers import Dropout, RateError, ReadRates
+from ray_deltastn.regularizers import Dropout, RateError, ReadRates, Regularizer
 from ray_deltastn.response.look import EXAMPLES
 from ray_deltastn.response.trees import called, mapped
 from ray_deltastn.training.kept import kept_generator, kept_model
@@ -55,7 +55,7 @@ def look_at_training(objective: Objective, x: Any) -> None:
     Raises:
         RateError: if the model uses a rate in a way that cannot have one value per example.
     """
-    layers = {name: layer for name, layer in objective.model.named_modules() if isinstance(layer, Dropout)}
+    layers = {name: layer for name, layer in objective.model.named_modules() if isinstance(layer, Regularizer)}
     if not layers and objective.response is None:
         return
     with torch.enable_grad(), ReadRates() as rates, entered(objective.model) as calls:
@@ -67,22 +67,22 @@ def look_at_training(objective: Objective, x: Any) -> None:
         except RateError:
             raise
         except (*MISFITS, TypeError, KeyError):  # the first step shows whether the training data fit
-            objective.reads_rates = bool(layers)
+            objective.reads_rates = any(isinstance(layer, Dropout) for layer in layers.values())
             return
         objective.reads_rates = rates.seen
         _warn_of_idle(layers, {name for name, _ in calls})
 
 
-def _warn_of_idle(layers: Mapping[str, Dropout], called_ones: Collection[str]) -> None:
-    """Warn of each rate that no layer uses."""
+def _warn_of_idle(layers: Mapping[str, Regularizer], called_ones: Collection[str]) -> None:
+    """Warn of each hyperparameter of layers none of which is called."""
     acting = {own for name, layer in layers.items() if name in called_ones for own in layer.names}
     for name, layer in layers.items():
         lost = set(layer.names) - acting
         if lost:
             acting |= lost
             warnings.warn(
-                f"the layers of a rate must be called in a training pass, got no call for '{min(lost)}', such as of "
-                f"layer '{name}'; it then has no effect",
+                f"the layers of a hyperparameter must be called in a training pass, got no call for "
+                f"'{min(lost)}', such as of layer '{name}'; it then has no effect",
                 RunWarning,
                 stacklevel=6,
             )

@@ -128,3 +128,12 @@ def test_a_strength_below_zero_is_refused():
     space = rd.HyperSpace(alpha=rd.Bounded(0.0, low=-1.0, high=1.0), beta=rd.Positive(1.0))
     with pytest.raises(ValueError, match="`low >= 0` must hold for the strength of ActivationPenalty, got low=-1"):
         rd.Task(space, Model(), F.cross_entropy, (x, y), (x, y))
+
+
+def test_a_penalty_that_no_pass_meets_gives_a_warning():
+    class Idle(Model):
+        def forward(self, x):
+            return self.out(self.alpha(self.hidden(x)).mean(1))
+
+    with pytest.warns(rd.RunWarning, match="got no call for 'beta', such as of layer 'beta'"):
+        tuner(model=Idle())

@@ -52,7 +52,22 @@ class Padded(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
-def test_texts_that_are_padded_at_their_start_have_finite_derivatives():
+class PaddedByModule(nn.Module):
+    """The same with PyTorch's attention module."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, words):
+        x, later = self.words(words), torch.ones(words.shape[1], words.shape[1], dtype=torch.bool).triu(1)
+        y, _ = self.attention(x, x, x, attn_mask=later, key_padding_mask=words == 0, need_weights=False)
+        return self.out(y)
+
+
+@pytest.mark.parametrize("network", [Padded, PaddedByModule], ids=["function", "module"])
+def test_texts_that_are_padded_at_their_start_have_finite_derivatives(network):
     torch.manual_seed(0)
     words = torch.randint(1, 9, (12, 6))
     words[:, :2] = 0
@@ -61,7 +76,7 @@ def test_texts_that_are_padded_at_their_start_have_finite_derivatives():
         return F.cross_entropy(out[:, :-1].flatten(0, 1), words[:, 1:].flatten(), ignore_index=0)
 
     space = rd.HyperSpace(decay=rd.Positive(1e-4))
-    task = rd.Task(space, Padded(), loss, (words, words), (words, words), penalty=rd.L2("decay"))
+    task = rd.Task(space, network(), loss, (words, words), (words, words), penalty=rd.L2("decay"))
     tuner = rd.SelfTuner(task, epochs=1, batch_size=4, warmup=0, train_interval=1)
     assert tuner.coverage.share == 1.0
     before = tuner.space.lam.detach().clone()

@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ray_deltastn as rd
-from ray_deltastn.response import linearised_forward
+from ray_deltastn.response import Response, linearised_forward
+from ray_deltastn.response.layout import Layout
 from ray_deltastn.response.linearise import rules
 from ray_deltastn.response.trees import taken
 from tests.networks import Columns
@@ -244,3 +245,20 @@ def test_a_recurrent_layer_in_float32_passes_tangents_whether_its_weights_move_o
     with torch.backends.mkldnn.flags(enabled=False):  # its kernels have no forward-mode rule
         _, tangent = jvp(lambda w: functional_call(model, w, (x[:1],))[0], (weights,), (along,))
     torch.testing.assert_close(found[0], tangent, rtol=1e-4, atol=1e-5)
+
+
+def test_a_try_in_functions_is_undone_as_a_whole():
+    model = nn.Module()
+    model.layer, model.holder = nn.Linear(3, 3), nn.Module()
+    model.holder.weight, model.holder.extra = model.layer.weight, nn.Linear(2, 2)
+    response = Response(model, 2)
+    (slot,) = (slot for slot in response.slots if slot.name == "layer.weight")
+    hooked, replaced = dict(response.uses.hooked), list(response.uses.replaced.uses())
+    assert any(name == slot.name for name, _, _ in replaced)
+    slots, undo = response.uses.in_functions(slot, Layout())
+    assert {own.name for own in slots} == {"layer.weight", "layer.bias"}
+    assert not any(name == slot.name for name, _, _ in response.uses.replaced.uses())
+    undo()
+    assert response.uses.hooked == hooked
+    assert response.uses.replaced.uses() == replaced
+    assert not response.uses.functional

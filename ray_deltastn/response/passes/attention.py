@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_deltastn.response.attention import attention
 from ray_deltastn.response.kinds.base import Rows
 from ray_deltastn.response.layout import Layout
 from ray_deltastn.response.passes.base import ModulePass, Moved
@@ -63,6 +64,8 @@ def forward(
         weights = F.dropout(weights, dropout) if dropout else weights
         heads = weights @ v
         weights = weights.mean(1) if average_attn_weights else weights
+    elif moved.linearised and mask is not None:  # PyTorch's rule is NaN for a query that may attend to no key
+        heads = attention(q, k, v, mask, dropout)
     else:
         heads = F.scaled_dot_product_attention(q, k, v, mask, dropout)
     out = moved.linear(heads.transpose(1, 2).flatten(2), "out_proj.weight", "out_proj.bias")

@@ -69,7 +69,7 @@ def sequence(module: Any, moved: Moved, input: Any, hx: Any = None) -> Any:
         x = input[:, None] if input.dim() == 2 else input.transpose(0, 1) if module.batch_first else input
         alive = None
     batched = packed is not None or input.dim() == 3
-    moved = moved.ordered(None, _steps_of(moved.layout, module.batch_first and packed is None))
+    moved = moved.ordered(None, _steps_of(moved.layout))
     state = _first_state(module, x, hx, batched, packed)
     ends: list[State] = []
     for layer in range(module.num_layers):
@@ -116,7 +116,7 @@ def _run(
     return torch.stack(outputs[::-1] if reverse else outputs), state
 
 
-def _steps_of(layout: Layout, batch_first: bool) -> Layout:
+def _steps_of(layout: Layout) -> Layout:
     """The layout of (T, B, …) for the layout of the module's output."""
     return Layout(1, layout.interleaved) if layout.axis in (0, 1) else layout
 
