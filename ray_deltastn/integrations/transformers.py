@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ray_deltastn.integrations.classification import LOGITS, CrossEntropy, Network
 from ray_deltastn.integrations.companion import Companion, kept_modes, require_free, shuffled
 from ray_deltastn.methods import Loss, Method, MethodName
-from ray_deltastn.regularizers import L2
+from ray_deltastn.regularizers import L2, ReadRates
 from ray_deltastn.response.trees import taken
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
@@ -177,7 +178,9 @@ class SelfTuningTrainer(Trainer):
         assert self.tuner is not None
         self._batch = dict(self._prepare_inputs(inputs))
         self.tuner.begin()
-        gradients: Tensor = super().training_step(model, inputs, *rest, **given)
+        # Attention may read its rate as a number.
+        with ReadRates() if self.tuner.objective.reads_rates else nullcontext():
+            gradients: Tensor = super().training_step(model, inputs, *rest, **given)
         return gradients
 
     def compute_loss(

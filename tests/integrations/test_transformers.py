@@ -268,3 +268,11 @@ def test_a_search_with_ray_around_it(ray_cluster, tmp_path):
     for trial in trials:
         (state,) = Path(trial.checkpoint.path).glob("checkpoint-*/deltastn.pt")
         assert torch.load(state, weights_only=True)["steps"] == 10
+
+
+def test_the_rate_inside_fused_attention_is_tuned_too(tmp_path):
+    network = bert(attention_probs_dropout_prob=0.1)
+    trainer = trained(make(tmp_path, network, {"attention": r"attention\.self\.dropout$", "hidden": HIDDEN}))
+    seen = trainer.tuner.history()
+    assert (seen["hyperparameters/attention"] - 0.1).abs().max() > 1e-3
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
