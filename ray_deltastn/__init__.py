@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ray_deltastn.training.options import Options
     from ray_deltastn.training.refit import refit
     from ray_deltastn.training.saved import load_schedule, load_weights
+    from ray_deltastn.training.segments import Segments
     from ray_deltastn.training.settings import Settings
     from ray_deltastn.training.split_metrics import over_split
     from ray_deltastn.training.tuner import SelfTuner
@@ -84,6 +85,7 @@ _NAMES = {
     "training.options": ("Options",),
     "training.refit": ("refit",),
     "training.saved": ("load_schedule", "load_weights"),
+    "training.segments": ("Segments",),
     "training.settings": ("Settings",),
     "training.split_metrics": ("over_split",),
     "training.tuner": ("SelfTuner",),
@@ -136,6 +138,7 @@ __all__ = [
     "Response",
     "RunWarning",
     "ScalingNoise",
+    "Segments",
     "SelfTuner",
     "Settings",
     "SkOptSearch",

@@ -14,6 +14,7 @@ from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import ActivationPenalty, Augmentation, Penalty, Regularizer
 from ray_deltastn.response.trees import described, tensors
 from ray_deltastn.space import HyperSpace
+from ray_deltastn.training.segments import Segments
 
 #: Modules of PyTorch that spread a model over devices.
 _PARALLEL = ("torch.nn.parallel", "torch.distributed")
@@ -30,7 +31,8 @@ class Task:
             arguments, a tuple or list its positional ones.
         loss: `loss(output, target)`, which returns a mean () or one value per example (B,).
         train: training data: a pair of tensors `(x, y)`, or a `Dataset` or `DataLoader` with examples `(x, y)`. x and y
-            may be nested: dictionaries, tuples or dataclasses of tensors with one entry per example.
+            may be nested: dictionaries, tuples or dataclasses of tensors with one entry per example. For a corpus,
+            `rd.Segments`.
         valid: validation data, used to tune the hyperparameters.
         test: test data, used for reports only. None means no test data.
         augment: one or more augmentations of the training inputs.
@@ -154,6 +156,8 @@ class Task:
 
 def _size(data: Any) -> str:
     """The number of examples of a split as text."""
+    if isinstance(data, Segments):
+        return f"{len(data.tokens):,} tokens"
     data = getattr(data, "dataset", data)  # of a DataLoader
     if isinstance(data, tuple | list) and (found := next(iter(tensors(data)), None)) is not None:
         return f"{len(found):,}"

@@ -55,7 +55,7 @@ class WindowSteps(Steps):
             self.window.clear()
             self._used = False
             self._begin()
-        self.window.append((x, y, self.weights_optimizer.param_groups[0]["lr"]))
+        self.window.append((self.objective.kept(x), y, self.weights_optimizer.param_groups[0]["lr"]))
         return super().train_step(x, y)
 
     @property
@@ -74,6 +74,9 @@ class WindowSteps(Steps):
         """
         self._used = True
         loss, gradient = self.hypergradient(x, y)
+        if self.objective.carries:
+            self.objective.unperturbed(x)
+            self.objective.carry(x)
         self._move_hyper([self.objective.space.lam], (gradient,))
         return loss.detach()
 

@@ -31,7 +31,8 @@ def evaluate(
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
     count. If the loss ignores targets, it is the mean over the targets of the split that count. A `DataLoader` decides
-    which examples it gives (`drop_last`, samplers).
+    which examples it gives (`drop_last`, samplers). With `Segments` the means are over tokens, and the state is carried
+    through the pass from the first one.
 
     Returns:
         `loss`, `accuracy` if it is defined, and each metric by name.
@@ -50,23 +51,25 @@ def evaluate(
         for x, y in stream.in_order():
             with stream.explains(x, y):
                 output = objective.predict(x, delta)
+                objective.carry(x)
+                weight = stream.weight(x, y)
                 found = {"loss": loss(output, y).double().mean()}
                 if accuracy is not None:
                     correct.append(accuracy(output, y))
                     if accuracy.weighs:  # the mean over all targets of the split that count
                         share = correct[-1][1] / y.numel()
                         found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
-                        shares_counted.append(share * rows(x))
+                        shares_counted.append(share * weight)
                 for name, metric in metrics.items():
                     if name not in whole:
                         found[name] = torch.as_tensor(metric(output, y)).double().mean()
                 if whole:
                     collected.add(output, y)
             for name, value in found.items():
-                totals[name] = totals.get(
-                    name, torch.zeros((), dtype=torch.float64, device=value.device)
-                ) + value * rows(x)
-            count += rows(x)
+                totals[name] = (
+                    totals.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value * weight
+                )
+            count += weight
     model.train(was_training)
     shares = {name: total.item() / count for name, total in totals.items()}
     if shares_counted:

@@ -21,6 +21,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.best import Best
+from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
@@ -130,6 +131,7 @@ class SelfTuner:
             valid_penalty=task.valid_penalties,
             half=s.precision == "bf16",
             channels_last=s.channels_last,
+            carries=carried(task, [self.train, self.valid, *([] if self.test is None else [self.test])]),
         )
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None

@@ -1,0 +1,117 @@
+"""Segments of a corpus: what a minibatch holds, how state is carried, and exact positions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ray_deltastn as rd
+from ray_deltastn.training.segments import SegmentStream
+from tests.training.recurrent import corpus, first_state, make_task, make_tuner
+from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
+from tests.training.runs import without_seconds as plain
+
+CPU = torch.device("cpu")
+
+
+def test_minibatches_are_the_parallel_streams_cut_in_order():
+    tokens = torch.arange(47)  # two streams of 23 tokens, 22 of which have a target
+    stream = SegmentStream(rd.Segments(tokens, 2, 8), "train", CPU)
+    assert len(stream) == 3
+    for n in range(6):
+        x, y = stream.next()
+        start = 8 * (n % 3)
+        expected = torch.stack([tokens[:23], tokens[23:46]])[:, start : min(start + 8, 22)]
+        assert torch.equal(x, expected)
+        assert torch.equal(y, expected + 1)
+    assert [x.shape[1] for x, _ in stream.in_order()] == [8, 8, 6]
+
+
+@pytest.mark.parametrize(("count", "segments"), [(17, 2), (18, 3), (9, 1)])
+def test_a_segment_without_a_target_is_dropped(count, segments):
+    stream = SegmentStream(rd.Segments(torch.arange(count), 1, 8), "train", CPU)
+    assert len(list(stream.in_order())) == len(stream) == segments
+
+
+def test_state_is_filled_in_place_at_the_beginning_of_a_pass():
+    first = (torch.ones(2), {"c": torch.zeros(3, 1)})
+    stream = SegmentStream(rd.Segments(torch.arange(40), 2, 8, first), "train", CPU)
+    (_, (h, rest)), _ = stream.next()
+    h.fill_(5.0)
+    (_, (again, _)), _ = stream.next()
+    assert again is h
+    assert torch.equal(h, torch.full((2, 2), 5.0))
+    stream.next()
+    (_, (again, other)), _ = stream.next()  # the second pass
+    assert stream.pass_number == 1
+    assert again is h
+    assert other["c"] is rest["c"]
+    assert torch.equal(h, torch.ones(2, 2))
+    assert rest["c"].shape == (2, 3, 1)
+
+
+def test_first_examples_are_whole_segments_at_the_first_state():
+    stream = SegmentStream(rd.Segments(torch.arange(50), 1, 8, torch.ones(3)), "train", CPU)
+    (x, state), y = stream.first(5)
+    assert torch.equal(x, torch.arange(40).view(5, 8))
+    assert torch.equal(y, x + 1)
+    assert torch.equal(state, torch.ones(5, 3))
+    assert len(stream.first(100)[1]) == 6
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("method", ["fixed", "delta-stn", "centered-stn", "stn"])
+def test_broken_run_is_bit_identical_to_the_unbroken(method, kind):
+    unbroken = make_tuner(make_task(kind), method, steps_per_report=4)
+    expected, saved = [], []
+    for report in unbroken.fit():
+        expected.append(plain(report))
+        saved.append(to_bytes(unbroken.state_dict()))
+    for number in (1, 2):  # in the middle of a pass of both splits
+        resumed = make_tuner(make_task(kind), method, steps_per_report=4)
+        resumed.load_state_dict(from_bytes(saved[number - 1]))
+        assert_same_reports([plain(report) for report in resumed.fit()], expected[number:])
+        assert_same_tensors(tensors_of(resumed), tensors_of(unbroken))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_evaluation_is_the_mean_over_tokens_of_one_long_pass(kind):
+    tuner = make_tuner(make_task(kind), epochs=1)
+    (report,) = tuner.fit()
+    model = tuner.release().eval()
+    for split, streams in (("valid", 2), ("test", 1)):
+        tokens = getattr(tuner.task, split).tokens
+        whole = tokens[: len(tokens) // streams * streams].view(streams, -1)
+        state = SegmentStream(rd.Segments(tokens, streams, 8, first_state(kind)), "test", CPU).first(streams)[0][1]
+        with torch.no_grad():
+            output, _ = model(whole[:, :-1], state)
+            loss = F.cross_entropy(output.double(), whole[:, 1:])
+        assert math.isclose(report[f"{split}_loss"], loss, rel_tol=1e-6)
+        assert math.isclose(report[f"{split}_accuracy"], (output.argmax(1) == whole[:, 1:]).double().mean())
+
+
+def test_evaluation_leaves_the_states_of_training_as_they_are():
+    tuner = make_tuner(steps_per_report=3)
+    tuner.step()
+    kept = [[t.clone() for t in stream.state_dict()["state"]] for stream in (tuner.train, tuner.valid)]
+    tuner.scores.valid_scores(-1)
+    tuner.response_size()
+    tuner.sensitivity()
+    for stream, before in zip((tuner.train, tuner.valid), kept, strict=True):
+        assert all(map(torch.equal, stream.state_dict()["state"], before))
+
+
+def test_segments_without_state_give_tokens_alone():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(7, 7)
+            self.dropout = rd.Dropout("dropout")
+
+        def forward(self, tokens):
+            return self.dropout(self.table(tokens)).transpose(1, 2)
+
+    splits = {name: rd.Segments(corpus(60, 1), 2, 8) for name in ("train", "valid", "test")}
+    reports = list(make_tuner(make_task(model=Plain(), **splits), epochs=8, lr=1.0).fit())
+    assert reports[-1]["valid_loss"] < reports[0]["valid_loss"]
