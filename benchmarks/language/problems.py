@@ -52,7 +52,7 @@ PROBLEMS = {
             "length": 35,
         },
         training={
-            "epochs": 24,
+            "epochs": 30,
             "lr": 30.0,
             "momentum": 0.0,
             "clip_grad": 0.25,
@@ -76,8 +76,8 @@ PROBLEMS = {
     ),
     "transformer": Problem(
         task="char-transformer",
-        options={"limit": 50_000, "width": 64, "heads": 4, "layers": 4, "batch": 32, "length": 64, "least_count": 2},
-        training={"epochs": 24, "optimizer": "adam", "lr": 0.002},
+        options={"limit": 20_000, "width": 64, "heads": 4, "layers": 4, "batch": 16, "length": 64, "least_count": 2},
+        training={"epochs": 50, "optimizer": "adam", "lr": 0.003},
         warmup=4.0,
         # The rate of Vaswani et al. (2017).
         constants={
@@ -107,4 +107,4 @@ TUNED: dict[str, dict[str, Any]] = {
     "delta-stn": {"method": "delta-stn", "preset": "recommended", "train_interval": 2},
 }
 #: All contenders, in the order in which they run.
-CONTENDERS = ("plain", "delta-stn", "delta-stn paper", "stn", "centered-stn", "random")
+CONTENDERS = ("plain", "initial", "delta-stn", "delta-stn paper", "stn", "centered-stn", "random")

@@ -28,7 +28,7 @@ class Run:
     Attributes:
         problem: name of the problem.
         seed: seed of the initial weights and of the run.
-        name: `plain`, `random0` to `random7`, or a self-tuned contender.
+        name: `plain`, `initial` (the initial values as constants), `random0` to `random7`, or a self-tuned contender.
         out: folder of all runs.
         changes: options of the task and of training that replace those of the problem, such as fewer epochs.
     """
@@ -57,7 +57,8 @@ class Run:
         shared = {**self.of.training, "seed": self.seed, "device": "cpu"}
         if self.name in TUNED:
             return {**shared, "warmup": self.of.warmup, **TUNED[self.name]}
-        constants = dict(self.of.constants)
+        initial = {name: p.initial for name, p in space.hyperparameters.items()}
+        constants = initial if self.name == "initial" else dict(self.of.constants)
         if self.name.startswith("random"):
             constants = draw(space, 1000 * self.seed + int(self.name.removeprefix("random")))
         return {**shared, "method": "fixed", "hyperparameters": constants}

@@ -160,7 +160,7 @@ def _encoded(text: Sequence[str], index: Mapping[str, int], file: Path) -> Tenso
         for word in text:
             if word not in index:
                 raise ValueError(
-                    f"each word must be in the vocabulary of the training text, which has no {UNKNOWN}, got {word!r} in "
-                    f"{file}"
+                    f"each word must be in the vocabulary of the training text, which has no {UNKNOWN}, got {word!r} "
+                    f"in {file}; `least_count: 2` makes rare words {UNKNOWN}"
                 )
     return torch.tensor([index.get(word, other) for word in text])

@@ -2,12 +2,12 @@
 
 What is drawn once for a sequence and what once for a minibatch, in `ptb-lstm`:
 
-| hyperparameters                                | drawn for   | reason                                                  |
-|------------------------------------------------|-------------|---------------------------------------------------------|
-| dropout of input, hidden, output               | a sequence  | masks act on features of a sequence                     |
-| `embedding_dropout`                            | a sequence  | the dropped words are zeros of the embedding's output   |
-| `activation`, `temporal_activation`            | a sequence  | a penalty is a mean over the entries of a sequence      |
-| `dropconnect`                                  | a minibatch | a mask for a sequence would need its own weight matrix  |
+| hyperparameters                     | drawn for   | reason                                                |
+|-------------------------------------|-------------|-------------------------------------------------------|
+| dropout of input, hidden, output    | a sequence  | a mask acts on the features of a sequence             |
+| `embedding_dropout`                 | a sequence  | a dropped word is a zero of the embedding's output    |
+| `activation`, `temporal_activation` | a sequence  | a penalty is a mean over the entries of a sequence    |
+| `dropconnect`                       | a minibatch | a mask per sequence would need a matrix per sequence  |
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,8 +53,7 @@ class LSTMModel(nn.Module):
         self.embedding = EmbeddingDropout("embedding_dropout", table)
         self.input_dropout = VariationalDropout("input_dropout")
         self.layers = nn.ModuleList(
-            DropConnect("dropconnect", nn.LSTM(before, after, batch_first=True))
-            for before, after in zip(sizes, sizes[1:], strict=False)
+            DropConnect("dropconnect", nn.LSTM(before, after, batch_first=True)) for before, after in pairwise(sizes)
         )
         self.hidden_dropout = VariationalDropout("hidden_dropout")
         self.temporal_activation = TemporalActivationPenalty("temporal_activation")
@@ -107,9 +107,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, T, width)."""
-        q, k, v = self.attention["in"](self.attention_norm(x)).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2).chunk(3, 1)
+        q, k, v = (
+            self.attention["in"](self.attention_norm(x)).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2).chunk(3, 1)
+        )
         rate: Any = self.attention_dropout.p
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)  # (B, heads, T, width / heads)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
         x = x + self.residual_dropout(self.attention["out"](y.transpose(1, 2).flatten(2)))
         y = self.mlp_dropout(F.gelu(self.mlp["in"](self.mlp_norm(x))))
         return x + self.residual_dropout(self.mlp["out"](y))

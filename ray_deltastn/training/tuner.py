@@ -181,6 +181,10 @@ class SelfTuner:
         self.test = None
         if task.test is not None:
             self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2], task.pair)
+        self._count_steps()
+
+    def _count_steps(self) -> None:
+        s = self.settings
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
         self.hyper_steps = s.hyper_steps(len(self.train))

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import ray_deltastn as rd
 
 transformers = pytest.importorskip("transformers")
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402
 from transformers import TrainingArguments  # noqa: E402
 
 from ray_deltastn.integrations.classification import CrossEntropy  # noqa: E402
+from ray_deltastn.integrations.companion import shuffled  # noqa: E402
 from ray_deltastn.integrations.transformers import SelfTuningTrainer  # noqa: E402
 
 TUNING = {"warmup_steps": 3, "train_interval": 2, "hyper_lr": 0.05}
@@ -132,6 +134,37 @@ def test_gradients_may_be_accumulated(tmp_path):
     trainer = trained(everything(tmp_path, gradient_accumulation_steps=2))
     assert trainer.tuner.steps == trainer.state.global_step == 9
     assert len(trainer.tuner.schedule()) == 3
+
+
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 5), (2, 3)])
+def test_the_warm_up_counts_steps_and_λ_moves_on_whole_minibatches(accumulated, steps, tmp_path):
+    trainer = everything(tmp_path, gradient_accumulation_steps=accumulated, per_device_eval_batch_size=10)
+    trainer._options |= {"warmup": 1, "warmup_steps": None, "train_interval": 1}
+    tuner = trained(trainer).tuner
+    assert tuner.warmup_steps == steps
+    assert tuner.total_steps == 3 * steps
+    assert tuner.history()["hyper_steps"].tolist() == [0, steps, 2 * steps]
+    assert tuner.history()["hyperparameters/hidden"].nunique() == 3
+    assert tuner.settings.batch_size == 16
+    assert len(tuner.valid) == 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 4},
+        {"batch_sampler": BatchSampler(SequentialSampler(range(10)), 4, False)},
+        {"batch_sampler": [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]},
+    ],
+)
+def test_a_shuffled_loader_has_minibatches_of_the_same_size(given):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = shuffled(DataLoader(list(range(10)), **given))
+    assert torch.equal(torch.get_rng_state(), before)
+    found = list(again)
+    assert [len(rows) for rows in found] == [4, 4, 2]
+    assert sorted(torch.cat(found).tolist()) == list(range(10)) != torch.cat(found).tolist()
 
 
 def test_a_loss_of_the_user(tmp_path):
