@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ray_deltastn.training.saved import load_schedule, load_weights
     from ray_deltastn.training.segments import Segments
     from ray_deltastn.training.settings import Settings
-    from ray_deltastn.training.split_metrics import over_split
+    from ray_deltastn.training.split_metrics import BitsPerCharacter, Perplexity, over_split
     from ray_deltastn.training.tuner import SelfTuner
     from ray_deltastn.training.warned import RunWarning
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
@@ -85,7 +85,7 @@ _NAMES = {
     "training.saved": ("load_schedule", "load_weights"),
     "training.segments": ("Segments",),
     "training.settings": ("Settings",),
-    "training.split_metrics": ("over_split",),
+    "training.split_metrics": ("BitsPerCharacter", "Perplexity", "over_split"),
     "training.tuner": ("SelfTuner",),
     "training.warned": ("RunWarning",),
     "tune": ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"),
@@ -112,6 +112,7 @@ if not TYPE_CHECKING:  # type checkers would accept every name
 __all__ = [
     "L2",
     "ActivationPenalty",
+    "BitsPerCharacter",
     "Bounded",
     "ChannelDropout",
     "ColorJitter",
@@ -127,6 +128,7 @@ __all__ = [
     "LowerBounded",
     "Method",
     "Options",
+    "Perplexity",
     "Positive",
     "RandomAffine",
     "RandomHorizontalFlip",
