@@ -184,9 +184,8 @@ class Objective:
                 before.copy_(after)
 
     def unperturbed(self, x: Any) -> Any:
-        """Output at the current λ without perturbation and without gradients: of w₀, or of r(λ) if not centred."""
-        with torch.no_grad():
-            return self.predict(x, self.delta(self.space.lam.detach(), None))
+        """Output at the current λ without perturbation: of w₀, or of r(λ) for a method that is not centred."""
+        return self.predict(x, self.delta(self.space.lam.detach(), None))
 
     def in_order(self, x: Any) -> Any:
         """`x` in the memory format for the network. The values do not change."""
