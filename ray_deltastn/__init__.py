@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ray_deltastn.training.saved import load_schedule, load_weights
     from ray_deltastn.training.segments import Segments
     from ray_deltastn.training.settings import Settings
-    from ray_deltastn.training.split_metrics import over_split
+    from ray_deltastn.training.split_metrics import BitsPerCharacter, Perplexity, over_split
     from ray_deltastn.training.tuner import SelfTuner
     from ray_deltastn.training.warned import RunWarning
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
@@ -87,7 +87,7 @@ _NAMES = {
     "training.saved": ("load_schedule", "load_weights"),
     "training.segments": ("Segments",),
     "training.settings": ("Settings",),
-    "training.split_metrics": ("over_split",),
+    "training.split_metrics": ("BitsPerCharacter", "Perplexity", "over_split"),
     "training.tuner": ("SelfTuner",),
     "training.warned": ("RunWarning",),
     "tune": ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"),
@@ -114,6 +114,7 @@ if not TYPE_CHECKING:  # type checkers would accept every name
 __all__ = [
     "L2",
     "ActivationPenalty",
+    "BitsPerCharacter",
     "Bounded",
     "ChannelDropout",
     "ColorJitter",
@@ -130,6 +131,7 @@ __all__ = [
     "LowerBounded",
     "Method",
     "Options",
+    "Perplexity",
     "Positive",
     "RandomAffine",
     "RandomHorizontalFlip",

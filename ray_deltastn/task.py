@@ -15,6 +15,7 @@ from ray_deltastn.regularizers import ActivationPenalty, Augmentation, Penalty, 
 from ray_deltastn.response.trees import described, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.segments import Segments
+from ray_deltastn.training.split_metrics import OfLoss
 
 #: Modules of PyTorch that spread a model over devices.
 _PARALLEL = ("torch.nn.parallel", "torch.distributed")
@@ -44,8 +45,9 @@ class Task:
             `batch(one)` returns (x, y).
         metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>`
             and `test_<name>`. The mean over the examples of a split counts. `rd.over_split(metric)` is called once
-            with the outputs and targets of the whole split, as F1 needs it. One with the name `accuracy` takes the
-            place of the built-in one.
+            with the outputs and targets of the whole split, as F1 needs it. `rd.Perplexity()` and
+            `rd.BitsPerCharacter()` follow from the loss of the split. One with the name `accuracy` takes the place of
+            the built-in one.
 
     Raises:
         TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.
@@ -63,7 +65,7 @@ class Task:
     penalty: Penalty | Sequence[Penalty] = ()
     valid_loss: Loss | None = None
     valid_penalty: Penalty | Sequence[Penalty] = ()
-    metrics: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[[Any, Any], Tensor] | OfLoss] = field(default_factory=dict)
     batch: str | Callable[[Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ DECIDED = (
     "graph",
     "hyperparameters",
     "lr",
+    "min_lr",
     "momentum",
     "monitor",
     "monitor_mode",

@@ -14,10 +14,10 @@ from torch import Tensor
 from ray_deltastn.methods import Loss, Objective
 from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
-from ray_deltastn.training.split_metrics import Collected, OverSplit
+from ray_deltastn.training.split_metrics import Collected, OfLoss, OverSplit
 from ray_deltastn.training.streams import Stream
 
-Metric = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Tensor] | OfLoss
 
 
 def evaluate(
@@ -40,7 +40,9 @@ def evaluate(
     model = objective.model
     was_training = model.training
     model.eval()
+    of_loss = {name: metric for name, metric in metrics.items() if isinstance(metric, OfLoss)}
     whole = {name: metric for name, metric in metrics.items() if isinstance(metric, OverSplit)}
+    means = {name: metric for name, metric in metrics.items() if not isinstance(metric, OfLoss | OverSplit)}
     collected = Collected()
     totals: dict[str, Tensor] = {}
     count = 0
@@ -60,9 +62,8 @@ def evaluate(
                         share = correct[-1][1] / y.numel()
                         found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
                         shares_counted.append(share * weight)
-                for name, metric in metrics.items():
-                    if name not in whole:
-                        found[name] = torch.as_tensor(metric(output, y)).double().mean()
+                for name, mean in means.items():
+                    found[name] = torch.as_tensor(mean(output, y)).double().mean()
                 if whole:
                     collected.add(output, y)
             for name, value in found.items():
@@ -77,7 +78,8 @@ def evaluate(
     if whole:
         every = collected.joined()
         shares |= {name: float(metric(*every)) for name, metric in whole.items()}
-        shares = {name: shares[name] for name in ("loss", *metrics)}
+    shares |= {name: metric(shares["loss"]) for name, metric in of_loss.items()}
+    shares = {name: shares[name] for name in ("loss", *metrics)}
     if correct:
         hits, counted = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
         shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}
@@ -131,6 +133,8 @@ class Scores:
         if "accuracy" not in self.metrics:  # else the user's own takes its place
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
         for name, metric in self.metrics.items():
+            if isinstance(metric, OfLoss):
+                continue
             if isinstance(metric, OverSplit):
                 metric.try_out(name, output, target)
                 continue

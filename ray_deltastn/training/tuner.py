@@ -323,6 +323,9 @@ class SelfTuner:
         patience = self.settings.patience
         if not self.done and patience and self.scores.reports_since_best >= patience:
             self.stop_reason = f"no better validation loss in {patience} reports"
+        slowest = self.settings.min_lr
+        if not self.done and slowest and self.optimizers.lr < slowest:
+            self.stop_reason = f"learning rate {self.optimizers.lr:.3g} below {slowest:g}"
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
         values = self.objective.current_values()

@@ -7,6 +7,8 @@ from torch import nn
 import ray_deltastn as rd
 
 WORDS, UNITS, LAYERS = 7, 5, 2
+#: Upper bound of the dropout rate.
+HIGH = 0.9
 
 
 class LSTMModel(nn.Module):
@@ -29,10 +31,10 @@ class LSTMModel(nn.Module):
 class GRUModel(nn.Module):
     """A GRU cell that the model calls step by step; the state is {"h": (B, units)}."""
 
-    def __init__(self):
+    def __init__(self, dropout=True):
         super().__init__()
         self.embedding = nn.Embedding(WORDS, UNITS)
-        self.before = rd.VariationalDropout("dropout")
+        self.before = rd.VariationalDropout("dropout") if dropout else nn.Identity()
         self.cell = nn.GRUCell(UNITS, UNITS)
         self.head = nn.Linear(UNITS, WORDS)
 
@@ -59,11 +61,15 @@ def corpus(length, seed=0):
     return steps.cumsum(0) % WORDS
 
 
+def make_space():
+    return rd.HyperSpace(dropout=rd.Bounded(0.2, high=HIGH), decay=rd.Positive(1e-3))
+
+
 def make_task(kind="lstm", dtype=torch.float32, **changes):
     torch.manual_seed(3)
     state = first_state(kind, dtype)
     given = {
-        "space": rd.HyperSpace(dropout=rd.Bounded(0.2, high=0.9), decay=rd.Positive(1e-3)),
+        "space": make_space(),
         "model": MODELS[kind]().to(dtype),
         "loss": F.cross_entropy,
         "train": rd.Segments(corpus(130, 1), 3, 8, state),

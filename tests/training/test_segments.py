@@ -1,5 +1,6 @@
 """Segments of a corpus: what a minibatch holds, how state is carried, and exact positions."""
 
+import copy
 import math
 
 import pytest
@@ -115,3 +116,26 @@ def test_segments_without_state_give_tokens_alone():
     splits = {name: rd.Segments(corpus(60, 1), 2, 8) for name in ("train", "valid", "test")}
     reports = list(make_tuner(make_task(model=Plain(), **splits), epochs=8, lr=1.0).fit())
     assert reports[-1]["valid_loss"] < reports[0]["valid_loss"]
+
+
+def test_perplexity_and_bits_are_those_of_the_mean_token():
+    metrics = {"perplexity": rd.Perplexity(), "bits": rd.BitsPerCharacter()}
+    tuner = make_tuner(make_task(metrics=metrics), epochs=2, monitor="valid_perplexity", monitor_mode="min")
+    for report in tuner.fit():
+        model = copy.deepcopy(tuner.model).eval()
+        for split, streams in (("valid", 2), ("test", 1)):
+            assert list(report).index(f"{split}_perplexity") + 1 == list(report).index(f"{split}_bits")
+            tokens = getattr(tuner.task, split).tokens
+            whole = tokens[: len(tokens) // streams * streams].view(streams, -1)
+            state = tuple(part.expand(streams, -1, -1) for part in first_state("lstm"))
+            with torch.no_grad():
+                log = model(whole[:, :-1], state)[0].double().log_softmax(1)
+            of_targets = log.gather(1, whole[:, None, 1:])
+            geometric = of_targets.exp().flatten().log().mean().exp()
+            assert math.isclose(report[f"{split}_perplexity"], 1 / geometric, rel_tol=1e-6)
+            assert math.isclose(report[f"{split}_bits"], -(of_targets / math.log(2)).mean(), rel_tol=1e-6)
+    assert tuner.best.report["valid_perplexity"] == min(tuner.history()["valid_perplexity"])
+
+
+def test_perplexity_of_a_hopeless_model_is_infinite():
+    assert rd.Perplexity()(1000.0) == math.inf
