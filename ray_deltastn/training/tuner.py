@@ -445,7 +445,8 @@ class SelfTuner:
         }
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.method.name, self.space.fingerprint(), self.settings, self.model, len(self.train))
+        space, task = self.space.fingerprint(), self.task.identity
+        return identity(self.method.name, space, self.settings, self.model, len(self.train), task)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.
