@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -46,6 +45,9 @@ from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.state import identity, require_parts, require_same
 from ray_deltastn.training.trouble import Trouble
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Reason of a run that ended as planned.
 ALL_DONE = "all epochs done"
@@ -150,7 +152,8 @@ class SelfTuner:
         self.best = Best(s.monitor, s.monitor_mode)
         self._row = 0
         self._set_constant(0)
-        with random_state.isolated(s.seed, self.device):
+        # The response is compared with an oracle, which TF32 is too coarse for.
+        with random_state.isolated(s.seed, self.device), float32_products(False, self.device):
             try:
                 self.scores.try_out(*try_out(self.objective, self.valid, self.train, self.test))
                 self.best.check(self.scores.names)
