@@ -69,6 +69,11 @@ class Stream:
         """One pass for evaluation."""
         raise NotImplementedError
 
+    @property
+    def whole(self) -> Stream:
+        """The minibatches with the rows of all workers."""
+        return self
+
     def first(self, count: int = 4) -> Batch:
         """A few examples, for a look at their types and shapes."""
         x, y = taken(next(iter(self.in_order())), slice(count))
