@@ -45,16 +45,11 @@ class Task:
             `batch(one)` returns (x, y).
         metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>`
             and `test_<name>`. The mean over the examples of a split counts. `rd.over_split(metric)` is called once
-<<<<<<< HEAD
-            with the outputs and targets of the whole split, as F1 needs it. One with the name `accuracy` takes the
-            place of the built-in one.
-        identity: name → text, such as a fingerprint of the vocabulary. A saved state that is loaded must come from a
-            task with the same texts.
-=======
             with the outputs and targets of the whole split, as F1 needs it. `rd.Perplexity()` and
             `rd.BitsPerCharacter()` follow from the loss of the split. One with the name `accuracy` takes the place of
             the built-in one.
->>>>>>> e78daf1
+        identity: name → text, such as a fingerprint of the vocabulary. A saved state that is loaded must come from a
+            task with the same texts.
 
     Raises:
         TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.
