@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,10 @@ class Stream:
         """A few examples, for a look at their types and shapes."""
         x, y = taken(next(iter(self.in_order())), slice(count))
         return x, y
+
+    def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of the split from those of all workers."""
+        return states[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""

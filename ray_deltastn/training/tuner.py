@@ -43,7 +43,7 @@ from ray_deltastn.training.precision import float32_products
 from ray_deltastn.training.scores import Scores
 from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
-from ray_deltastn.training.shares import Shared, check_same, check_workers
+from ray_deltastn.training.shares import check_same, check_workers, shared
 from ray_deltastn.training.state import identity, require_parts, require_same, state_of_worker
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trouble import Trouble
@@ -198,10 +198,9 @@ class SelfTuner:
 
     def _own_seed(self, *parts: int) -> int:
         """A seed for what each worker draws by itself; the first worker has that of a run of one process."""
-        seed, rank = self.settings.seed, self.workers.rank
-        return (
-            random_state.seed_of(seed, *parts, rank) if rank else random_state.seed_of(seed, *parts) if parts else seed
-        )
+        if self.workers.rank:
+            parts = (*parts, self.workers.rank)
+        return random_state.seed_of(self.settings.seed, *parts) if parts else self.settings.seed
 
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
@@ -218,8 +217,7 @@ class SelfTuner:
 
     def _stream(self, source: Any, batch_size: int, name: str, split: int) -> Stream:
         seed = random_state.seed_of(self.settings.seed, split)
-        found = stream(source, batch_size, name, self.device, seed, self.task.pair)
-        return found if self.workers.size == 1 else Shared(found, self.workers)
+        return shared(stream(source, batch_size, name, self.device, seed, self.task.pair), self.workers)
 
     @property
     def coverage(self) -> Coverage | None:
@@ -482,8 +480,15 @@ class SelfTuner:
         """
         self._share_buffers()
         own = {"generator": self.generator.get_state(), "global_random": self._global_random}
-        every = self.workers.gathered(own)
-        return {**self._own_state(), **every[0], **({"workers": every} if len(every) > 1 else {})}
+        every = self.workers.gathered((own, self.train.state_dict(), self.valid.state_dict()))
+        random, train, valid = (list(part) for part in zip(*every, strict=True))
+        return {
+            **self._own_state(),
+            **random[0],
+            "train": self.train.joined(train),
+            "valid": self.valid.joined(valid),
+            **({"workers": random} if len(every) > 1 else {}),
+        }
 
     def _own_state(self) -> dict[str, Any]:
         """The state of this process, without a word to the others."""
