@@ -48,6 +48,8 @@ class Task:
             with the outputs and targets of the whole split, as F1 needs it. `rd.Perplexity()` and
             `rd.BitsPerCharacter()` follow from the loss of the split. One with the name `accuracy` takes the place of
             the built-in one.
+        identity: name → text, such as a fingerprint of the vocabulary. A saved state that is loaded must come from a
+            task with the same texts.
 
     Raises:
         TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.
@@ -67,6 +69,7 @@ class Task:
     valid_penalty: Penalty | Sequence[Penalty] = ()
     metrics: Mapping[str, Callable[[Any, Any], Tensor] | OfLoss] = field(default_factory=dict)
     batch: str | Callable[[Any], tuple[Any, Any]] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (self.batch is None or isinstance(self.batch, str) or callable(self.batch)):

@@ -345,15 +345,16 @@ class Settings(BaseModel):
         before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
         return max(0, cycles - before) * self.valid_interval
 
-    def parts(self, statistics: bool) -> int:
+    def parts(self, statistics: bool, workers: int = 1) -> int:
         """Number of parts into which the examples of a minibatch that train Θ are split.
 
         Args:
             statistics: whether a layer of the network normalises with the statistics of the batch.
+            workers: number of processes that share a minibatch; each splits its own examples.
         """
         if self.sub_batches != "auto":
             return self.sub_batches
-        rows = max(1, round(self.response_fraction * self.batch_size))
+        rows = max(1, round(self.response_fraction * self.batch_size / workers))
         return min(AUTO_PARTS, max(2, rows // AUTO_PART_SIZE)) if statistics else 1
 
     def hyper_rate(self, hyper_steps: int) -> float:

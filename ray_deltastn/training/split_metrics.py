@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_deltastn.methods import Workers
 from ray_deltastn.response.trees import mapped, tensors
 
 
@@ -145,6 +146,14 @@ class Collected:
         """Keep those of a minibatch."""
         for kept, tree in ((self._outputs, output), (self._targets, target)):
             kept.append(mapped(lambda t: t.detach().cpu(), tree))
+
+    def with_others(self, workers: Workers) -> Collected:
+        """Those of all workers, in the order of the workers."""
+        found = Collected()
+        for outputs, targets in workers.gathered((self._outputs, self._targets)):
+            found._outputs += outputs
+            found._targets += targets
+        return found
 
     def joined(self) -> tuple[Any, Any]:
         """Those of the whole split.

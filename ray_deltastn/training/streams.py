@@ -76,6 +76,11 @@ class Stream:
         """The weight of a minibatch in the mean over a split: its number of examples."""
         return rows(x)
 
+    @property
+    def whole(self) -> Stream:
+        """The minibatches with the rows of all workers."""
+        return self
+
     def first(self, count: int = 4) -> Batch:
         """A few examples, for a look at their types and shapes."""
         x, y = taken(next(iter(self.in_order())), slice(count))
