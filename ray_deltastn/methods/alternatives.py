@@ -76,7 +76,8 @@ class WindowSteps(Steps):
         self._used = True
         loss, gradient = self.hypergradient(x, y)
         if self.objective.carries:
-            self.objective.unperturbed(x)
+            with torch.no_grad():
+                self.objective.unperturbed(x)
             self.objective.carry(x)
         self._move_hyper([self.objective.space.lam], (gradient,))
         return loss.detach()

@@ -173,7 +173,7 @@ class Objective:
             left: the state; by default the one that the last pass has left.
 
         Raises:
-            ValueError: if the two states differ in structure, or in the shape or the type of a tensor.
+            CarriedError: if the two states differ in structure, or in the shape or the type of a tensor.
         """
         if not self.carries:
             return
@@ -184,9 +184,8 @@ class Objective:
                 before.copy_(after)
 
     def unperturbed(self, x: Any) -> Any:
-        """Output at the current λ without perturbation and without gradients: of w₀, or of r(λ) if not centred."""
-        with torch.no_grad():
-            return self.predict(x, self.delta(self.space.lam.detach(), None))
+        """Output at the current λ without perturbation: of w₀, or of r(λ) for a method that is not centred."""
+        return self.predict(x, self.delta(self.space.lam.detach(), None))
 
     def in_order(self, x: Any) -> Any:
         """`x` in the memory format for the network. The values do not change."""

@@ -219,10 +219,11 @@ class Steps:
             linearized = False if how == "network" else None
             loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight, linearized)
             found = torch.autograd.grad(loss, moved)
-        if self.objective.carries:
-            if eps is not None and not (self.objective.method.linearized and linearized is None):
+            perturbed = eps is not None and not (self.objective.method.linearized and linearized is None)
+            if self.objective.carries and perturbed:
+                # Nothing requires a gradient here. `no_grad` would choose kernels that round differently in a replay.
                 self.objective.unperturbed(x)
-            self.objective.carry(x)
+        self.objective.carry(x)
         gradients, loss = self._averaged(found, moved, loss, rows(x))
         self._move_hyper(moved, gradients)
         return loss

@@ -21,7 +21,7 @@ from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.carrying import carried, require_carried
+from ray_deltastn.training.carrying import carried, require_carried, require_known_tokens
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.first_pass import in_training, look_at_training, several
 from ray_deltastn.training.kept import kept_generator
@@ -98,6 +98,7 @@ def try_out(
     was_training = model.training
     model.eval()
     try:
+        require_known_tokens(objective, [train, valid, test])
         x, y = valid.first()
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")

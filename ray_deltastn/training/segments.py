@@ -51,7 +51,8 @@ class Segments:
 
     Raises:
         TypeError: if `tokens` is not a tensor of whole numbers, or `state` has a leaf that is not a tensor.
-        ValueError: if the tokens are not one row, are negative, or too few for one segment with its targets.
+        ValueError: if the tokens are not one row, are negative, or too few for one segment with its targets, or a state
+            has no tensor.
 
     Examples:
         >>> train = rd.Segments(torch.arange(101), batch_size=2, length=20)
@@ -74,9 +75,12 @@ class Segments:
                 f"`len(tokens) // batch_size > length` must hold, for a segment with its targets in each stream, got "
                 f"{len(tokens):,} tokens in {batch_size} streams for `length` {length}"
             )
-        wrong = next((leaf for leaf in tree_leaves(state) if not isinstance(leaf, Tensor)), None)
-        if state is not None and wrong is not None:
-            raise TypeError(f"`state` must be a tensor or nested tensors, got {described(wrong)} in it")
+        if state is not None:
+            wrong = [leaf for leaf in tree_leaves(state) if not isinstance(leaf, Tensor)]
+            if wrong:
+                raise TypeError(f"`state` must be a tensor or nested tensors, got {described(wrong[0])} in it")
+            if not tensors(state):
+                raise ValueError("`state` must hold a tensor, got none; give None to carry nothing")
         self.tokens = tokens.long()
         self.batch_size, self.length = batch_size, length
         self.state = None if state is None else mapped(torch.Tensor.detach, state)

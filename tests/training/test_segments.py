@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import ray_deltastn as rd
+from ray_deltastn.methods import Workers
+from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.segments import SegmentStream
-from tests.training.recurrent import corpus, first_state, make_task, make_tuner
+from ray_deltastn.training.shares import Shared
+from tests.training.recurrent import LSTMModel, corpus, first_state, make_task, make_tuner
 from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
 from tests.training.runs import without_seconds as plain
 
@@ -139,3 +142,55 @@ def test_perplexity_and_bits_are_those_of_the_mean_token():
 
 def test_perplexity_of_a_hopeless_model_is_infinite():
     assert rd.Perplexity()(1000.0) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_refit_trains_on_the_tokens_of_both_splits(kind):
+    table = {"dropout": 0.3, "decay": 1e-3}
+    options = {"epochs": 2, "lr": 0.2, "seed": 4}
+    found = rd.refit(make_task(kind), table, **options)
+    task = make_task(kind)
+    tokens = torch.cat([task.train.tokens, task.valid.tokens])
+    task.train = rd.Segments(tokens, 3, 8, first_state(kind))
+    tuner = rd.SelfTuner(task, "fixed", hyperparameters=table, **options)
+    list(tuner.fit())
+    assert_same_tensors(found, tuner.export())
+
+
+def test_sensitivity_begins_each_segment_at_the_state_before_it():
+    tuner = make_tuner(epochs=2)
+    reports = list(tuner.fit())
+    table = tuner.sensitivity()
+    center = table[table["offset"] == 0.0]
+    assert center["loss"].to_numpy() == pytest.approx(reports[-1]["valid_loss"], rel=1e-6)
+
+
+class NaNAfterwards(LSTMModel):
+    """A model whose state is NaN from some call in training on."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, tokens, state):
+        output, state = super().forward(tokens, state)
+        self.calls -= self.training
+        factor = math.nan if self.training and self.calls < 0 else 1.0
+        return output * factor, tuple(part * factor for part in state)
+
+
+def test_a_diverged_run_ends_with_a_reason():
+    tuner = make_tuner(make_task(model=NaNAfterwards(20)), epochs=4)
+    *_, last = tuner.fit()
+    assert last["diverged"]
+    assert last["valid_loss"] == math.inf
+    assert "first not finite" in last["stop_reason"]
+
+
+def test_several_workers_do_not_share_a_state():
+    task = make_task()
+    streams = [
+        Shared(SegmentStream(getattr(task, name), name, CPU), Workers.alone()) for name in ("train", "valid", "test")
+    ]
+    with pytest.raises(ValueError, match=r"`Segments` must have no state for several workers, got one for 'train'"):
+        carried(task, streams)
