@@ -26,6 +26,7 @@ from ray_deltastn.tasks.corpus import Corpus, Unit, read_corpus
 from ray_deltastn.tasks.language_networks import LSTMModel, Transformer
 from ray_deltastn.tasks.options import flag, started, whole
 from ray_deltastn.training.segments import Segments
+from ray_deltastn.training.split_metrics import BitsPerCharacter, Perplexity
 
 #: Rates of dropout of `ptb-lstm` that are drawn for each sequence.
 RATES = ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout")
@@ -62,7 +63,7 @@ def ptb_lstm(config: Mapping[str, Any]) -> Task:
     domains: dict[str, Hyperparameter] = {name: _rate() for name in names}
     domains["dropconnect"] = _rate(per="batch")
     domains |= {name: Bounded(0.05, low=0.0, high=4.0) for name in ("activation", "temporal_activation")}
-    return _task(config, corpus, model, domains, (40, 70), {}, model.first_state())
+    return _task(config, corpus, model, domains, (40, 70), {"perplexity": Perplexity()}, model.first_state())
 
 
 def char_transformer(config: Mapping[str, Any]) -> Task:
@@ -98,7 +99,7 @@ def char_transformer(config: Mapping[str, Any]) -> Task:
         [f"blocks.{number}.mlp" for number in range(layers)],
     )
     penalty = [L2(name, biases=False, layers=group) for name, group in zip(DECAYS, groups, strict=True)]
-    metrics = {}
+    metrics = {"bits_per_character": BitsPerCharacter()}
     return _task(config, corpus, model, domains, (32, 128), metrics, penalty=penalty)
 
 

@@ -55,7 +55,7 @@ class LSTMModel(nn.Module):
         self.layers = nn.ModuleList(
             DropConnect("dropconnect", nn.LSTM(before, after, batch_first=True)) for before, after in pairwise(sizes)
         )
-        self.hidden_dropout = VariationalDropout("hidden_dropout")
+        self.hidden_dropout = VariationalDropout("hidden_dropout") if layers > 1 else nn.Identity()
         self.temporal_activation = TemporalActivationPenalty("temporal_activation")
         self.output_dropout = VariationalDropout("output_dropout")
         self.activation = ActivationPenalty("activation")
