@@ -25,7 +25,15 @@ from ray_deltastn.training.carrying import carried, require_carried, require_kno
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.first_pass import in_training, look_at_training, several
 from ray_deltastn.training.kept import kept_generator
-from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
+from ray_deltastn.training.misfits import (
+    MISFITS,
+    entered,
+    lost,
+    predicted,
+    require_gradient,
+    require_mean,
+    require_outer_loss,
+)
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
@@ -168,6 +176,8 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
             require_mean(function, which, output, y, loss)
+            if which == "loss" or objective.method.tunes:
+                require_gradient(function, which, output, y)
             if objective.response is not None and objective.method.linearized:
                 require_outer_loss(function, which, output, y, objective.method.name)
     if objective.response is not None:

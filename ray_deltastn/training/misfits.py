@@ -18,6 +18,8 @@ from ray_deltastn.training.warned import RunWarning
 
 #: What PyTorch raises for tensors that do not fit.
 MISFITS = (RuntimeError, IndexError, ValueError)
+#: The start of PyTorch's warning of a loss whose output and targets differ in shape.
+_BROADCAST = "Using a target size"
 #: Largest relative difference between two equal losses, and smallest between two different ones.
 _SAME, _OTHER = 1e-3, 1e-2
 
@@ -90,7 +92,20 @@ def lost(function: Loss, what: str, output: Any, y: Any, split: str) -> Any:
         ValueError: if the loss does not accept them.
     """
     try:
-        return function(output, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _BROADCAST)
+            return function(output, y)
+    except UserWarning as warning:
+        if not str(warning).startswith(_BROADCAST):
+            raise
+        if not (isinstance(output, Tensor) and isinstance(y, Tensor)) or output.dim() == y.dim():
+            return function(output, y)
+        sizes = ", ".join(map(str, (-1, *output.shape[1:])))
+        hint = f"; use `y.reshape({sizes})`" if output.numel() == y.numel() else ""
+        raise ValueError(
+            f"`{what}` must get targets of `{split}` that have the shape of the output, got an output of "
+            f"{_about(output)} and targets of {_about(y)}, which PyTorch would broadcast to all pairs of examples{hint}"
+        ) from None
     except (*MISFITS, TypeError, AttributeError, KeyError) as error:
         if _lacks_memory(error):
             raise
@@ -148,6 +163,31 @@ def require_mean(function: Loss, what: str, output: Any, y: Any, loss: Tensor) -
         f"`{what}` must return a mean over the examples, got a sum: {whole:.4g} for {count} examples, "
         f'{parts[0][0]:.4g} for the first and {parts[0][1]:.4g} for the rest; use `reduction="mean"`'
     )
+
+
+def require_gradient(function: Loss, what: str, output: Any, y: Any) -> None:
+    """Refuse a loss without a gradient in the output of the network.
+
+    Args:
+        function: the loss.
+        what: its name in the task.
+        output: output of the network (B, …).
+        y: targets (B, …).
+
+    Raises:
+        ValueError: if the loss has none.
+    """
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().requires_grad_() if t.is_floating_point() else t
+
+    with torch.enable_grad():
+        loss = function(mapped(leaf, output), y)
+    if not loss.requires_grad:
+        raise ValueError(
+            f"`{what}` must have a gradient in the output of the model, got a loss without one, such as one of "
+            "`output.detach()` or of `output.argmax(1)`"
+        )
 
 
 def require_outer_loss(function: Loss, what: str, output: Any, y: Any, method: str) -> None:

@@ -147,6 +147,7 @@ class Scores:
 
         Raises:
             ValueError: if a metric returns another shape, or one over a split more than one number.
+            TypeError: if it returns something else.
         """
         if "accuracy" not in self.metrics:  # else the user's own takes its place
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
@@ -156,7 +157,13 @@ class Scores:
             if isinstance(metric, OverSplit):
                 metric.try_out(name, output, target)
                 continue
-            shape = tuple(torch.as_tensor(metric(output, target)).shape)
+            found = metric(output, target)
+            try:
+                shape = tuple(torch.as_tensor(found).shape)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(
+                    f"`metrics[{name!r}]` must return a number or a tensor, got {type(found).__name__}"
+                ) from None
             if shape not in ((), (1,), (rows(target),)):
                 raise ValueError(
                     f"`metrics[{name!r}]` must return a mean () or one value per example ({rows(target)},), got shape "
