@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class NoTime(Exception):  # noqa: N818 - it is no error
+    """A piece would take longer than its part has left. It leaves no row."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Place:
         device: the device.
         tiny: whether networks and data are so small that all pieces are done in seconds on a CPU, as a test.
         until: clock time (`time.time`) at which the part ends.
+        rows: rows of the part so far, by name.
     """
 
     device: torch.device
     tiny: bool
     until: float
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def left(self) -> float:

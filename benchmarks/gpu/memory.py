@@ -76,7 +76,7 @@ def check_memory(reused: bool, place: Place, findings: Findings) -> None:
     size = 8 if place.tiny else 64
     held: list[int] = []
     made = _task("cnn", place.tiny, 4 * size)
-    for number in range(RUNS):
+    for number in range(4 if place.tiny else RUNS):
         if not reused and number:
             made = _task("cnn", place.tiny, 4 * size)
         graph: Any = "auto"

@@ -30,7 +30,7 @@ import torch
 from benchmarks.common.arguments import number, whole
 from benchmarks.common.machine import hardware, versions
 from benchmarks.common.record import rounded
-from benchmarks.gpu.items import Findings, Item, Place
+from benchmarks.gpu.items import Findings, Item, NoTime, Place
 from benchmarks.gpu.kept import finished, rows_of
 from benchmarks.gpu.parts import MARK, SHARES
 
@@ -44,13 +44,19 @@ def tell(**event: Any) -> None:
 
 
 def run(part: str, item: Item, place: Place) -> dict[str, Any]:
-    """Run a piece, and return its row."""
+    """Run a piece, and return its row.
+
+    Raises:
+        NoTime: if the piece needs more time than the part has.
+    """
     findings = Findings()
     error, trace = "", ""
     started = time.perf_counter()
     try:
         item.run(place, findings)
         place.wait()
+    except NoTime:
+        raise
     except Exception as problem:
         error = (str(problem).strip().splitlines() or [""])[0]
         error = f"{type(problem).__name__}: {error}"
@@ -121,15 +127,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    place = Place(device, tiny=device.type == "cpu", until=options.until)
+    rows = rows_of(options.record, options.part)
+    place = Place(device, device.type == "cpu", options.until, rows)
     items: list[Item] = importlib.import_module(f"benchmarks.gpu.{options.part}").items(place.tiny)
     items = [item for item in items if options.only in item.name]
     tell(about=about(device), names=[item.name for item in items])
-    for item in in_order(items, rows_of(options.record, options.part), options.run):
+    for item in in_order(items, rows, options.run):
         if place.left < item.seconds * (0.0 if place.tiny else 1.0):
             continue
         tell(begin=item.name, limit=item.limit)
-        tell(row={**run(options.part, item, place), "run": options.run})
+        try:
+            row = {**run(options.part, item, place), "run": options.run}
+        except NoTime:
+            continue
+        rows[item.name] = row
+        tell(row=row)
         if not clean(place):
             tell(sick=item.name)
             sys.exit(3)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.common import pages
+from benchmarks.common.tables import gpu as tables
 from benchmarks.gpu import correctness, oracle
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.command import Command, summary
@@ -156,12 +158,37 @@ def test_the_command_continues_and_needs_few_libraries(tmp_path):
     paths = os.pathsep.join(map(str, (tmp_path, ROOT)))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "2", "--out", str(tmp_path / "out")]
-    for parts in ("correctness", "correctness,cost,quality,streams"):
-        done = subprocess.run(
-            [*line, "--parts", parts, "--only", "mlp, c"], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+    for parts in ("cost", "correctness,cost", "quality"):
+        only = [] if parts == "quality" else ["--only", "mlp, "]
+        given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+        done = subprocess.run([*line, "--parts", parts, *only], **given)
         assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    assert record["runs"] == 2
-    assert {r["run"] for r in record["rows"] if r["part"] == "correctness"} == {1}
     assert all(r["passed"] for r in record["rows"])
+    assert {r["part"]: r["run"] for r in record["rows"]} == {"cost": 1, "correctness": 2, "quality": 3}
+
+
+def quality(name, valid, seconds):
+    figures = {"valid_loss": valid, "test_loss": valid, "test_accuracy": 0.5, "device_seconds": seconds, "images": "x"}
+    return {"part": "quality", "name": name, "passed": True, "figures": figures, "error": "", "limits": {}}
+
+
+def test_contenders_have_as_many_runs_as_fit_in_equal_device_seconds():
+    drawn = [quality(f"random {i}", 1.0 - 0.1 * i, 2.0) for i in range(4)]
+    tuned = [quality(f"delta-stn, seed {s}", 0.5 + 0.1 * s, 4.5) for s in range(2)]
+    found = tables.contenders([quality("plain", 2.0, 1.0), *drawn, *tuned])
+    assert [(len(rows), tables.best_of(rows)["valid_loss"]) for _, rows in found] == [
+        (1, 2.0),
+        (1, 0.5),
+        (2, pytest.approx(0.9)),  # 4 of 4.5 seconds
+        (4, pytest.approx(0.7)),
+        (1, 0.5),  # two runs would take 9 of 8 seconds
+    ]
+
+
+def test_a_page_says_that_there_is_no_record_until_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "RECORDS", tmp_path)
+    table = tables.TABLES["gpu-quality"]
+    assert table.text(pages.DOCS / "page.md") == tables.NO_RECORD
+    (tmp_path / "gpu.json").write_text(json.dumps({"rows": [quality("plain", 2.0, 1.0)]}))
+    assert "| plain | 1 | 1.0 | 2.0000 | 2.0000 | 50.00 % |" in table.text(pages.DOCS / "page.md")
