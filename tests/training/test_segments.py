@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import ray_deltastn as rd
-from ray_deltastn.methods import Workers
-from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.segments import SegmentStream
-from ray_deltastn.training.shares import Shared
+from tests.oracles import NoSync
 from tests.training.recurrent import LSTMModel, corpus, first_state, make_task, make_tuner
 from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
 from tests.training.runs import without_seconds as plain
@@ -187,10 +185,20 @@ def test_a_diverged_run_ends_with_a_reason():
     assert "first not finite" in last["stop_reason"]
 
 
-def test_several_workers_do_not_share_a_state():
-    task = make_task()
-    streams = [
-        Shared(SegmentStream(getattr(task, name), name, CPU), Workers.alone()) for name in ("train", "valid", "test")
-    ]
-    with pytest.raises(ValueError, match=r"`Segments` must have no state for several workers, got one for 'train'"):
-        carried(task, streams)
+@pytest.mark.parametrize("count", [67, 65])  # the last segment is shorter, or all are equal
+def test_a_metric_over_the_split_gets_each_token_with_its_output(count):
+    metrics = {"over": rd.over_split(lambda output, target: F.cross_entropy(output, target))}
+    valid = rd.Segments(corpus(2 * count, 2), 2, 8, first_state("lstm"))
+    (report,) = make_tuner(make_task(valid=valid, metrics=metrics), epochs=1).fit()
+    assert math.isclose(report["valid_over"], report["valid_loss"], rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
+def test_a_cycle_has_no_synchronising_call(method):
+    tuner = make_tuner(method=method, epochs=20, warmup_steps=0)
+    tuner.model.train()
+    for _ in range(2):  # they make the buffers of the optimisers
+        tuner._train_step()
+    with NoSync():
+        for _ in range(6):  # a new pass too
+            tuner._train_step()
