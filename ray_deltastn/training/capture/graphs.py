@@ -142,9 +142,7 @@ class GraphedSteps:
             return self._compare(captured, name, step, x, y, leaves)
         return captured(x, leaves)
 
-    def _compare(
-        self, captured: _Captured, name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]
-    ) -> Tensor:
+    def _compare(self, captured: _Captured, name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]) -> Tensor:
         """Replay a step for the first time, undo it, take the eager step, and compare the two."""
         state, generator = self._state(x), self.objective.generator
         before = [tensor.clone() for tensor in state]
