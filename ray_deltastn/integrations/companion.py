@@ -16,6 +16,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training.columns import SCALES, VALUES
 from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.options import Options
+from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.tuner import SelfTuner
 
 #: Options that the other loop decides, or that only a loop of this package has.
@@ -28,6 +29,7 @@ DECIDED = (
     "graph",
     "hyperparameters",
     "lr",
+    "min_lr",
     "momentum",
     "monitor",
     "monitor_mode",
@@ -97,6 +99,7 @@ class Companion(SelfTuner):
         super()._make_streams()
         assert isinstance(self.train, LoaderStream)
         self.train._length = self._steps_per_epoch  # accumulated gradients take several minibatches for a step
+        self._count_steps()
 
     def begin(self) -> None:
         """Give the layers of the model the present s(λ), for the passes of the loop."""
@@ -201,8 +204,14 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 
 def shuffled(loader: Any) -> DataLoader[Any]:
-    """A loader of the same data in random order, in this process."""
-    return DataLoader(loader.dataset, loader.batch_size or 1, shuffle=True, collate_fn=loader.collate_fn)
+    """A loader of the same data in random order, in minibatches of the same size, in this process."""
+    size = loader.batch_size
+    if size is None and loader.batch_sampler is not None:  # a loader of Accelerate, or one with a sampler of the user
+        size = getattr(loader.batch_sampler, "batch_size", None)
+        if size is None:
+            with isolated(0, torch.device("cpu")):
+                size = len(next(iter(loader.batch_sampler)))
+    return DataLoader(loader.dataset, size, shuffle=True, collate_fn=loader.collate_fn)
 
 
 def _kind(optimizer: Optimizer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing_extensions import Unpack
 
 from ray_deltastn.integrations.companion import Companion, require_free, shuffled
 from ray_deltastn.methods import Loss, Method, MethodName
-from ray_deltastn.regularizers import Augmentation, Penalty
+from ray_deltastn.regularizers import Augmentation, Penalty, ReadRates
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.options import Options
@@ -93,6 +94,7 @@ class SelfTuning(pl.Callback):
             "batch": batch,
         }
         self._saved: dict[str, Any] = {}
+        self._restore: Callable[[], None] | None = None
         self._lr = 0.0
         self._step = 0
 
@@ -122,6 +124,8 @@ class SelfTuning(pl.Callback):
         self._step = trainer.global_step
         if self._saved:
             self.tuner.load_state_dict(self._saved)
+        if self.tuner.objective.reads_rates:
+            self._restore = _reading_rates(pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *rest: Any) -> None:
         """Give the layers their values (called by Lightning)."""
@@ -161,9 +165,37 @@ class SelfTuning(pl.Callback):
         self._release()
 
     def _release(self) -> None:
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
         if self.tuner is not None and self.tuner.task.in_use:
             self._saved = self.tuner.state_dict()
             self.tuner.release()
+
+
+def _reading_rates(module: pl.LightningModule) -> Callable[[], None]:
+    """Let attention inside `training_step` read a tuned rate as a number.
+
+    Returns:
+        A function that gives the module its own `training_step` back.
+    """
+    own = module.training_step
+    attributes = vars(module)
+    before = attributes.get("training_step")
+
+    @functools.wraps(own)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        with ReadRates():
+            return own(*args, **kwargs)
+
+    def restore() -> None:
+        if before is None:
+            del attributes["training_step"]
+        else:
+            attributes["training_step"] = before
+
+    attributes["training_step"] = training_step
+    return restore
 
 
 def _only_optimizer(trainer: pl.Trainer) -> Any:

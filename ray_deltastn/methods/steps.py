@@ -61,6 +61,10 @@ class StepOptions:
 class Steps:
     """The updates of w₀, Θ, λ and σ.
 
+    If the network carries state, a step writes the state that an unperturbed pass leaves into the state of its inputs,
+    after its backward passes. So each pass over a minibatch begins at the state that an unperturbed pass left after the
+    minibatch before, without a gradient through it. What a perturbed pass leaves is not carried.
+
     Args:
         objective: L_T and L_V of the task under the method.
         weights_optimizer: moves w₀.
@@ -105,16 +109,22 @@ class Steps:
         objective = self.objective
         if objective.response is None or objective.method.split:
             loss = objective.train_loss(x, y)
+            left = objective.left
             found = torch.autograd.grad(loss, self.weights, allow_unused=True)
             gradients, loss = self._averaged(found, self.weights, loss, rows(x))
             self._move(self.weights_optimizer, self.weights, gradients, self.options.clip_grad)
             if objective.response is not None:
                 self.response_step(x, y)
+            objective.carry(x, left)
             return loss
         assert self.response_optimizer is not None
         loss = objective.train_loss(x, y, self._perturbation(rows(x)))
         both = [*self.weights, *self.response]
         found = torch.autograd.grad(loss, both, allow_unused=True)
+        if objective.carries:
+            with torch.no_grad(), self._statistics.held():
+                objective.train_loss(x, y)
+            objective.carry(x)
         gradients, loss = self._averaged(found, both, loss, rows(x))
         self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)], self.options.clip_grad)
         self._move_response(gradients[len(self.weights) :])
@@ -209,6 +219,11 @@ class Steps:
             linearized = False if how == "network" else None
             loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight, linearized)
             found = torch.autograd.grad(loss, moved)
+            perturbed = eps is not None and not (self.objective.method.linearized and linearized is None)
+            if self.objective.carries and perturbed:
+                # Nothing requires a gradient here. `no_grad` would choose kernels that round differently in a replay.
+                self.objective.unperturbed(x)
+        self.objective.carry(x)
         gradients, loss = self._averaged(found, moved, loss, rows(x))
         self._move_hyper(moved, gradients)
         return loss

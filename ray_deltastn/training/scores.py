@@ -14,10 +14,10 @@ from torch import Tensor
 from ray_deltastn.methods import Loss, Objective, Workers
 from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
-from ray_deltastn.training.split_metrics import Collected, OverSplit
+from ray_deltastn.training.split_metrics import Collected, OfLoss, OverSplit
 from ray_deltastn.training.streams import Stream
 
-Metric = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Tensor] | OfLoss
 
 
 def evaluate(
@@ -32,7 +32,8 @@ def evaluate(
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
     count. If the loss ignores targets, it is the mean over the targets of the split that count. A `DataLoader` decides
-    which examples it gives (`drop_last`, samplers). Several workers add up the sums over their rows.
+    which examples it gives (`drop_last`, samplers). With `Segments` the means are over tokens, and the state is carried
+    through the pass from the first one. Several workers add up the sums over their rows.
 
     Returns:
         `loss`, `accuracy` if it is defined, and each metric by name.
@@ -40,7 +41,9 @@ def evaluate(
     model = objective.model
     was_training = model.training
     model.eval()
+    of_loss = {name: metric for name, metric in metrics.items() if isinstance(metric, OfLoss)}
     whole = {name: metric for name, metric in metrics.items() if isinstance(metric, OverSplit)}
+    means = {name: metric for name, metric in metrics.items() if not isinstance(metric, OfLoss | OverSplit)}
     collected = Collected()
     totals: dict[str, Tensor] = {}
     count = 0
@@ -51,23 +54,24 @@ def evaluate(
         for x, y in stream.in_order():
             with stream.explains(x, y):
                 output = objective.predict(x, delta)
+                objective.carry(x)
+                weight = stream.weight(x, y)
                 found = {"loss": loss(output, y).double().mean()}
                 if accuracy is not None:
                     correct.append(accuracy(output, y))
                     if accuracy.weighs:  # the mean over all targets of the split that count
                         share = correct[-1][1] / y.numel()
                         found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
-                        shares_counted.append(share * rows(x))
-                for name, metric in metrics.items():
-                    if name not in whole:
-                        found[name] = torch.as_tensor(metric(output, y)).double().mean()
+                        shares_counted.append(share * weight)
+                for name, mean in means.items():
+                    found[name] = torch.as_tensor(mean(output, y)).double().mean()
                 if whole:
                     collected.add(output, y)
             for name, value in found.items():
-                totals[name] = totals.get(
-                    name, torch.zeros((), dtype=torch.float64, device=value.device)
-                ) + value * rows(x)
-            count += rows(x)
+                totals[name] = (
+                    totals.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value * weight
+                )
+            count += weight
     model.train(was_training)
     sums = {name: total.item() for name, total in totals.items()}
     # Numbers behind the sums: examples, those that count for the loss, correct classes, and classes.
@@ -84,7 +88,8 @@ def evaluate(
     if whole:
         every = collected.joined()
         shares |= {name: float(metric(*every)) for name, metric in whole.items()}
-        shares = {name: shares[name] for name in ("loss", *metrics)}
+    shares |= {name: metric(shares["loss"]) for name, metric in of_loss.items()}
+    shares = {name: shares[name] for name in ("loss", *metrics)}
     if accuracy is not None:
         shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}
     return shares
@@ -142,14 +147,23 @@ class Scores:
 
         Raises:
             ValueError: if a metric returns another shape, or one over a split more than one number.
+            TypeError: if it returns something else.
         """
         if "accuracy" not in self.metrics:  # else the user's own takes its place
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
         for name, metric in self.metrics.items():
+            if isinstance(metric, OfLoss):
+                continue
             if isinstance(metric, OverSplit):
                 metric.try_out(name, output, target)
                 continue
-            shape = tuple(torch.as_tensor(metric(output, target)).shape)
+            found = metric(output, target)
+            try:
+                shape = tuple(torch.as_tensor(found).shape)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(
+                    f"`metrics[{name!r}]` must return a number or a tensor, got {type(found).__name__}"
+                ) from None
             if shape not in ((), (1,), (rows(target),)):
                 raise ValueError(
                     f"`metrics[{name!r}]` must return a mean () or one value per example ({rows(target)},), got shape "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 from ray_deltastn.methods import Method, Workers
 from ray_deltastn.response.trees import mapped, rows, taken, tensors
 from ray_deltastn.training.loaders import LoaderStream
+from ray_deltastn.training.segments import SegmentStream
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.streams import Batch, Stream, once
 
@@ -60,6 +61,10 @@ class Shared(Stream):
         smallest = self.inner.smallest_batch
         return smallest if self.is_split or not smallest else max(1, smallest // self._workers.size)
 
+    def weight(self, x: Any, y: Any) -> int:
+        """The weight of the rows of this worker in the mean over a split."""
+        return self.inner.weight(x, y)
+
     @property
     def whole(self) -> Stream:
         """The minibatches as they are before they are split."""
@@ -102,13 +107,55 @@ class Shared(Stream):
         """A few examples, the same on all workers unless the data are split by a `DistributedSampler`."""
         return self.inner.first(count)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Position in the data."""
         return self.inner.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position."""
         self.inner.load_state_dict(state)
+
+
+class SharedSegments(SegmentStream):
+    """The streams of one worker in the segments of a split; their state is carried by this worker alone.
+
+    Args:
+        inner: the segments of the split.
+        workers: the workers.
+
+    Raises:
+        ValueError: if a split that steps are taken on has fewer streams than workers.
+    """
+
+    def __init__(self, inner: SegmentStream, workers: Workers) -> None:
+        count = inner.segments.batch_size
+        if inner.name != "test" and count < workers.size:
+            raise ValueError(
+                f"`batch_size` of the `Segments` of `{inner.name}` must be at least the number of workers, "
+                f"{workers.size}, got {count}"
+            )
+        super().__init__(inner.segments, inner.name, inner.device, workers.own(count))
+        self._inner, self._workers = inner, workers
+
+    def next(self) -> Batch:
+        """The next segment of each stream of this worker."""
+        return self._workers.keep(*super().next())
+
+    @property
+    def whole(self) -> Stream:
+        """The segments of all workers."""
+        return self._inner
+
+    def first(self, count: int = 4) -> Batch:
+        """A few sequences, the same on all workers."""
+        return self._inner.first(count)
+
+
+def shared(found: Stream, workers: Workers) -> Stream:
+    """The rows of one worker in the minibatches of a split."""
+    if workers.size == 1:
+        return found
+    return SharedSegments(found, workers) if isinstance(found, SegmentStream) else Shared(found, workers)
 
 
 def check_workers(settings: Settings, method: Method, model: nn.Module) -> None:

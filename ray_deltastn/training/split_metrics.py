@@ -1,8 +1,9 @@
-"""Metrics that are no mean over examples, such as F1: they get the outputs and targets of a whole split."""
+"""Metrics that are no mean over examples: F1 needs a whole split, and perplexity the mean loss of a split."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,6 +81,58 @@ def over_split(metric: Callable[[Any, Any], Any]) -> OverSplit:
         True
     """
     return OverSplit(metric)
+
+
+class OfLoss:
+    """A metric that is a function of the mean loss of a split, so that no outputs are kept for it."""
+
+    def __call__(self, loss: float) -> float:
+        """The metric of a mean loss in nats."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class Perplexity(OfLoss):
+    """The perplexity of a language model on a split, exp(L), for `Task(metrics={"perplexity": rd.Perplexity()})`.
+
+    L is the reported loss of the split, which must be the mean negative log-likelihood of a token in nats, such as
+    PyTorch's cross-entropy. On `rd.Segments` it is the mean over all tokens of the split. This is not the mean of the
+    perplexities of minibatches. No outputs are kept.
+
+    Examples:
+        >>> round(rd.Perplexity()(math.log(50)), 6)
+        50.0
+    """
+
+    def __call__(self, loss: float) -> float:
+        """exp(loss)."""
+        try:
+            return math.exp(loss)
+        except OverflowError:
+            return math.inf
+
+
+class BitsPerCharacter(OfLoss):
+    """Bits per character of a language model on a split, L/ln 2, for `Task(metrics={"bits": rd.BitsPerCharacter()})`.
+
+    L is the reported loss of the split, see `Perplexity`; its tokens must be characters.
+
+    Examples:
+        >>> rd.BitsPerCharacter()(math.log(8))
+        3.0
+    """
+
+    def __call__(self, loss: float) -> float:
+        """loss/ln 2."""
+        return loss / math.log(2)
 
 
 class Collected:

@@ -17,7 +17,12 @@ VERSION = 3
 
 
 def identity(
-    method: str, space: Mapping[str, str], settings: Settings, model: nn.Module, steps_per_epoch: int
+    method: str,
+    space: Mapping[str, str],
+    settings: Settings,
+    model: nn.Module,
+    steps_per_epoch: int,
+    task: Mapping[str, str],
 ) -> dict[str, Any]:
     """Properties in which a state and the run that loads it must agree."""
     schedule = settings.schedule
@@ -33,6 +38,7 @@ def identity(
         # Positions in the data, and epochs, are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,
         "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
+        **({"task": dict(task)} if task else {}),
     }
 
 

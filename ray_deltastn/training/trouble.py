@@ -125,6 +125,7 @@ class Trouble:
         if train is None and hyper is None:
             for x, y in self._valid.in_order():
                 found = self._in_batch(x, y, training=False, forward_only=True)
+                self.objective.carry(x)
                 if found:
                     return f"{found}, in the evaluation on `{self._valid.name}`"
         return ""
@@ -182,7 +183,7 @@ class Trouble:
 
 
 def _drawn(stream: Stream, back: int) -> tuple[Any, Any]:
-    """The minibatch that a stream gave |back| minibatches ago."""
+    """The minibatch that a stream gave |back| minibatches ago; if it carries a state, with the first state."""
     length = len(stream)
     number = stream.pass_number * length + stream.position + back
     again = copy.copy(stream)

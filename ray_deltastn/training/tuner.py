@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -21,6 +20,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.best import Best
+from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
@@ -43,10 +43,13 @@ from ray_deltastn.training.precision import float32_products
 from ray_deltastn.training.scores import Scores
 from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
-from ray_deltastn.training.shares import Shared, check_same, check_workers
+from ray_deltastn.training.shares import check_same, check_workers, shared
 from ray_deltastn.training.state import identity, require_parts, require_same, state_of_worker
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trouble import Trouble
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Reason of a run that ended as planned.
 ALL_DONE = "all epochs done"
@@ -150,6 +153,7 @@ class SelfTuner:
             valid_penalty=task.valid_penalties,
             half=s.precision == "bf16",
             channels_last=s.channels_last,
+            carries=carried(task, [self.train, self.valid, *([] if self.test is None else [self.test])]),
         )
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
@@ -168,7 +172,8 @@ class SelfTuner:
         self.best = Best(s.monitor, s.monitor_mode)
         self._row = 0
         self._set_constant(0)
-        with random_state.isolated(self._own_seed(), self.device):
+        # The response is compared with an oracle, which TF32 is too coarse for.
+        with random_state.isolated(self._own_seed(), self.device), float32_products(False, self.device):
             try:
                 self.scores.try_out(*try_out(self.objective, self.valid, self.train, self.test))
                 self.best.check(self.scores.names)
@@ -193,24 +198,26 @@ class SelfTuner:
 
     def _own_seed(self, *parts: int) -> int:
         """A seed for what each worker draws by itself; the first worker has that of a run of one process."""
-        seed, rank = self.settings.seed, self.workers.rank
-        return (
-            random_state.seed_of(seed, *parts, rank) if rank else random_state.seed_of(seed, *parts) if parts else seed
-        )
+        if self.workers.rank:
+            parts = (*parts, self.workers.rank)
+        return random_state.seed_of(self.settings.seed, *parts) if parts else self.settings.seed
 
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
         self.train = self._stream(task.train, s.batch_size, "train", 0)
         self.valid = self._stream(task.valid, s.valid_batch_size or s.batch_size, "valid", 1)
         self.test = None if task.test is None else self._stream(task.test, s.batch_size, "test", 2)
+        self._count_steps()
+
+    def _count_steps(self) -> None:
+        s = self.settings
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
         self.hyper_steps = s.hyper_steps(len(self.train))
 
     def _stream(self, source: Any, batch_size: int, name: str, split: int) -> Stream:
         seed = random_state.seed_of(self.settings.seed, split)
-        found = stream(source, batch_size, name, self.device, seed, self.task.pair)
-        return found if self.workers.size == 1 else Shared(found, self.workers)
+        return shared(stream(source, batch_size, name, self.device, seed, self.task.pair), self.workers)
 
     @property
     def coverage(self) -> Coverage | None:
@@ -367,6 +374,9 @@ class SelfTuner:
         patience = self.settings.patience
         if not self.done and patience and self.scores.reports_since_best >= patience:
             self.stop_reason = f"no better validation loss in {patience} reports"
+        slowest = self.settings.min_lr
+        if not self.done and slowest and self.optimizers.lr < slowest:
+            self.stop_reason = f"learning rate {self.optimizers.lr:.3g} below {slowest:g}"
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
         values = self.objective.current_values()
@@ -470,8 +480,15 @@ class SelfTuner:
         """
         self._share_buffers()
         own = {"generator": self.generator.get_state(), "global_random": self._global_random}
-        every = self.workers.gathered(own)
-        return {**self._own_state(), **every[0], **({"workers": every} if len(every) > 1 else {})}
+        every = self.workers.gathered((own, self.train.state_dict(), self.valid.state_dict()))
+        random, train, valid = (list(part) for part in zip(*every, strict=True))
+        return {
+            **self._own_state(),
+            **random[0],
+            "train": self.train.joined(train),
+            "valid": self.valid.joined(valid),
+            **({"workers": random} if len(every) > 1 else {}),
+        }
 
     def _own_state(self) -> dict[str, Any]:
         """The state of this process, without a word to the others."""
@@ -496,7 +513,8 @@ class SelfTuner:
         }
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.method.name, self.space.fingerprint(), self.settings, self.model, len(self.train))
+        space, task = self.space.fingerprint(), self.task.identity
+        return identity(self.method.name, space, self.settings, self.model, len(self.train), task)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.

@@ -276,7 +276,8 @@ def first_error(error: ValidationError, kind: type[ExperimentConfig]) -> str:
         error: the error of pydantic.
         kind: the class of the configuration.
     """
-    first = error.errors()[0]
+    # An unknown key explains a missing one.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
@@ -287,4 +288,8 @@ def first_error(error: ValidationError, kind: type[ExperimentConfig]) -> str:
     kinds = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
     if first["type"] in kinds:
         return f"`{key}` must be {kinds[first['type']]}, got {shown(first['input'])}"
+    if first["type"] == "missing":
+        return f"`{key}` must be given, got no such key"
+    if first["type"] == "literal_error":
+        return f"`{key}` must be {first['ctx']['expected']}, got {first['input']!r}"
     return f"`{key}`: {first['msg']}, got {first['input']!r}"

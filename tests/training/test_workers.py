@@ -26,6 +26,7 @@ REFUSED = {
     "settings": ["`lr`", "0.1", "1.1", "worker 1"],
     "data": ["first examples of `train`"],
     "length": ["minibatches of `train`", "got 7", "and 8"],
+    "streams": ["`batch_size` of the `Segments` of `train`", "got 1"],
     "sampler": ["`DistributedSampler` of `train`", "(4, 0)"],
     "few rows": ["at least two examples", "BatchNorm1d '1'"],
     "odd": ["gradients for the same parameters"],
@@ -106,7 +107,7 @@ def test_each_worker_has_perturbations_of_its_own(found):
     assert not torch.equal(found[0]["noise"]["generator"], found[1]["noise"]["generator"])
 
 
-@pytest.mark.parametrize("run", ["noise", "plain noise"])
+@pytest.mark.parametrize("run", ["noise", "plain noise", "segments noise"])
 def test_a_resumed_run_is_the_same_to_the_bit(found, run):
     for own in found:
         assert own[run]["broken"] == [report["valid_loss"] for report in own[run]["whole"]]

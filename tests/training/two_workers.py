@@ -16,7 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import ray_deltastn as rd
+from ray_deltastn.training.segments import SegmentStream
 from ray_deltastn.training.streams import Stream
+from tests.training import recurrent
 from tests.training.runs import Noisy, examples, make_task, make_tuner, reports_of, tensors_of
 
 #: Options of the runs without noise. The last minibatch of `ROWS` training examples has one example.
@@ -29,11 +31,13 @@ VARIANTS = {
     "parts": {"preset": "paper", "perturbations": 2},
     "adam": {"optimizer": "adam", "hyper_optimizer": "adam"},
     "plateau": {"schedule": {"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.5}, "epochs": 3},
+    "segments": {"preset": "paper"},
 }
 #: Method and options of each run without noise.
 RUNS = [
     *((method, "paper") for method in ("fixed", "stn", "centered-stn", "delta-stn")),
     *(("delta-stn", name) for name in VARIANTS if name != "paper"),
+    ("stn", "segments"),
 ]
 
 
@@ -47,14 +51,46 @@ class Fading(rd.Regularizer):
         return x * (1 - self.pass_values.value(self.names[0], x)) if self.training else x
 
 
-def exact_task(seed=11, **changes):
-    """A task in float64 whose passes draw nothing."""
-    torch.manual_seed(seed)
-    space = rd.HyperSpace(
+def exact_space():
+    return rd.HyperSpace(
         fading=rd.Bounded(0.3, low=0.0, high=0.9, scale=0.3),
         shared=rd.Bounded(0.2, low=0.0, high=0.9, scale=0.3, per="batch"),
         decay=rd.Positive(1e-2),
     )
+
+
+class FadingModel(nn.Module):
+    """A recurrent network that carries state and draws nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = recurrent.GRUModel(dropout=False)
+        self.recurrent.before = Fading("fading")
+        self.after = Fading("shared")
+
+    def forward(self, tokens, state):
+        output, state = self.recurrent(tokens, state)
+        return self.after(output), state
+
+
+def segments_task():
+    """A task on segments, of which a worker has two streams or one, or, in the test data, none."""
+    torch.manual_seed(7)
+    state = recurrent.first_state("gru", torch.float64)
+    sizes = {"train": (130, 3), "valid": (70, 2), "test": (40, 1)}
+    data = {
+        name: rd.Segments(recurrent.corpus(count, seed), streams, 8, state)
+        for seed, (name, (count, streams)) in enumerate(sizes.items())
+    }
+    return rd.Task(
+        space=exact_space(), model=FadingModel().double(), loss=F.cross_entropy, penalty=rd.L2("decay"), **data
+    )
+
+
+def exact_task(seed=11, **changes):
+    """A task in float64 whose passes draw nothing."""
+    torch.manual_seed(seed)
+    space = exact_space()
     layers = (Fading("fading"), nn.Linear(6, 8), nn.Tanh(), Fading("shared"), nn.Linear(8, 3))
     x, y = examples(ROWS, 1)
     given = {
@@ -77,14 +113,16 @@ def draw_alike(tuner):
     seen = {}
 
     def watch(stream):
-        draw = stream.whole.next
+        whole = stream.whole
+        of = stream if isinstance(whole, SegmentStream) else whole
+        draw = of.next
 
         def next_batch():
             x, y = draw()
-            seen["rows"] = len(x)
+            seen["rows"] = len(y) if of is whole else whole.smallest_batch
             return x, y
 
-        stream.whole.next = next_batch
+        of.next = next_batch
 
     watch(tuner.train)
     watch(tuner.valid)
@@ -115,21 +153,32 @@ def watch_moves(tuner):
 
 def exact_run(method, variant, workers=None, **changes):
     """Gradients, reports and tensors of a run without noise."""
-    tuner = make_tuner(exact_task(**changes), method, workers=workers, **{**EXACT, **VARIANTS[variant]})
+    task = segments_task() if variant == "segments" else exact_task(**changes)
+    tuner = make_tuner(task, method, workers=workers, **{**EXACT, **VARIANTS[variant]})
     draw_alike(tuner)
     gradients = watch_moves(tuner)
     return {"reports": reports_of(tuner), "tensors": tensors_of(tuner), "gradients": gradients}
 
 
-def noisy_run(workers, method="delta-stn", data="noisy-loader", **settings):
+def noisy_segments(_):
+    """A task on segments with dropout, of which each worker has two streams or one."""
+    state = recurrent.first_state("lstm")
+    data = {
+        name: rd.Segments(recurrent.corpus(130, seed), 4 - 2 * seed, 8, state)
+        for seed, name in enumerate(["train", "valid"])
+    }
+    return recurrent.make_task("lstm", **data)
+
+
+def noisy_run(workers, method="delta-stn", data="noisy-loader", build=make_task, **settings):
     """A run with noise, whole and broken, with the state in its middle."""
-    tuner = make_tuner(make_task(data), method, workers=workers, **settings)
+    tuner = make_tuner(build(data), method, workers=workers, **settings)
     whole = reports_of(tuner)
-    first = make_tuner(make_task(data), method, workers=workers, **settings)
+    first = make_tuner(build(data), method, workers=workers, **settings)
     begun = [first.step(), first.step()]
     state = first.state_dict()
     torch.manual_seed(1000 + workers.rank)  # a resumed run depends on nothing else
-    second = make_tuner(make_task(data), method, workers=workers, **settings)
+    second = make_tuner(build(data), method, workers=workers, **settings)
     second.load_state_dict(state)
     return {
         "whole": whole,
@@ -224,6 +273,7 @@ def errors(workers):
     odd = make_task(model=Odd(rank), space=rd.HyperSpace(first=rd.Bounded(0.2, low=0.0, high=0.9)), penalty=())
     wrong = DistributedSampler(range(100), num_replicas=4, rank=0)
     sampled = DataLoader(TensorDataset(*examples(100, 1)), batch_size=5, sampler=wrong)
+    narrow = recurrent.make_task(train=rd.Segments(recurrent.corpus(130), 1, 8, recurrent.first_state("lstm")))
     return {
         "ift": error_of(lambda: make_tuner(of(nn.Linear(6, 3)), "ift", workers=workers)),
         "graph": error_of(lambda: make_tuner(workers=workers, graph="on")),
@@ -232,6 +282,7 @@ def errors(workers):
         "settings": error_of(lambda: make_tuner(workers=workers, lr=0.1 + rank)),
         "data": error_of(lambda: make_tuner(make_task(train=examples(100, rank)), workers=workers)),
         "length": error_of(lambda: make_tuner(make_task(train=examples(100 + 20 * rank, 1)), workers=workers)),
+        "streams": error_of(lambda: make_tuner(narrow, workers=workers)),
         "sampler": error_of(lambda: make_tuner(make_task(train=sampled), workers=workers)),
         "few rows": error_of(lambda: make_tuner(normalised, workers=workers, batch_size=33)),
         "odd": error_of(lambda: make_tuner(odd, "fixed", workers=workers).step()),
@@ -246,6 +297,7 @@ def main(folder):
         found = {f"{method} {variant}": exact_run(method, variant, workers) for method, variant in RUNS}
         found["other start"] = exact_run("delta-stn", "paper", workers, seed=11 + 50 * workers.rank)["tensors"]
         found["noise"] = noisy_run(workers)
+        found["segments noise"] = noisy_run(workers, build=noisy_segments, steps_per_report=1)
         found["plain noise"] = noisy_run(workers, data="plain-dropout", patience=1)
         found["normalised"] = normalised_run(workers)
         found["loaders"] = loaders(workers)
