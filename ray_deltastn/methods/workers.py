@@ -152,11 +152,13 @@ class Workers:
         parts = [
             zero.expand(p.numel()) if t is None else t.reshape(-1).to(kind) for t, p in zip(found, like, strict=True)
         ]
-        flat = torch.cat(parts)
-        flat = flat * weight if self._has_rows else torch.zeros_like(flat)
+        weight = weight if self._has_rows else 0.0
         # Behind the tensors: the weight, and for each tensor whether this process has it.
-        head = self._head(weight if self._has_rows else 0.0, [t is not None for t in found], kind, device)
-        flat = torch.cat([flat, head])
+        flat = torch.cat([*parts, self._head(weight, [t is not None for t in found], kind, device)])
+        if self._has_rows:
+            flat[: -1 - len(like)] *= weight
+        else:  # a product with zero would keep NaN
+            flat[: -1 - len(like)] = 0.0
         dist.all_reduce(flat, group=self._group)
         *sums, total, given = flat.split([p.numel() for p in like] + [1, len(like)])
         uneven = ((given > 0) & (given < self.size)).any()

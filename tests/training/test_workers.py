@@ -1,6 +1,7 @@
 """Data-parallel training: two processes that `torchrun` has started train as one process does."""
 
 import os
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -173,6 +174,34 @@ def test_all_workers_end_when_a_run_diverges(found):
         assert own["diverged"][-1]["diverged"]
         assert "first not finite" in own["diverged"][-1]["stop_reason"]
     assert str(found[0]["diverged"]) == str(found[1]["diverged"])
+
+
+def test_the_example_of_the_page_runs_under_torchrun_and_without(tmp_path):
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "workers.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "train.py").write_text(block)
+    printed = []
+    for launcher in (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], []):
+        done = subprocess.run(
+            [sys.executable, *launcher, "train.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed.append([line.split() for line in done.stdout.splitlines()])
+        assert [epoch for epoch, _ in printed[-1]] == ["1", "2", "3", "4"]
+        assert len(torch.load(tmp_path / "state.pt", weights_only=True).get("workers", [1])) == 2 - len(printed) + 1
+    assert float(printed[0][-1][1]) == pytest.approx(float(printed[1][-1][1]), rel=0.3)  # they differ by noise only
+
+
+def test_a_worker_that_waits_for_the_others_gives_up_in_time(found):
+    assert found[0]["late"]
+    assert found[1]["late"] == ""
 
 
 def test_without_torchrun_there_is_one_worker():

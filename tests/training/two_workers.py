@@ -6,9 +6,11 @@ has found, by the name of the scenario, to `DIR/RANK.pt`.
 
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -301,6 +303,9 @@ def main(folder):
         found["loaders"] = loaders(workers)
         found["errors"] = errors(workers)
         found["diverged"] = reports_of(make_tuner(make_task(), workers=workers, lr=1e6))
+        hasty = rd.Workers(dist.new_group(timeout=timedelta(seconds=1)))
+        found["late"] = "" if workers.rank else error_of(lambda: hasty.gathered(0))
+        workers.gathered(0)
         torch.save(found, Path(folder, f"{workers.rank}.pt"))
 
 

@@ -10,10 +10,8 @@ import torch
 from ray import tune
 
 from ray_deltastn import DeltaSTNTrainable
-from ray_deltastn.tune import guards
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import run_experiment
-from tests.tune.test_slots import BIG, SMALL, cluster
 from tests.tune.tiny import CONFIG, finish, without_times
 from tests.tune.two_workers import TWO
 
@@ -53,15 +51,6 @@ def run(tmp_path, config, **arguments):
 )
 def test_a_trial_requests_a_bundle_for_each_worker(resources, bundles):
     assert DeltaSTNTrainable.default_resource_request({**CONFIG, "resources": resources}).bundles == bundles
-
-
-def test_slots_have_room_for_all_workers_of_a_trial(monkeypatch):
-    cluster(monkeypatch, BIG, SMALL)  # four GPUs and one
-    config = {"task": "digits-mlp", "tune": {"gpu": 1, "workers": 2}}
-    assert guards.slots_of(ExperimentConfig.model_validate(config)) == 2  # a trial may be on two machines
-    config["tune"]["workers"] = 6
-    with pytest.raises(ValueError, match=r"`tune\.workers` must fit the cluster, got 6 workers and room for 5"):
-        guards.slots_of(ExperimentConfig.model_validate(config))
 
 
 @slow
