@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Unbounded,
         UpperBounded,
     )
-    from ray_deltastn.methods import Method
+    from ray_deltastn.methods import Method, Workers
     from ray_deltastn.regularizers import (
         L2,
         ActivationPenalty,
@@ -60,7 +60,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: Module → its names that the package offers. Only `tune` needs Ray.
 _NAMES = {
     "domains": ("Bounded", "Hyperparameter", "Integer", "LowerBounded", "Positive", "Unbounded", "UpperBounded"),
-    "methods": ("Method",),
+    "methods": ("Method", "Workers"),
     "regularizers": (
         "L2",
         "ActivationPenalty",
@@ -151,6 +151,7 @@ __all__ = [
     "UpperBounded",
     "VariationalDropout",
     "WarmStart",
+    "Workers",
     "__version__",
     "integrations",
     "linearised_forward",

@@ -14,6 +14,7 @@ A single run trains for the whole budget, with the outer options of `single`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,7 +191,9 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
     """
     for name in filter(None, methods):
         if name not in CONTENDERS:
-            raise ValueError(unknown_key(f"--methods {name}", [f"--methods {known}" for known in CONTENDERS]))
+            near = difflib.get_close_matches(name, CONTENDERS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"`--methods` must be some of {', '.join(CONTENDERS)}, got {name!r}{hint}")
     if len(set(methods)) < len(methods) or not methods or not all(methods):
         raise ValueError(f"`--methods` must name each method once, got {','.join(methods) or 'none'}")
     if seeds < 1:

@@ -173,7 +173,7 @@ class Objective:
             left: the state; by default the one that the last pass has left.
 
         Raises:
-            ValueError: if the two states differ in structure, or in the shape or the type of a tensor.
+            CarriedError: if the two states differ in structure, or in the shape or the type of a tensor.
         """
         if not self.carries:
             return

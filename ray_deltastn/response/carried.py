@@ -14,15 +14,19 @@ from torch import Tensor
 from ray_deltastn.response.trees import described
 
 
+class CarriedError(ValueError):
+    """The model does not return the state that it should."""
+
+
 def divided(output: Any) -> tuple[Any, Any]:
     """What the loss gets of the output of a network that carries state, and the state after the pass.
 
     Raises:
-        ValueError: if the output is not a pair.
+        CarriedError: if the output is not a pair.
     """
     if not isinstance(output, tuple | list) or len(output) != 2:
         got = f"{len(output)} parts" if isinstance(output, tuple | list) else described(output)
-        raise ValueError(f"`model(inputs, state)` must return a pair (output, state), got {got}")
+        raise CarriedError(f"`model(inputs, state)` must return a pair (output, state), got {got}")
     return output[0], output[1]
 
 
@@ -35,11 +39,11 @@ def matched(before: Any, after: Any, where: str = "state") -> list[tuple[Tensor,
         where: name of the state, for errors.
 
     Raises:
-        ValueError: if they differ in structure, or in the shape or the type of a tensor.
+        CarriedError: if they differ in structure, or in the shape or the type of a tensor.
     """
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         if before.shape != after.shape or before.dtype != after.dtype:
-            raise ValueError(
+            raise CarriedError(
                 f"`model` must return a state like the one that it gets, got {_about(after)} for `{where}` of "
                 f"{_about(before)}"
             )
@@ -49,7 +53,7 @@ def matched(before: Any, after: Any, where: str = "state") -> list[tuple[Tensor,
     elif isinstance(before, tuple | list) and isinstance(after, tuple | list) and len(before) == len(after):
         parts = [(one, other, number) for number, (one, other) in enumerate(zip(before, after, strict=True))]
     else:
-        raise ValueError(
+        raise CarriedError(
             f"`model` must return a state like the one that it gets, got {_about(after)} for `{where}`, which is "
             f"{_about(before)}"
         )

@@ -21,11 +21,19 @@ from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.carrying import carried, require_carried
+from ray_deltastn.training.carrying import carried, require_carried, require_known_tokens
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.first_pass import in_training, look_at_training, several
 from ray_deltastn.training.kept import kept_generator
-from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
+from ray_deltastn.training.misfits import (
+    MISFITS,
+    entered,
+    lost,
+    predicted,
+    require_gradient,
+    require_mean,
+    require_outer_loss,
+)
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
@@ -98,6 +106,7 @@ def try_out(
     was_training = model.training
     model.eval()
     try:
+        require_known_tokens(objective, [train, valid, test])
         x, y = valid.first()
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
@@ -167,6 +176,8 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
             require_mean(function, which, output, y, loss)
+            if which == "loss" or objective.method.tunes:
+                require_gradient(function, which, output, y)
             if objective.response is not None and objective.method.linearized:
                 require_outer_loss(function, which, output, y, objective.method.name)
     if objective.response is not None:

@@ -119,9 +119,11 @@ def stream(
             raise ValueError(f"`{name}` must hold at least one example, got none")
         shuffle = not isinstance(source, IterableDataset)
         return LoaderStream(DataLoader(source, batch_size, shuffle=shuffle), name, device, seed, pair)
+    kinds = [type(part).__name__ for part in source] if isinstance(source, tuple | list) else []
+    got = f"a {type(source).__name__} of {', '.join(kinds)}" if 0 < len(kinds) < 4 else type(source).__name__
+    hint = "; make tensors of arrays with `torch.from_numpy`" if "ndarray" in (*kinds, got) else ""
     raise TypeError(
-        f"`{name}` must be a pair of tensors, a map-style Dataset, a DataLoader or Segments, got "
-        f"{type(source).__name__}"
+        f"`{name}` must be a pair of tensors, a map-style Dataset, a DataLoader or Segments, got {got}{hint}"
     )
 
 

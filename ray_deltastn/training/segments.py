@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ class Segments:
 
     The state at the beginning of a segment is the one that an unperturbed pass left after the segment before, without a
     gradient through it (truncated backpropagation). The passes of training and of hyper steps have their own states.
-    Evaluations begin at the first state.
+    Evaluations begin at the first state. Several workers share the streams, and each carries the state of its own.
 
     Args:
         tokens: the split, (n,), whole numbers from 0.
@@ -51,7 +51,8 @@ class Segments:
 
     Raises:
         TypeError: if `tokens` is not a tensor of whole numbers, or `state` has a leaf that is not a tensor.
-        ValueError: if the tokens are not one row, are negative, or too few for one segment with its targets.
+        ValueError: if the tokens are not one row, are negative, or too few for one segment with its targets, or a state
+            has no tensor.
 
     Examples:
         >>> train = rd.Segments(torch.arange(101), batch_size=2, length=20)
@@ -74,9 +75,12 @@ class Segments:
                 f"`len(tokens) // batch_size > length` must hold, for a segment with its targets in each stream, got "
                 f"{len(tokens):,} tokens in {batch_size} streams for `length` {length}"
             )
-        wrong = next((leaf for leaf in tree_leaves(state) if not isinstance(leaf, Tensor)), None)
-        if state is not None and wrong is not None:
-            raise TypeError(f"`state` must be a tensor or nested tensors, got {described(wrong)} in it")
+        if state is not None:
+            wrong = [leaf for leaf in tree_leaves(state) if not isinstance(leaf, Tensor)]
+            if wrong:
+                raise TypeError(f"`state` must be a tensor or nested tensors, got {described(wrong[0])} in it")
+            if not tensors(state):
+                raise ValueError("`state` must hold a tensor, got none; give None to carry nothing")
         self.tokens = tokens.long()
         self.batch_size, self.length = batch_size, length
         self.state = None if state is None else mapped(torch.Tensor.detach, state)
@@ -112,15 +116,19 @@ class SegmentStream(Stream):
         segments: the split.
         name: name of the split, for errors.
         device: the training device.
+        own: the streams that are used; by default all.
     """
 
-    def __init__(self, segments: Segments, name: str, device: torch.device) -> None:
+    def __init__(self, segments: Segments, name: str, device: torch.device, own: slice = slice(None)) -> None:
         super().__init__(name, device, 0)
         self.segments = segments
+        self.continues = True
+        self._own = own
         streams = segments.tokens[: segments.steps * segments.batch_size].view(segments.batch_size, -1)
-        self._streams = streams.to(device)
+        self._streams = streams[own].to(device)
         self.carries = segments.state is not None
-        self._state = self._first_state(segments.batch_size)
+        self._start = mapped(lambda t: t.to(device), segments.state) if self.carries else None
+        self._state = self._first_state(len(self._streams))
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -128,7 +136,7 @@ class SegmentStream(Stream):
     @property
     def smallest_batch(self) -> int:
         """Number of streams."""
-        return self.segments.batch_size
+        return len(self._streams)
 
     def weight(self, x: Any, y: Any) -> int:
         """Number of tokens."""
@@ -139,15 +147,15 @@ class SegmentStream(Stream):
         if self.position >= len(self):
             self.pass_number, self.position = self.pass_number + 1, 0
         if self.position == 0 and self.carries:
-            self._fill(self._state, self.segments.state)
+            self._fill(self._state, self._start)
         found = self._segment(self.position, self._state)
         self.position += 1
         return found
 
     def in_order(self) -> Iterator[Batch]:
         """One pass with a state that begins at the first one, and does not touch that of `next`."""
-        state = self._first_state(self.segments.batch_size)
-        for position in range(len(self)):
+        state = self._first_state(len(self._streams))
+        for position in range(len(self) if len(self._streams) else 0):
             yield self._segment(position, state)
 
     def first(self, count: int = 4) -> Batch:
@@ -166,12 +174,16 @@ class SegmentStream(Stream):
 
     def _first_state(self, count: int) -> Any:
         """The first state of `count` sequences, in new tensors."""
-        of = self.segments.state
-        return None if of is None else mapped(lambda t: t.to(self.device).expand(count, *t.shape).clone(), of)
+        return mapped(lambda t: t.expand(count, *t.shape).clone(), self._start) if self.carries else None
 
     def _fill(self, state: Any, values: Any) -> None:
         for mine, theirs in zip(tensors(state), tensors(values), strict=True):
             mine.copy_(theirs)
+
+    def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of all streams from those of each worker's."""
+        parts = zip(*(state["state"] for state in states), strict=True)
+        return {**states[0], "state": [torch.cat(part) for part in parts]}
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data, and the state that the sequences carry."""
@@ -184,15 +196,16 @@ class SegmentStream(Stream):
             ValueError: if the carried state is one of other streams or another network.
         """
         super().load_state_dict(state)
-        self._state = self._first_state(self.segments.batch_size)  # new tensors: a copy of this stream keeps the others
+        self._state = self._first_state(len(self._streams))  # new tensors: a copy of this stream keeps the others
         if "state" not in state:
             return
-        own, found = ([tuple(t.shape) for t in some] for some in (tensors(self._state), state["state"]))
+        every = tensors(self._first_state(self.segments.batch_size))
+        own, found = ([tuple(t.shape) for t in some] for some in (every, state["state"]))
         if own != found:
             raise ValueError(
                 f"`state` must be one of the same streams of `{self.name}`, got carried tensors of {found}, here {own}"
             )
-        self._fill(self._state, state["state"])
+        self._fill(self._state, [t[self._own] for t in state["state"]])
 
     @contextmanager
     def explains(self, x: Any, y: Any) -> Iterator[None]:

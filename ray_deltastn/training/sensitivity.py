@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Objective
 from ray_deltastn.response.trees import rows, split, taken
 from ray_deltastn.training.streams import Batch, Stream
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Largest distance from λ, in units of σ, and number of points on the way.
 WIDTH, POINTS = 2.0, 9
@@ -38,6 +42,8 @@ def sensitivity(
     Raises:
         ValueError: if the method has no response.
     """
+    import pandas as pd  # it takes long, and training does not need it
+
     if objective.response is None:
         raise ValueError("`sensitivity` needs a method that learns a response, got one without")
     space = objective.space

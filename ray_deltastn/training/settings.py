@@ -52,7 +52,7 @@ class Settings(BaseModel):
             `Integer` use the clamped line, and `Positive` stays in its search range. `open` (`paper`): `Bounded` and
             `Integer` use the sigmoid, and `Positive` has no limits. A `map` of a hyperparameter overrides this.
         epochs: passes over the training data.
-        batch_size: examples in a training minibatch.
+        batch_size: examples in a training minibatch; a `DataLoader` or `Segments` decides itself.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
@@ -345,15 +345,16 @@ class Settings(BaseModel):
         before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
         return max(0, cycles - before) * self.valid_interval
 
-    def parts(self, statistics: bool) -> int:
+    def parts(self, statistics: bool, workers: int = 1) -> int:
         """Number of parts into which the examples of a minibatch that train Θ are split.
 
         Args:
             statistics: whether a layer of the network normalises with the statistics of the batch.
+            workers: number of processes that share a minibatch; each splits its own examples.
         """
         if self.sub_batches != "auto":
             return self.sub_batches
-        rows = max(1, round(self.response_fraction * self.batch_size))
+        rows = max(1, round(self.response_fraction * self.batch_size / workers))
         return min(AUTO_PARTS, max(2, rows // AUTO_PART_SIZE)) if statistics else 1
 
     def hyper_rate(self, hyper_steps: int) -> float:

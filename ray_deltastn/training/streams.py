@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,9 +43,11 @@ class Stream:
         position: minibatches drawn from the present pass.
         structure: structure of the first minibatch; empty if all minibatches have the same one.
         carries: whether inputs are a pair (inputs, state), see `Segments`.
+        continues: whether the rows of a minibatch continue those of the one before, as segments do.
     """
 
     carries = False
+    continues = False
 
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name
@@ -76,10 +78,19 @@ class Stream:
         """The weight of a minibatch in the mean over a split: its number of examples."""
         return rows(x)
 
+    @property
+    def whole(self) -> Stream:
+        """The minibatches with the rows of all workers."""
+        return self
+
     def first(self, count: int = 4) -> Batch:
         """A few examples, for a look at their types and shapes."""
         x, y = taken(next(iter(self.in_order())), slice(count))
         return x, y
+
+    def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of the split from those of all workers."""
+        return states[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""

@@ -1,6 +1,5 @@
 """Self-tuning inside Lightning gives the numbers of `SelfTuner`, and its checkpoints continue to the bit."""
 
-import re
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ray_deltastn as rd
+from tests.pages import run
 from tests.training.runs import examples
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -291,16 +291,13 @@ def test_an_exception_takes_the_hooks_off():
 @pytest.mark.slow
 def test_the_page_runs_also_under_tune(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
-    namespace = {"__name__": "__main__"}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/lightning.md", "exec"), namespace)
-    assert len(namespace["tuning"].tuner.schedule()) == 4
+    namespace = run("docs/lightning.md")
+    assert len(namespace["tuning"].tuner.schedule()) == 16
     results = namespace["results"]
     assert results.num_terminated == len(results) == 2
     for result in results:
         assert 0 <= result.metrics["hyperparameters/dropout"] <= 0.95
-        assert result.metrics["training_iteration"] == 4
+        assert result.metrics["training_iteration"] == 16
         with result.checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "checkpoint", weights_only=False)
         assert state["callbacks"]["SelfTuning"]["steps"] == state["global_step"]

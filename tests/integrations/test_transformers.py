@@ -1,5 +1,6 @@
 """Self-tuning inside the `Trainer` of Transformers: a tiny BERT, LoRA adapters, checkpoints and a search around it."""
 
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch.nn.functional as F
 import ray_deltastn as rd
 
 transformers = pytest.importorskip("transformers")
+from accelerate.state import GradientState  # noqa: E402
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402
 from transformers import TrainingArguments  # noqa: E402
 
 from ray_deltastn.integrations.classification import CrossEntropy  # noqa: E402
 from ray_deltastn.integrations.companion import shuffled  # noqa: E402
 from ray_deltastn.integrations.transformers import SelfTuningTrainer  # noqa: E402
+from tests.pages import run  # noqa: E402
 
 TUNING = {"warmup_steps": 3, "train_interval": 2, "hyper_lr": 0.05}
 #: All dropout layers but that inside the attention.
@@ -95,6 +98,12 @@ def test_dropout_label_smoothing_and_weight_decay_move(tmp_path):
     assert logged[-1] != started["hidden"]
     assert not any(module._forward_hooks for module in trainer.model.modules())
     rd.plot.schedules(tuner)
+
+
+def test_no_loader_of_accelerate_stays_active_so_that_a_search_can_follow(tmp_path):
+    trainer = trained(everything(tmp_path))
+    assert trainer.accelerator.gradient_state.dataloader_references == [None]
+    assert isinstance(pickle.loads(pickle.dumps(trainer.accelerator.gradient_state)), GradientState)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -256,13 +265,15 @@ def test_what_does_not_fit_gives_one_line_at_the_start(changes, line, tmp_path):
         make(tmp_path, **changes).train()
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_page_runs_also_with_a_search(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
-    namespace = {"__name__": "__main__"}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/transformers.md", "exec"), namespace)
-    assert len(namespace["trainer"].tuner.schedule()) == 4
+    found = run("docs/transformers.md")
+    schedule = found["schedule"]
+    assert len(schedule) == 10
+    assert (schedule.iloc[-1] != schedule.iloc[0]).all()
+    assert found["best"].hyperparameters.keys() == {"learning_rate"}
+    assert [trial.status for trial in found["best"].run_summary.trials] == ["TERMINATED"] * 2
 
 
 @pytest.mark.slow

@@ -81,6 +81,11 @@ def make_task(kind="lstm", dtype=torch.float32, **changes):
     return rd.Task(**given)
 
 
+def build(config):
+    """A task for a trial."""
+    return make_task()
+
+
 def make_tuner(task=None, method="delta-stn", **settings):
     given = {"epochs": 3, "lr": 0.2, "hyper_lr": 0.05, "train_interval": 2, "warmup_steps": 2, **settings}
     return rd.SelfTuner(task or make_task(), method, **given)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import ray_deltastn as rd
 from ray_deltastn.training.segments import SegmentStream
-from tests.training.recurrent import corpus, first_state, make_task, make_tuner
+from tests.oracles import NoSync
+from tests.training.recurrent import LSTMModel, corpus, first_state, make_task, make_tuner
 from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
 from tests.training.runs import without_seconds as plain
 
@@ -139,3 +140,65 @@ def test_perplexity_and_bits_are_those_of_the_mean_token():
 
 def test_perplexity_of_a_hopeless_model_is_infinite():
     assert rd.Perplexity()(1000.0) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_refit_trains_on_the_tokens_of_both_splits(kind):
+    table = {"dropout": 0.3, "decay": 1e-3}
+    options = {"epochs": 2, "lr": 0.2, "seed": 4}
+    found = rd.refit(make_task(kind), table, **options)
+    task = make_task(kind)
+    tokens = torch.cat([task.train.tokens, task.valid.tokens])
+    task.train = rd.Segments(tokens, 3, 8, first_state(kind))
+    tuner = rd.SelfTuner(task, "fixed", hyperparameters=table, **options)
+    list(tuner.fit())
+    assert_same_tensors(found, tuner.export())
+
+
+def test_sensitivity_begins_each_segment_at_the_state_before_it():
+    tuner = make_tuner(epochs=2)
+    reports = list(tuner.fit())
+    table = tuner.sensitivity()
+    center = table[table["offset"] == 0.0]
+    assert center["loss"].to_numpy() == pytest.approx(reports[-1]["valid_loss"], rel=1e-6)
+
+
+class NaNAfterwards(LSTMModel):
+    """A model whose state is NaN from some call in training on."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, tokens, state):
+        output, state = super().forward(tokens, state)
+        self.calls -= self.training
+        factor = math.nan if self.training and self.calls < 0 else 1.0
+        return output * factor, tuple(part * factor for part in state)
+
+
+def test_a_diverged_run_ends_with_a_reason():
+    tuner = make_tuner(make_task(model=NaNAfterwards(20)), epochs=4)
+    *_, last = tuner.fit()
+    assert last["diverged"]
+    assert last["valid_loss"] == math.inf
+    assert "first not finite" in last["stop_reason"]
+
+
+@pytest.mark.parametrize("count", [67, 65])  # the last segment is shorter, or all are equal
+def test_a_metric_over_the_split_gets_each_token_with_its_output(count):
+    metrics = {"over": rd.over_split(lambda output, target: F.cross_entropy(output, target))}
+    valid = rd.Segments(corpus(2 * count, 2), 2, 8, first_state("lstm"))
+    (report,) = make_tuner(make_task(valid=valid, metrics=metrics), epochs=1).fit()
+    assert math.isclose(report["valid_over"], report["valid_loss"], rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
+def test_a_cycle_has_no_synchronising_call(method):
+    tuner = make_tuner(method=method, epochs=20, warmup_steps=0)
+    tuner.model.train()
+    for _ in range(2):  # they make the buffers of the optimisers
+        tuner._train_step()
+    with NoSync():
+        for _ in range(6):  # a new pass too
+            tuner._train_step()

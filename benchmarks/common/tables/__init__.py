@@ -4,6 +4,7 @@ from benchmarks.common.pages import Table
 from benchmarks.common.tables import (
     comparisons,
     digits,
+    gpu,
     headroom,
     images,
     language,
@@ -35,5 +36,6 @@ _TOPICS = (
     noise,
     outer_search,
     ray,
+    gpu,
 )
 TABLES: dict[str, Table] = {name: table for topic in _TOPICS for name, table in topic.TABLES.items()}

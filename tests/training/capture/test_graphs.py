@@ -1,6 +1,7 @@
 """Captured steps take the same way as those that run as they are."""
 
-from contextlib import contextmanager
+import gc
+import itertools
 from unittest.mock import MagicMock
 
 import pytest
@@ -141,22 +142,64 @@ def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
     assert told([tuner.last_report]) == told(list(plain.fit())[-1:])
 
 
-def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
-    @contextmanager
-    def broken(graph, **options):
-        yield
-        raise FORBIDDEN
+class Stand(MagicMock):
+    """Stands in for a graph."""
 
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """Stand-ins for what a recorder of graphs calls, as one mock that notes the calls in order."""
+    calls = MagicMock()
+    calls.graph_pool_handle.side_effect = itertools.count().__next__
+    names = ("graph", "graph_pool_handle", "current_stream", "set_stream")
+    for name in names:
+        monkeypatch.setattr(torch.cuda, name, getattr(calls, name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Stand)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, getattr(calls, name))
+    monkeypatch.setattr(recorders, "_stream", MagicMock())
+    monkeypatch.setattr(recorders, "_ABANDONED", [])
+    return calls
+
+
+def test_a_capture_that_breaks_leaves_the_generators_the_stream_and_the_allocator_as_before(monkeypatch, no_gpu):
     generators = [MagicMock(), MagicMock()]
     monkeypatch.setattr(torch.cuda, "default_generators", (None, generators[0]))
-    for name, stand_in in (("CUDAGraph", MagicMock), ("graph", broken), ("graph_pool_handle", MagicMock)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(recorders, "_stream", MagicMock())
+    no_gpu.graph.return_value.__exit__.side_effect = FORBIDDEN
     recorder = CudaRecorder(torch.device("cuda:1"), generators[1:])
     with pytest.raises(RuntimeError, match="not permitted"):
         recorder.record(MagicMock())
     for generator in generators:
         generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+    no_gpu.set_stream.assert_called_once_with(no_gpu.current_stream.return_value)
+    (graph,) = recorders._ABANDONED
+    graph.reset.assert_called_once_with()
+    no_gpu._cuda_endAllocateToPool.assert_called_once_with(1, recorder.pool)
+    no_gpu._cuda_releasePool.assert_called_once_with(1, recorder.pool)
+
+
+def test_a_capture_that_pytorch_has_closed_is_not_closed_again(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch.cuda, "default_generators", (MagicMock(),))
+    no_gpu.graph.return_value.__exit__.side_effect = FORBIDDEN
+    no_gpu._cuda_endAllocateToPool.side_effect = RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaRecorder(torch.device("cuda:0"), []).record(MagicMock())
+    no_gpu._cuda_releasePool.assert_not_called()
+
+
+def test_graphs_share_a_pool_as_long_as_one_of_them_lives(no_gpu):
+    recorder = CudaRecorder(torch.device("cuda:0"), [])
+    pools = []
+    kept = []
+    for _ in range(2):
+        kept.append(recorder.record(MagicMock()))
+        pools.append(recorder.pool)
+    kept.clear()
+    no_gpu.reset_mock()  # it has noted the graphs
+    gc.collect()
+    recorder.record(MagicMock())
+    pools.append(recorder.pool)
+    assert pools[0] == pools[1] != pools[2]
 
 
 def test_options_of_optimisers_are_captured_anew():
