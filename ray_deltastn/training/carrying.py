@@ -25,16 +25,11 @@ def carried(task: Task, streams: Sequence[Stream]) -> bool:
         streams: its splits.
 
     Raises:
-        ValueError: if the splits carry different states, a task on segments has an augmentation, or several workers
-            share the streams of a split with a state.
+        ValueError: if the splits carry different states, or a task on segments has an augmentation.
     """
     found = {s.name: _about(s.whole) for s in streams}
     first = streams[0]
     for one in streams:
-        if one.whole.carries and one.whole is not one:
-            raise ValueError(
-                f"`Segments` must have no state for several workers, got one for '{one.name}'; train with one worker"
-            )
         if isinstance(one.whole, SegmentStream) and task.augmentations:
             raise ValueError(
                 f"`augment` must be empty for `Segments`, whose inputs are tokens, got "

@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import ray_deltastn as rd
-from ray_deltastn.methods import Workers
-from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.segments import SegmentStream
-from ray_deltastn.training.shares import Shared
 from tests.training.recurrent import LSTMModel, corpus, first_state, make_task, make_tuner
 from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
 from tests.training.runs import without_seconds as plain
@@ -185,12 +182,3 @@ def test_a_diverged_run_ends_with_a_reason():
     assert last["diverged"]
     assert last["valid_loss"] == math.inf
     assert "first not finite" in last["stop_reason"]
-
-
-def test_several_workers_do_not_share_a_state():
-    task = make_task()
-    streams = [
-        Shared(SegmentStream(getattr(task, name), name, CPU), Workers.alone()) for name in ("train", "valid", "test")
-    ]
-    with pytest.raises(ValueError, match=r"`Segments` must have no state for several workers, got one for 'train'"):
-        carried(task, streams)
