@@ -27,10 +27,10 @@ def carried(task: Task, streams: Sequence[Stream]) -> bool:
     Raises:
         ValueError: if the splits carry different states, or a task on segments has an augmentation.
     """
-    found = {s.name: _about(s.whole) for s in streams}
+    found = {s.name: _about(s) for s in streams}
     first = streams[0]
     for one in streams:
-        if isinstance(one.whole, SegmentStream) and task.augmentations:
+        if isinstance(one, SegmentStream) and task.augmentations:
             raise ValueError(
                 f"`augment` must be empty for `Segments`, whose inputs are tokens, got "
                 f"{type(task.augmentations[0]).__name__} with '{one.name}'"
@@ -70,7 +70,7 @@ def require_known_tokens(objective: Objective, streams: Sequence[Stream | None])
     Raises:
         ValueError: with the split and the embedding.
     """
-    found = [s.whole for s in streams if s is not None and isinstance(s.whole, SegmentStream)]
+    found = [s for s in streams if isinstance(s, SegmentStream)]
     if not found:
         return
     x, _ = found[0].first()

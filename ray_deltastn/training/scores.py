@@ -86,7 +86,7 @@ def evaluate(
     if accuracy is not None and accuracy.weighs:
         shares["loss"] *= examples / weighed
     if whole:
-        every = collected.joined()
+        every = collected.joined(stream.whole.continues)
         shares |= {name: float(metric(*every)) for name, metric in whole.items()}
     shares |= {name: metric(shares["loss"]) for name, metric in of_loss.items()}
     shares = {name: shares[name] for name in ("loss", *metrics)}

@@ -122,10 +122,12 @@ class SegmentStream(Stream):
     def __init__(self, segments: Segments, name: str, device: torch.device, own: slice = slice(None)) -> None:
         super().__init__(name, device, 0)
         self.segments = segments
+        self.continues = True
         self._own = own
         streams = segments.tokens[: segments.steps * segments.batch_size].view(segments.batch_size, -1)
         self._streams = streams[own].to(device)
         self.carries = segments.state is not None
+        self._start = mapped(lambda t: t.to(device), segments.state) if self.carries else None
         self._state = self._first_state(len(self._streams))
 
     def __len__(self) -> int:
@@ -145,7 +147,7 @@ class SegmentStream(Stream):
         if self.position >= len(self):
             self.pass_number, self.position = self.pass_number + 1, 0
         if self.position == 0 and self.carries:
-            self._fill(self._state, self.segments.state)
+            self._fill(self._state, self._start)
         found = self._segment(self.position, self._state)
         self.position += 1
         return found
@@ -172,8 +174,7 @@ class SegmentStream(Stream):
 
     def _first_state(self, count: int) -> Any:
         """The first state of `count` sequences, in new tensors."""
-        of = self.segments.state
-        return None if of is None else mapped(lambda t: t.to(self.device).expand(count, *t.shape).clone(), of)
+        return mapped(lambda t: t.expand(count, *t.shape).clone(), self._start) if self.carries else None
 
     def _fill(self, state: Any, values: Any) -> None:
         for mine, theirs in zip(tensors(state), tensors(values), strict=True):

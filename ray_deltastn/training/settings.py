@@ -52,7 +52,7 @@ class Settings(BaseModel):
             `Integer` use the clamped line, and `Positive` stays in its search range. `open` (`paper`): `Bounded` and
             `Integer` use the sigmoid, and `Positive` has no limits. A `map` of a hyperparameter overrides this.
         epochs: passes over the training data.
-        batch_size: examples in a training minibatch.
+        batch_size: examples in a training minibatch; a `DataLoader` or `Segments` decides itself.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.

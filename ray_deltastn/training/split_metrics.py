@@ -155,29 +155,41 @@ class Collected:
             found._targets += targets
         return found
 
-    def joined(self) -> tuple[Any, Any]:
+    def joined(self, continues: bool = False) -> tuple[Any, Any]:
         """Those of the whole split.
+
+        Args:
+            continues: see `Stream.continues`. If a minibatch is shorter than the others, all are joined along the axis
+                in which it is shorter.
 
         Raises:
             ValueError: if those of two minibatches do not fit together.
         """
-        return _concatenated(self._outputs, "outputs"), _concatenated(self._targets, "targets")
+        return _concatenated(self._outputs, "outputs", continues), _concatenated(self._targets, "targets", continues)
 
 
-def _concatenated(trees: Sequence[Any], what: str) -> Any:
-    """Trees joined along the first axis of their leaves; leaves without axes are those of the first tree."""
+def _concatenated(trees: Sequence[Any], what: str, continues: bool) -> Any:
+    """Trees joined along one axis of their leaves, the first; leaves without axes are those of the first tree."""
     leaves = [tensors(tree) for tree in trees]
-    shapes = [[tuple(t.shape[1:]) for t in own] for own in leaves]
+    axes = [0] * len(leaves[0])
+    if continues:
+        axes = [next(iter(_different(of)), 0) for of in zip(*leaves, strict=True)]
+    shapes = [[(*t.shape[:axis], *t.shape[axis + 1 :]) for t, axis in zip(own, axes, strict=True)] for own in leaves]
     odd = next((own for own in shapes if own != shapes[0]), None)
     if odd is not None:
         raise ValueError(
             f"{what} of all minibatches must have the same shapes behind the first axis for a metric over a split, got "
             f"{shapes[0]} and {odd}"
         )
-    columns = iter(zip(*leaves, strict=True))
+    columns = iter(zip(zip(*leaves, strict=True), axes, strict=True))
 
     def whole(t: Tensor) -> Tensor:
-        parts = next(columns)
-        return torch.cat(parts) if t.dim() else t
+        parts, axis = next(columns)
+        return torch.cat(parts, axis) if t.dim() else t
 
     return mapped(whole, trees[0])
+
+
+def _different(parts: Sequence[Tensor]) -> list[int]:
+    """The axes in which some tensors have another length than the first."""
+    return [axis for axis in range(parts[0].dim()) if any(t.shape[axis] != parts[0].shape[axis] for t in parts)]

@@ -43,9 +43,11 @@ class Stream:
         position: minibatches drawn from the present pass.
         structure: structure of the first minibatch; empty if all minibatches have the same one.
         carries: whether inputs are a pair (inputs, state), see `Segments`.
+        continues: whether the rows of a minibatch continue those of the one before, as segments do.
     """
 
     carries = False
+    continues = False
 
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name

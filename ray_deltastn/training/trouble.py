@@ -125,9 +125,9 @@ class Trouble:
         if train is None and hyper is None:
             for x, y in self._valid.in_order():
                 found = self._in_batch(x, y, training=False, forward_only=True)
-                self.objective.carry(x)
                 if found:
                     return f"{found}, in the evaluation on `{self._valid.name}`"
+                self.objective.carry(x)
         return ""
 
     def _in_batch(self, x: Any, y: Any, training: bool, forward_only: bool = False) -> str:

@@ -1,5 +1,7 @@
 """The ready tasks of language: their networks, what they tune, runs on a small text, and wrong options."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch import nn
 import ray_deltastn as rd
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.language_networks import LSTMModel
+from ray_deltastn.tune.config import ExperimentConfig
 from tests.tasks import grammar
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
     "ptb-lstm": {"units": 12, "embedding": 8, "batch": 4, "length": 10},
     "char-transformer": {"width": 16, "heads": 2, "layers": 2, "batch": 8, "length": 16},
@@ -149,3 +153,22 @@ def test_one_book_is_enough(tmp_path):
 def test_wrong_options_are_named(text, name, options, message):
     with pytest.raises(ValueError, match=message):
         built(name, options.pop("path", text), **options)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_the_configuration_of_the_paper_move_all_values_by_adam(tmp_path):
+    pytest.importorskip("ray")
+    text = grammar.folder(tmp_path, counts=(800, 60, 60))
+    changes = [f"options.path={text}", "options.batch=4", "train.warmup=0", "train.steps_per_report=10"]  # not 40
+    config = ExperimentConfig.read(CONFIGS / "ptb_lstm.yaml", changes)
+    torch.manual_seed(0)
+    tuner = rd.SelfTuner(build_task({"task": config.task, **config.options}), **config.train)
+    assert sum(p.numel() for p in tuner.model.layers.parameters()) == 2 * 4 * 650 * (650 + 650 + 2)
+    before = tuner.space.lam.detach().clone()
+    report = tuner.step()
+    moves = (tuner.space.lam - before).abs()
+    assert report["hyper_steps"] == 5
+    assert (moves > 0).all()
+    assert (moves <= 5 * 0.01 * 1.5).all()
+    assert torch.equal(tuner.space.scale, torch.ones_like(tuner.space.scale))
+    assert report["valid_loss"] < 10

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import ray_deltastn as rd
 from ray_deltastn.training.segments import SegmentStream
+from tests.oracles import NoSync
 from tests.training.recurrent import LSTMModel, corpus, first_state, make_task, make_tuner
 from tests.training.runs import assert_same_reports, assert_same_tensors, from_bytes, tensors_of, to_bytes
 from tests.training.runs import without_seconds as plain
@@ -182,3 +183,22 @@ def test_a_diverged_run_ends_with_a_reason():
     assert last["diverged"]
     assert last["valid_loss"] == math.inf
     assert "first not finite" in last["stop_reason"]
+
+
+@pytest.mark.parametrize("count", [67, 65])  # the last segment is shorter, or all are equal
+def test_a_metric_over_the_split_gets_each_token_with_its_output(count):
+    metrics = {"over": rd.over_split(lambda output, target: F.cross_entropy(output, target))}
+    valid = rd.Segments(corpus(2 * count, 2), 2, 8, first_state("lstm"))
+    (report,) = make_tuner(make_task(valid=valid, metrics=metrics), epochs=1).fit()
+    assert math.isclose(report["valid_over"], report["valid_loss"], rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fixed", "stn", "centered-stn", "delta-stn"])
+def test_a_cycle_has_no_synchronising_call(method):
+    tuner = make_tuner(method=method, epochs=20, warmup_steps=0)
+    tuner.model.train()
+    for _ in range(2):  # they make the buffers of the optimisers
+        tuner._train_step()
+    with NoSync():
+        for _ in range(6):  # a new pass too
+            tuner._train_step()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ EAGER = 3
 #: Largest number of shapes of minibatches that are captured, for each kind of step; each capture holds memory.
 SHAPES = 4
 
-
 Step = Callable[[Any, Any], Tensor]
 
 
@@ -38,13 +37,14 @@ class _Captured:
     def __init__(self, recorder: Recorder, step: Step, x: Any, y: Any, carries: bool) -> None:
         own = once(torch.clone)  # inputs and targets may share tensors
         self.x, self.y = mapped(own, x), mapped(own, y)
+        self.leaves = tensors((self.x, self.y))
         self.carries = carries
         self.recording = recorder.record(lambda: step(self.x, self.y))
         self.compared = not recorder.compares
 
-    def __call__(self, x: Any, y: Any) -> Tensor:
+    def __call__(self, x: Any, leaves: Sequence[Tensor]) -> Tensor:
         assert self.recording.replay is not None
-        for mine, theirs in zip(tensors((self.x, self.y)), tensors((x, y)), strict=True):
+        for mine, theirs in zip(self.leaves, leaves, strict=True):
             mine.copy_(theirs)
         # The next replay of a graph overwrites its result.
         result = self.recording.replay().clone()
@@ -117,7 +117,8 @@ class GraphedSteps:
     def _run(self, name: str, step: Step, x: Any, y: Any) -> Tensor:
         if name in self._refused:
             return step(x, y)
-        leaves, structure = tree_flatten((x, y))
+        plain = isinstance(x, Tensor) and isinstance(y, Tensor)
+        leaves, structure = ([x, y], None) if plain else tree_flatten((x, y))
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
             reason = "inputs and targets must hold tensors only for a capture"
             if self.must:
@@ -135,20 +136,20 @@ class GraphedSteps:
             self._seen[key] += 1
             if self._seen[key] <= EAGER or sum(other[0] == name for other in self._captured) >= SHAPES:
                 return self.recorder.eager(lambda: step(x, y))
-            return self._capture(key, name, step, x, y)
+            return self._capture(key, name, step, x, y, leaves)
         captured = self._captured[key]
         if not captured.compared:
-            return self._compare(captured, name, step, x, y)
-        return captured(x, y)
+            return self._compare(captured, name, step, x, y, leaves)
+        return captured(x, leaves)
 
-    def _compare(self, captured: _Captured, name: str, step: Step, x: Any, y: Any) -> Tensor:
+    def _compare(self, captured: _Captured, name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]) -> Tensor:
         """Replay a step for the first time, undo it, take the eager step, and compare the two."""
         state, generator = self._state(x), self.objective.generator
         before = [tensor.clone() for tensor in state]
         draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
         error = ""
         try:
-            replayed = [captured(x, y), *(tensor.clone() for tensor in state)]
+            replayed = [captured(x, leaves), *(tensor.clone() for tensor in state)]
         except Exception as problem:
             error, replayed = f" ({_first_line(problem)})", []
         with torch.no_grad():
@@ -170,7 +171,9 @@ class GraphedSteps:
         found += tensors(x[1]) if objective.carries else []
         return [*found, objective.space.lam, objective.space.raw_scale, *(t for t in kept if isinstance(t, Tensor))]
 
-    def _capture(self, key: tuple[Hashable, ...], name: str, step: Step, x: Any, y: Any) -> Tensor:
+    def _capture(
+        self, key: tuple[Hashable, ...], name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]
+    ) -> Tensor:
         """Take a step, and keep its capture if it can be captured."""
         try:
             captured = _Captured(self.recorder, step, x, y, self.objective.carries)
@@ -193,7 +196,7 @@ class GraphedSteps:
         if result is not None:  # the capture has taken the step
             captured.give_back(x)
             return result
-        return step(x, y) if reason else captured(x, y)
+        return step(x, y) if reason else captured(x, leaves)
 
     def _now(self, name: str) -> tuple[Hashable, ...]:
         """The values that captures of one kind of step hold as constants. Those that change most often come first."""
