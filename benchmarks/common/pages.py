@@ -30,13 +30,22 @@ class Table:
     Args:
         make: function from the contents of the records to Markdown.
         records: paths of the records below `benchmarks/records`.
+        missing: text of the page if a record does not exist; empty if all must exist.
     """
 
     make: Callable[..., str]
     records: tuple[str, ...]
+    missing: str = ""
+
+    @property
+    def made(self) -> bool:
+        """Whether the table is made: all its records exist, or must exist."""
+        return not self.missing or all((RECORDS / name).exists() for name in self.records)
 
     def text(self, page: Path) -> str:
         """The table and the links to its records; the links are relative to the page."""
+        if not self.made:
+            return self.missing
         found = self.make(*map(load, self.records))
         links = [f"[{name}]({os.path.relpath(RECORDS / name, page.parent)})" for name in self.records]
         return found + (f"\n\nRecord{'s' if len(links) > 1 else ''}: {', '.join(links)}" if links else "")

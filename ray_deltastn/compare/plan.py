@@ -26,8 +26,9 @@ from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection, first_error, unknown_key
 from ray_deltastn.tune.nested import merged, nest
 
-#: Options of `Settings` that the comparison sets. With `patience`, a run could end before its budget is spent.
-FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "monitor", "monitor_mode")
+#: Options of `Settings` that the comparison sets. With `patience` or `min_lr`, a run could end before its budget is
+#: spent.
+FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "min_lr", "monitor", "monitor_mode")
 #: Options that only self-tuning methods read.
 TUNING = (
     "preset",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class History:
@@ -21,6 +23,8 @@ class History:
 
     def table(self) -> pd.DataFrame:
         """One row per report, one column per number."""
+        import pandas as pd  # it takes long, and training does not need it
+
         table: pd.DataFrame = pd.DataFrame(self._reports)
         return table
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ray_deltastn.space import HyperSpace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Share of the epochs, from the end, over which `final_values` takes the mean.
 LAST = 0.2
@@ -65,6 +67,8 @@ class InForce:
 
     def table(self) -> pd.DataFrame:
         """One row per completed epoch, which counts from 1; one column per hyperparameter."""
+        import pandas as pd  # it takes long, and training does not need it
+
         rows = torch.stack(self._epochs).tolist() if self._epochs else []
         index = pd.RangeIndex(1, len(rows) + 1, name="epoch")
         table: pd.DataFrame = pd.DataFrame(rows, columns=list(self.space.names), index=index, dtype=float)
@@ -91,7 +95,7 @@ def stretched(schedule: pd.DataFrame, epochs: int) -> pd.DataFrame:
         epochs: number of epochs, at least one.
     """
     rows = [int((n + 0.5) * len(schedule) / epochs) for n in range(epochs)]
-    table: pd.DataFrame = schedule.iloc[rows].set_axis(pd.RangeIndex(1, epochs + 1, name="epoch"))
+    table: pd.DataFrame = schedule.iloc[rows].set_axis(range(1, epochs + 1)).rename_axis("epoch")
     return table
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.methods import Loss, Objective
+from ray_deltastn.response.carried import CarriedError
 from ray_deltastn.response.trees import described, mapped, rows, taken, tensors
 from ray_deltastn.training.warned import RunWarning
 
@@ -52,9 +53,13 @@ def predicted(objective: Objective, x: Any, split: str) -> Any:
     with entered(objective.model) as layers:
         try:
             return objective.predict(x, None)
+        except CarriedError:
+            raise
         except (*MISFITS, TypeError, AttributeError, KeyError) as error:
             if _lacks_memory(error):
                 raise
+            if objective.carries:
+                raise _refused_state(objective, x, split, error) from error
             if not isinstance(x, Tensor):
                 raise _refused("`model` must accept its inputs", x, error) from error
             if not isinstance(error, MISFITS):
@@ -240,6 +245,22 @@ def _known(function: Loss, output: Any, y: Any) -> bool:
 def _refused(rule: str, nested: Any, error: Exception) -> TypeError:
     """An error about nested tensors, in one line."""
     return TypeError(f"{rule}, got {described(nested)}: {first_line(error)}")
+
+
+def _refused_state(objective: Objective, x: Any, split: str, error: Exception) -> ValueError:
+    """An error of a model that carries state, in one line."""
+    kind = next((p.dtype for p in objective.model.parameters() if p.is_floating_point()), torch.float32)
+    other = next((t for t in tensors(x[1]) if t.is_floating_point() and t.dtype != kind), None)
+    if other is not None:
+        return ValueError(
+            f"`{split}` must hold a state of the type of the model, {_type(kind)}, got {_type(other.dtype)}; convert "
+            f"it with `state.to({kind})`"
+        )
+    shapes = ", ".join(_about(t) for t in tensors(x[1]))
+    return ValueError(
+        f"`model(tokens, state)` must accept the inputs of `{split}`, got tokens of {_about(x[0])}, a state of "
+        f"{shapes} and this error: {first_line(error)}"
+    )
 
 
 def _works(call: Callable[[], Any]) -> bool:

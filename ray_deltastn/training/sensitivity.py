@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ray_deltastn.methods import Objective
 from ray_deltastn.response.trees import rows, split, taken
 from ray_deltastn.training.streams import Batch, Stream
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Largest distance from λ, in units of σ, and number of points on the way.
 WIDTH, POINTS = 2.0, 9
@@ -38,6 +42,8 @@ def sensitivity(
     Raises:
         ValueError: if the method has no response.
     """
+    import pandas as pd  # it takes long, and training does not need it
+
     if objective.response is None:
         raise ValueError("`sensitivity` needs a method that learns a response, got one without")
     space = objective.space
@@ -48,8 +54,8 @@ def sensitivity(
     objective.model.eval()
     found = []
     with torch.no_grad():
-        parts = _parts(valid, examples)
-        sizes = torch.tensor([rows(x) for x, _ in parts], dtype=torch.float64)
+        parts = _parts(objective, valid, examples)
+        sizes = torch.tensor([valid.weight(x, y) for x, y in parts], dtype=torch.float64)
         center = _losses(objective, parts, torch.zeros_like(lam), linearized)
         for i, name in enumerate(space.names):
             for t in steps.tolist():
@@ -67,11 +73,14 @@ def sensitivity(
     return table
 
 
-def _parts(valid: Stream, examples: int | None) -> list[Batch]:
-    """The validation data in about `PARTS` parts of one pass."""
+def _parts(objective: Objective, valid: Stream, examples: int | None) -> list[Batch]:
+    """The validation data in about `PARTS` parts of one pass; each has the state that w₀ has left before it."""
     batches, left = [], examples
     for x, y in valid.in_order():
-        batches.append((taken(x, slice(left)), taken(y, slice(left))))
+        batches.append((taken(objective.kept(x), slice(left)), taken(y, slice(left))))
+        if objective.carries:
+            objective.unperturbed(x)
+            objective.carry(x)
         left = None if left is None else left - rows(batches[-1][0])
         if left == 0:
             break

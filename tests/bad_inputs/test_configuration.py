@@ -130,7 +130,11 @@ FILES = {
         ["`options.schedule`", "`train.schedule`"],
     ),
     "task-in-options": (GOOD, ["options.task=other"], ["`options.task`", "got 'other'", "set `task`"]),
-    "resources-in-options": (GOOD, ["options.resources.cpu=4"], ["`options.resources`", "`tune.cpu` and `tune.gpu`"]),
+    "resources-in-options": (
+        GOOD,
+        ["options.resources.cpu=4"],
+        ["`options.resources`", "`tune.workers`, `tune.cpu` and `tune.gpu`"],
+    ),
     "warm-start-in-options": (GOOD, ["options.warm_start={}"], ["`options.warm_start`", "`tune.warm_start`"]),
     "learning-rate-in-searched-options": (
         GOOD,
@@ -150,7 +154,7 @@ FILES = {
     "part-of-resources-in-searched-options": (
         GOOD,
         ["search.options.resources.cpu=randint(1, 3)"],
-        ["`search.options.resources.cpu`", "`tune.cpu` and `tune.gpu`"],
+        ["`search.options.resources.cpu`", "`tune.workers`, `tune.cpu` and `tune.gpu`"],
     ),
     "searched-options-without-a-name": (GOOD, ["search.options=uniform(0, 1)"], ["`search.options`", "NAME"]),
     "part-of-a-number": (

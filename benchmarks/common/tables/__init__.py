@@ -4,8 +4,10 @@ from benchmarks.common.pages import Table
 from benchmarks.common.tables import (
     comparisons,
     digits,
+    gpu,
     headroom,
     images,
+    language,
     mnist1d,
     models,
     noise,
@@ -28,10 +30,12 @@ _TOPICS = (
     images,
     digits,
     mnist1d,
+    language,
     comparisons,
     speed,
     noise,
     outer_search,
     ray,
+    gpu,
 )
 TABLES: dict[str, Table] = {name: table for topic in _TOPICS for name, table in topic.TABLES.items()}

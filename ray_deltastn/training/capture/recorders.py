@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.capture.trace import Trace
 
 Run = Callable[[], Tensor]
+#: Graphs whose capture has failed.
+_ABANDONED: list[torch.cuda.CUDAGraph] = []
 _DRAWS = "it draws from Python's or NumPy's random numbers, which a replay would not draw again"
 
 
@@ -89,6 +93,7 @@ class CudaRecorder:
         self.stream = _stream(device)
         # Graphs run one after the other and their results are copied, so all of them can share one memory pool.
         self.pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def eager(self, run: Run) -> Tensor:
         """Run a step eagerly, on the stream of the captures."""
@@ -105,6 +110,10 @@ class CudaRecorder:
         """Capture a step as a graph, without executing it."""
         outer = random_state.capture(torch.device("cpu"))
         before = random_state.host_draws()
+        usual = torch.cuda.current_stream(self.device)
+        if not self._graphs:
+            # A pool ends with its last graph. PyTorch refuses its handle if a tensor of it is still alive.
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
@@ -116,14 +125,33 @@ class CudaRecorder:
                 raise RuntimeError(_DRAWS)
         except BaseException:
             random_state.restore(outer, torch.device("cpu"))
+            # If the end of the capture fails, too, PyTorch leaves its stream as the current one.
+            torch.cuda.set_stream(usual)
+            self._abandon(graph)
             # After a failed capture the generators may still be in their capturing state.
-            index = torch.cuda.current_device() if self.device.index is None else self.device.index
-            for generator in (torch.cuda.default_generators[index], *self.generators):
+            for generator in (torch.cuda.default_generators[self._index], *self.generators):
                 generator.graphsafe_set_state(generator.clone_state())
             raise
+        self._graphs.add(graph)
 
         def replay() -> Tensor:
             graph.replay()
             return result
 
         return Recording(replay)
+
+    @property
+    def _index(self) -> int:
+        return torch.cuda.current_device() if self.device.index is None else self.device.index
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Let the allocator forget a capture that has failed.
+
+        Before 2.14, PyTorch leaves the capture open: its memory is lost, and `torch.cuda.empty_cache` raises an error.
+        """
+        graph.reset()
+        # The allocator may ask the graph until the process ends.
+        _ABANDONED.append(graph)
+        with suppress(RuntimeError):  # the capture is not open
+            torch._C._cuda_endAllocateToPool(self._index, self.pool)
+            torch._C._cuda_releasePool(self._index, self.pool)

@@ -1,18 +1,21 @@
 """Captured steps take the same way as those that run as they are."""
 
-from contextlib import contextmanager
+import gc
+import itertools
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import ray_deltastn as rd
 from ray_deltastn.training.capture import recorders
 from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
-from ray_deltastn.training.capture.recorders import CudaRecorder, Recording
+from ray_deltastn.training.capture.recorders import CudaRecorder, Recording, TraceRecorder
 from ray_deltastn.tune.config import ExperimentConfig
-from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, told
+from tests.training import recurrent
+from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, parts, told
 
 
 class Pretender:
@@ -139,22 +142,64 @@ def test_a_kind_of_step_that_cannot_be_captured_leaves_the_other_to_be():
     assert told([tuner.last_report]) == told(list(plain.fit())[-1:])
 
 
-def test_a_capture_that_breaks_gives_the_generators_new_states(monkeypatch):
-    @contextmanager
-    def broken(graph, **options):
-        yield
-        raise FORBIDDEN
+class Stand(MagicMock):
+    """Stands in for a graph."""
 
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """Stand-ins for what a recorder of graphs calls, as one mock that notes the calls in order."""
+    calls = MagicMock()
+    calls.graph_pool_handle.side_effect = itertools.count().__next__
+    names = ("graph", "graph_pool_handle", "current_stream", "set_stream")
+    for name in names:
+        monkeypatch.setattr(torch.cuda, name, getattr(calls, name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Stand)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, getattr(calls, name))
+    monkeypatch.setattr(recorders, "_stream", MagicMock())
+    monkeypatch.setattr(recorders, "_ABANDONED", [])
+    return calls
+
+
+def test_a_capture_that_breaks_leaves_the_generators_the_stream_and_the_allocator_as_before(monkeypatch, no_gpu):
     generators = [MagicMock(), MagicMock()]
     monkeypatch.setattr(torch.cuda, "default_generators", (None, generators[0]))
-    for name, stand_in in (("CUDAGraph", MagicMock), ("graph", broken), ("graph_pool_handle", MagicMock)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(recorders, "_stream", MagicMock())
+    no_gpu.graph.return_value.__exit__.side_effect = FORBIDDEN
     recorder = CudaRecorder(torch.device("cuda:1"), generators[1:])
     with pytest.raises(RuntimeError, match="not permitted"):
         recorder.record(MagicMock())
     for generator in generators:
         generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+    no_gpu.set_stream.assert_called_once_with(no_gpu.current_stream.return_value)
+    (graph,) = recorders._ABANDONED
+    graph.reset.assert_called_once_with()
+    no_gpu._cuda_endAllocateToPool.assert_called_once_with(1, recorder.pool)
+    no_gpu._cuda_releasePool.assert_called_once_with(1, recorder.pool)
+
+
+def test_a_capture_that_pytorch_has_closed_is_not_closed_again(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch.cuda, "default_generators", (MagicMock(),))
+    no_gpu.graph.return_value.__exit__.side_effect = FORBIDDEN
+    no_gpu._cuda_endAllocateToPool.side_effect = RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaRecorder(torch.device("cuda:0"), []).record(MagicMock())
+    no_gpu._cuda_releasePool.assert_not_called()
+
+
+def test_graphs_share_a_pool_as_long_as_one_of_them_lives(no_gpu):
+    recorder = CudaRecorder(torch.device("cuda:0"), [])
+    pools = []
+    kept = []
+    for _ in range(2):
+        kept.append(recorder.record(MagicMock()))
+        pools.append(recorder.pool)
+    kept.clear()
+    no_gpu.reset_mock()  # it has noted the graphs
+    gc.collect()
+    recorder.record(MagicMock())
+    pools.append(recorder.pool)
+    assert pools[0] == pools[1] != pools[2]
 
 
 def test_options_of_optimisers_are_captured_anew():
@@ -258,3 +303,57 @@ def test_a_capture_that_breaks_on_a_gpu_leaves_the_run_as_it_is():
         found = told(usual.fit())
     for one, other in zip(told(plain.fit()), found, strict=True):
         assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)
+
+
+class Halves(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.dropout, self.out = nn.Linear(2, 8), rd.Dropout("dropout"), nn.Linear(8 + 4, 3)
+
+    def forward(self, left, right):
+        return {"logits": self.out(torch.cat([self.dropout(torch.relu(self.left(left))), right], 1))}
+
+
+def test_nested_minibatches_are_captured():
+    x = torch.randn(44, 6, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    pair = {"left": x[:, :2], "right": x[:, 2:]}, {"y": (y,), "shared": x}
+
+    def run():
+        task = rd.Task(
+            space=rd.HyperSpace(dropout=rd.Bounded(0.3)),
+            model=Halves(),
+            loss=lambda output, target: F.cross_entropy(output["logits"], target["y"][0]),
+            train=pair,
+            valid=pair,
+        )
+        return rd.SelfTuner(task, epochs=7, batch_size=16, lr=0.05, warmup=1, train_interval=2, hyper_decay=1.0)
+
+    plain, captured = run(), run()
+    captured.algorithm = GraphedSteps(captured.algorithm, TraceRecorder(), must=True)
+    assert told(plain.fit()) == told(captured.fit())
+    assert captured.algorithm.captured
+
+
+@pytest.mark.parametrize(("recorded", "kind"), [("pretended", "gru"), ("traced", "gru"), ("traced", "lstm")])
+@LEARNED
+def test_captured_steps_carry_state(method, recorded, kind):
+    def run():
+        return recurrent.make_tuner(recurrent.make_task(kind), method, epochs=4, hyper_decay=1.0)
+
+    plain, captured = run(), run()
+    if recorded == "pretended":
+        pretend(captured)
+    else:
+        captured.algorithm = GraphedSteps(captured.algorithm, TraceRecorder(), must=True)
+    assert told(plain.fit()) == told(captured.fit())
+    for one, other in zip(parts(plain), parts(captured), strict=True):
+        assert torch.equal(one, other)
+    for stream in ("train", "valid"):
+        states = [getattr(tuner, stream).state_dict()["state"] for tuner in (plain, captured)]
+        assert all(map(torch.equal, *states))
+    compared = {key[0] for key, one in captured.algorithm._captured.items() if one.compared}
+    assert compared == ({"train"} if method == "fixed" else {"train", "hyper"})
