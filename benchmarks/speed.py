@@ -87,6 +87,7 @@ NETS: dict[str, Net] = {
     "resnet18": Net(networks.resnet18, 32, (3, 32, 32), 2),
     "transformer": Net(sequences.Transformer, 32, (sequences.LENGTH,), 5, sequences.WORDS),
     "lstm": Net(sequences.Recurrent, 32, (sequences.LENGTH,), 5, sequences.WORDS),
+    "language": Net(sequences.Language, 20, (sequences.LANGUAGE_LENGTH,), 5, sequences.LANGUAGE_WORDS),
 }
 
 
@@ -97,11 +98,19 @@ TUNED = ("dropout", "decay")
 
 
 def constant_dropout(model: nn.Module) -> None:
-    """Replace the dropout layers of a network, in place, by layers with a constant rate."""
+    """Replace the dropout layers of a network, in place, by layers with a constant rate, and take the others out."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, rd.Dropout):
+            if isinstance(child, rd.EmbeddingDropout | rd.DropConnect):
+                setattr(parent, name, next(child.children()))
+            elif isinstance(child, rd.Dropout):
                 setattr(parent, name, nn.Dropout(RATE))
+            elif isinstance(child, rd.Regularizer):
+                setattr(parent, name, nn.Identity())
+
+
+def _strength(layer: rd.Regularizer) -> rd.Bounded:
+    return rd.Bounded(RATE, low=0.0, high=0.95, per="batch" if isinstance(layer, rd.DropConnect) else "example")
 
 
 class Cycle:
@@ -140,8 +149,8 @@ class Cycle:
             constant_dropout(model)
             space = rd.HyperSpace(decay=rd.Positive(1e-4))
         else:
-            names = dict.fromkeys(m.names[0] for m in model.modules() if isinstance(m, rd.Dropout))
-            space = rd.HyperSpace(**{name: rd.Bounded(RATE, low=0.0, high=0.95) for name in names})
+            layers = {m.names[0]: m for m in model.modules() if isinstance(m, rd.Regularizer)}
+            space = rd.HyperSpace(**{name: _strength(layer) for name, layer in layers.items()})
         data = of.data(batch)
         penalty = [rd.L2("decay")] if tuned == "decay" else []
         task = rd.Task(space=space, model=model, loss=F.cross_entropy, train=data, valid=data, penalty=penalty)

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
         Unbounded,
         UpperBounded,
     )
-    from ray_deltastn.methods import Method
+    from ray_deltastn.methods import Method, Workers
     from ray_deltastn.regularizers import (
         L2,
         ActivationPenalty,
         ChannelDropout,
         ColorJitter,
         Cutout,
+        DropConnect,
         Dropout,
         EmbeddingDropout,
         GaussianNoise,
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from ray_deltastn.training.options import Options
     from ray_deltastn.training.refit import refit
     from ray_deltastn.training.saved import load_schedule, load_weights
+    from ray_deltastn.training.segments import Segments
     from ray_deltastn.training.settings import Settings
-    from ray_deltastn.training.split_metrics import over_split
+    from ray_deltastn.training.split_metrics import BitsPerCharacter, Perplexity, over_split
     from ray_deltastn.training.tuner import SelfTuner
     from ray_deltastn.training.warned import RunWarning
     from ray_deltastn.tune import DeltaSTNTrainable, ReadableConfig, SkOptSearch, TrialConfig, WarmStart
@@ -58,13 +60,14 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: Module → its names that the package offers. Only `tune` needs Ray.
 _NAMES = {
     "domains": ("Bounded", "Hyperparameter", "Integer", "LowerBounded", "Positive", "Unbounded", "UpperBounded"),
-    "methods": ("Method",),
+    "methods": ("Method", "Workers"),
     "regularizers": (
         "L2",
         "ActivationPenalty",
         "ChannelDropout",
         "ColorJitter",
         "Cutout",
+        "DropConnect",
         "Dropout",
         "EmbeddingDropout",
         "GaussianNoise",
@@ -82,8 +85,9 @@ _NAMES = {
     "training.options": ("Options",),
     "training.refit": ("refit",),
     "training.saved": ("load_schedule", "load_weights"),
+    "training.segments": ("Segments",),
     "training.settings": ("Settings",),
-    "training.split_metrics": ("over_split",),
+    "training.split_metrics": ("BitsPerCharacter", "Perplexity", "over_split"),
     "training.tuner": ("SelfTuner",),
     "training.warned": ("RunWarning",),
     "tune": ("DeltaSTNTrainable", "ReadableConfig", "SkOptSearch", "TrialConfig", "WarmStart"),
@@ -110,12 +114,14 @@ if not TYPE_CHECKING:  # type checkers would accept every name
 __all__ = [
     "L2",
     "ActivationPenalty",
+    "BitsPerCharacter",
     "Bounded",
     "ChannelDropout",
     "ColorJitter",
     "Coverage",
     "Cutout",
     "DeltaSTNTrainable",
+    "DropConnect",
     "Dropout",
     "EmbeddingDropout",
     "GaussianNoise",
@@ -125,6 +131,7 @@ __all__ = [
     "LowerBounded",
     "Method",
     "Options",
+    "Perplexity",
     "Positive",
     "RandomAffine",
     "RandomHorizontalFlip",
@@ -133,6 +140,7 @@ __all__ = [
     "Response",
     "RunWarning",
     "ScalingNoise",
+    "Segments",
     "SelfTuner",
     "Settings",
     "SkOptSearch",
@@ -143,6 +151,7 @@ __all__ = [
     "UpperBounded",
     "VariationalDropout",
     "WarmStart",
+    "Workers",
     "__version__",
     "integrations",
     "linearised_forward",

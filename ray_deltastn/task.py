@@ -14,6 +14,8 @@ from ray_deltastn.methods import Loss
 from ray_deltastn.regularizers import ActivationPenalty, Augmentation, Penalty, Regularizer
 from ray_deltastn.response.trees import described, tensors
 from ray_deltastn.space import HyperSpace
+from ray_deltastn.training.segments import Segments
+from ray_deltastn.training.split_metrics import OfLoss
 
 #: Modules of PyTorch that spread a model over devices.
 _PARALLEL = ("torch.nn.parallel", "torch.distributed")
@@ -30,7 +32,8 @@ class Task:
             arguments, a tuple or list its positional ones.
         loss: `loss(output, target)`, which returns a mean () or one value per example (B,).
         train: training data: a pair of tensors `(x, y)`, or a `Dataset` or `DataLoader` with examples `(x, y)`. x and y
-            may be nested: dictionaries, tuples or dataclasses of tensors with one entry per example.
+            may be nested: dictionaries, tuples or dataclasses of tensors with one entry per example. For a corpus,
+            `rd.Segments`.
         valid: validation data, used to tune the hyperparameters.
         test: test data, used for reports only. None means no test data.
         augment: one or more augmentations of the training inputs.
@@ -42,8 +45,11 @@ class Task:
             `batch(one)` returns (x, y).
         metrics: name → `metric(output, target)`, a mean () or one value per example (B,), reported as `valid_<name>`
             and `test_<name>`. The mean over the examples of a split counts. `rd.over_split(metric)` is called once
-            with the outputs and targets of the whole split, as F1 needs it. One with the name `accuracy` takes the
-            place of the built-in one.
+            with the outputs and targets of the whole split, as F1 needs it. `rd.Perplexity()` and
+            `rd.BitsPerCharacter()` follow from the loss of the split. One with the name `accuracy` takes the place of
+            the built-in one.
+        identity: name → text, such as a fingerprint of the vocabulary. A saved state that is loaded must come from a
+            task with the same texts.
 
     Raises:
         TypeError: if an argument has the wrong type, or the model is compiled, scripted or spread over devices.
@@ -61,8 +67,9 @@ class Task:
     penalty: Penalty | Sequence[Penalty] = ()
     valid_loss: Loss | None = None
     valid_penalty: Penalty | Sequence[Penalty] = ()
-    metrics: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[[Any, Any], Tensor] | OfLoss] = field(default_factory=dict)
     batch: str | Callable[[Any], tuple[Any, Any]] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (self.batch is None or isinstance(self.batch, str) or callable(self.batch)):
@@ -154,6 +161,8 @@ class Task:
 
 def _size(data: Any) -> str:
     """The number of examples of a split as text."""
+    if isinstance(data, Segments):
+        return f"{len(data.tokens):,} tokens"
     data = getattr(data, "dataset", data)  # of a DataLoader
     if isinstance(data, tuple | list) and (found := next(iter(tensors(data)), None)) is not None:
         return f"{len(found):,}"

@@ -2,23 +2,22 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.models.checked import require
+from tests.pages import text
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = text("docs/models.md")
 SECTION = re.compile(r"^## (.*?)\n.*?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-EXAMPLES = dict(SECTION.findall(PAGE.read_text()))
+EXAMPLES = dict(SECTION.findall(PAGE))
 #: Packages that may be missing.
 OPTIONAL = ("transformers", "rtdl_revisiting_models", "torch_geometric")
 
 
 def test_each_section_has_one_example():
-    text = PAGE.read_text()
-    assert len(EXAMPLES) == len(re.findall("^## ", text, re.MULTILINE)) == text.count("```python\n")
+    assert len(EXAMPLES) == len(re.findall("^## ", PAGE, re.MULTILINE)) == PAGE.count("```python\n")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

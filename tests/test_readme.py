@@ -1,21 +1,18 @@
-"""The examples of the README and of the start page run as they stand, and the links of the README lead somewhere."""
+"""The examples of the README and of four pages run as they stand, and the links of the README lead somewhere."""
 
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "docs/start.md"]
+import ray_deltastn as rd
+from tests.pages import ROOT, run, text
 
-
-def blocks(page):
-    """The Python examples of a page, in order."""
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+README = text("README.md")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", README))))
@@ -25,31 +22,41 @@ def test_files_that_the_readme_links_to_exist(link):
 
 def test_the_page_about_reuse_runs_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
-    for number, block in enumerate(blocks("docs/reuse.md")):
-        exec(compile(block, f"docs/reuse.md, block {number + 1}", "exec"), namespace)
-    assert len(namespace["schedule"]) == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rd.RunWarning)
+        namespace = run("docs/reuse.md")
+    assert len(namespace["schedule"]) == 16
     accuracy = (namespace["plain"].eval()(namespace["x"]).argmax(1) == namespace["y"]).float().mean()
     assert accuracy > 0.9
 
 
-def test_the_page_about_your_own_model_trains_on_one_dictionary(capsys):
-    (block,) = [block for block in blocks("docs/model.md") if "attention_mask" in block]
-    namespace = {"__name__": "__main__"}
+def test_the_page_about_your_own_model_runs_in_order(capsys):
     torch.manual_seed(0)
-    exec(compile(block, "docs/model.md", "exec"), namespace)
-    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
-    assert len(losses) == 40
-    assert losses[-1] < losses[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rd.RunWarning)
+        namespace = run("docs/model.md")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit() and "%" not in line]
+    on_one_dictionary, on_images = rows[:40], rows[40:]
+    assert len(on_images) == 30
+    assert float(on_one_dictionary[-1][1]) < float(on_one_dictionary[0][1])
+    assert len({decay for _, _, decay in on_images}) > 20
+    output = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert namespace["macro_f1"](output, torch.tensor([0, 1, 0])) == pytest.approx(2 / 3)
+    assert namespace["tuner"].coverage.share == 1
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_the_page_about_search_makes_a_search_and_schedulers():
+    namespace = run("docs/search.md")
+    assert isinstance(namespace["search"], namespace["tune"].Tuner)
+    assert type(namespace["scheduler"]).__name__ == "PopulationBasedTraining"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_python_blocks_of_a_page_run_in_order(page, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # As typed into a Python prompt: functions defined here travel to the workers by value.
-    namespace = {"__name__": "__main__"}
-    for number, block in enumerate(blocks(page)):
-        exec(compile(block, f"{page}, block {number + 1}", "exec"), namespace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rd.RunWarning)
+        namespace = run(page)  # functions defined here travel to the workers by value
     results, tuner, build = namespace["results"], namespace["tuner"], namespace["build"]
     assert tuner.done
     assert len(tuner.coverage.covered) == 4

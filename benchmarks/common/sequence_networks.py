@@ -1,11 +1,14 @@
-"""A small transformer and an LSTM for sequences of words, with tuned dropout, made of PyTorch's own layers."""
+"""Networks for sequences of words: a small transformer and LSTMs, with tuned regularisation, of PyTorch's layers."""
 
 from torch import Tensor, nn
 
 import ray_deltastn as rd
+from ray_deltastn.tasks.language_networks import LSTMModel
 
 #: Number of different words, words of a sequence, width of the networks.
 WORDS, LENGTH, WIDTH = 64, 32, 128
+#: The same of a language model.
+LANGUAGE_WORDS, LANGUAGE_LENGTH = 512, 70
 
 
 class Transformer(nn.Module):
@@ -41,3 +44,17 @@ class Recurrent(nn.Module):
         y, _ = self.layers(self.before(self.words(x)))
         out: Tensor = self.out(self.after(y))
         return out.transpose(1, 2)
+
+
+class Language(LSTMModel):
+    """The network of `ptb-lstm` with two layers of `WIDTH` units, for sequences that begin with a state of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(LANGUAGE_WORDS, WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Scores of the next words at each place."""
+        state = tuple(
+            (h.to(x.device).expand(len(x), -1), c.to(x.device).expand(len(x), -1)) for h, c in self.first_state()
+        )
+        return super().forward(x, state)[0]

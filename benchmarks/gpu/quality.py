@@ -19,7 +19,8 @@ import ray_deltastn as rd
 from benchmarks.gpu.items import Findings, Item, NoTime, Place
 from benchmarks.gpu.networks import Split, pictures
 from benchmarks.images import draw
-from ray_deltastn.tasks.image_sets import ROOT_VARIABLE, load_images
+from ray_deltastn.tasks.cache import ROOT_VARIABLE
+from ray_deltastn.tasks.image_sets import load_images
 from ray_deltastn.tasks.images import FASHION_CNN, hold_out, task_of
 from ray_deltastn.training.columns import SECONDS
 

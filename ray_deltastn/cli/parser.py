@@ -90,7 +90,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     # argparse takes positional arguments at one place only, but overrides may also stand between options.
     overrides = [*getattr(options, "overrides", ()), *more]
     if more and ("overrides" not in options or any(word.startswith("-") for word in more)):
-        own.error(f"unrecognized arguments: {' '.join(more)}")
+        hint = "; options of the YAML file have no dashes: `train.epochs=5`" if "overrides" in options else ""
+        own.error(f"unrecognized arguments: {' '.join(more)}{hint}")
     if "overrides" in options:
         options.set = [*options.set, *overrides]
     return options

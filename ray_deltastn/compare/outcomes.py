@@ -38,7 +38,8 @@ def spending(reports: pd.DataFrame) -> pd.DataFrame:
     Added columns:
 
     - `spent_epochs`: training epochs of all trials so far;
-    - `spent_seconds`: seconds inside all trials so far; a second on a fraction of a GPU counts as that fraction;
+    - `spent_seconds`: seconds inside all trials so far; a second on a fraction of a GPU counts as that fraction, and a
+      second of a trial with several workers as often;
     - `best_so_far`: lowest validation loss so far.
 
     Args:
@@ -47,7 +48,8 @@ def spending(reports: pd.DataFrame) -> pd.DataFrame:
     reports = reports.sort_values("timestamp", kind="stable")
     loss = finite(reports["valid_loss"])
     gpu = reports.get("config/resources/gpu", pd.Series(0.0, reports.index)).fillna(0.0)
-    share = gpu.where((gpu > 0) & (gpu < 1), 1.0)
+    workers = reports.get("config/resources/workers", pd.Series(1.0, reports.index)).fillna(1.0)
+    share = gpu.where((gpu > 0) & (gpu < 1), 1.0) * workers
     columns: pd.DataFrame = reports.assign(
         spent_epochs=np.arange(1, len(reports) + 1),
         spent_seconds=(reports["time_this_iter_s"] * share).cumsum(),

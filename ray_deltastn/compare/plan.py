@@ -14,6 +14,7 @@ A single run trains for the whole budget, with the outer options of `single`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,9 @@ from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig, TuneSection, first_error, unknown_key
 from ray_deltastn.tune.nested import merged, nest
 
-#: Options of `Settings` that the comparison sets. With `patience`, a run could end before its budget is spent.
-FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "monitor", "monitor_mode")
+#: Options of `Settings` that the comparison sets. With `patience` or `min_lr`, a run could end before its budget is
+#: spent.
+FIXED = ("method", "seed", "steps_per_report", "hyperparameters", "patience", "min_lr", "monitor", "monitor_mode")
 #: Options that only self-tuning methods read.
 TUNING = (
     "preset",
@@ -189,7 +191,9 @@ def plan(config: CompareConfig, methods: Sequence[str], seeds: int, begun: Itera
     """
     for name in filter(None, methods):
         if name not in CONTENDERS:
-            raise ValueError(unknown_key(f"--methods {name}", [f"--methods {known}" for known in CONTENDERS]))
+            near = difflib.get_close_matches(name, CONTENDERS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"`--methods` must be some of {', '.join(CONTENDERS)}, got {name!r}{hint}")
     if len(set(methods)) < len(methods) or not methods or not all(methods):
         raise ValueError(f"`--methods` must name each method once, got {','.join(methods) or 'none'}")
     if seeds < 1:

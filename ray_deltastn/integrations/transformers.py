@@ -6,10 +6,10 @@ import copy
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from ray_deltastn.integrations.classification import LOGITS, CrossEntropy, Netwo
 from ray_deltastn.integrations.companion import Companion, kept_modes, require_free, shuffled
 from ray_deltastn.methods import Loss, Method, MethodName
 from ray_deltastn.regularizers import L2, ReadRates
-from ray_deltastn.response.trees import taken
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.training.columns import VALUES
@@ -103,9 +102,14 @@ class SelfTuningTrainer(Trainer):
     def train(self, *positional: Any, **given: Any) -> Any:
         """Train and tune, see `Trainer.train`."""
         self._resumed = None
+        state = self.accelerator.gradient_state
+        active = state.dataloader_references
         try:
             return super().train(*positional, **given)
         finally:
+            # `Trainer` does not read its loader to the end, so Accelerate keeps it as active. Then no trainer of this
+            # process could be pickled, as Ray does for a search.
+            state.dataloader_references = active
             if self.tuner is not None and self.tuner.task.in_use:
                 self.tuner.release()
 
@@ -122,7 +126,7 @@ class SelfTuningTrainer(Trainer):
             raise ValueError(f"`SelfTuningTrainer` needs one device, got {got}; CUDA_VISIBLE_DEVICES=0 shows one")
         if arguments.fp16:
             raise ValueError("`fp16` must be false, because Θ has no loss scaling, got True; use `bf16`")
-        valid = self.get_eval_dataloader()
+        valid = shuffled(self.get_eval_dataloader())
         assert isinstance(self.model, nn.Module)
         assert self.optimizer is not None
         network = Network(self.model, self._smoothing)
@@ -131,7 +135,7 @@ class SelfTuningTrainer(Trainer):
             model=network,
             loss=self._own_loss or self._default_loss(network, valid),
             train=shuffled(train),
-            valid=shuffled(valid),
+            valid=valid,
             penalty=[L2(name, layers=_matching(network, name, pattern)) for name, pattern in self._decays.items()],
             batch=self._pair,
         )
@@ -155,7 +159,9 @@ class SelfTuningTrainer(Trainer):
         model: Any = self.model
         name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
         loss = CrossEntropy(shifted=name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        batch = taken(dict(self._prepare_inputs(next(iter(valid)))), slice(4))
+        # Not by an iterator of the loader: Accelerate counts one that is not read to its end as active.
+        examples = [valid.dataset[row] for row in range(min(4, len(cast(Sized, valid.dataset))))]
+        batch = dict(self._prepare_inputs(valid.collate_fn(examples)))
         inputs, targets = self._pair(batch)
         with torch.no_grad(), kept_modes(network):
             network.eval()

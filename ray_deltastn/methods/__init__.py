@@ -6,6 +6,7 @@ from ray_deltastn.methods.frozen import RunningStatistics
 from ray_deltastn.methods.method import METHODS, Method, MethodName, get_method
 from ray_deltastn.methods.objective import Loss, Objective
 from ray_deltastn.methods.steps import HyperPass, StepOptions, Steps
+from ray_deltastn.methods.workers import Workers
 
 __all__ = [
     "METHODS",
@@ -19,6 +20,7 @@ __all__ = [
     "StepOptions",
     "Steps",
     "UnrolledSteps",
+    "Workers",
     "conjugate_gradient",
     "get_method",
     "implicit_hypergradient",

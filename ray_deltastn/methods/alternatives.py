@@ -1,7 +1,8 @@
 """Implicit differentiation and unrolling, two alternatives to a learned response in the same training loop.
 
 Both differentiate L_T in λ. So λ may act through penalties only, because dropout masks and the random choices of an
-augmentation have no derivative. Both use the train steps since the last hyper step, which are called the window.
+augmentation have no derivative. Both use the train steps since the last hyper step, which are called the window. State
+that a network carries is a constant in it: each step of the window begins at the state at which it began in training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ray_deltastn.methods.differentiation import conjugate_gradient, implicit_hy
 from ray_deltastn.methods.frozen import frozen
 from ray_deltastn.methods.objective import Objective
 from ray_deltastn.methods.steps import StepOptions, Steps
-from ray_deltastn.response.trees import joined, mapped
+from ray_deltastn.response.trees import joined, mapped, rows, tensors
 
 
 class WindowSteps(Steps):
@@ -55,7 +56,7 @@ class WindowSteps(Steps):
             self.window.clear()
             self._used = False
             self._begin()
-        self.window.append((x, y, self.weights_optimizer.param_groups[0]["lr"]))
+        self.window.append((self.objective.kept(x), y, self.weights_optimizer.param_groups[0]["lr"]))
         return super().train_step(x, y)
 
     @property
@@ -74,6 +75,10 @@ class WindowSteps(Steps):
         """
         self._used = True
         loss, gradient = self.hypergradient(x, y)
+        if self.objective.carries:
+            with torch.no_grad():
+                self.objective.unperturbed(x)
+            self.objective.carry(x)
         self._move_hyper([self.objective.space.lam], (gradient,))
         return loss.detach()
 
@@ -109,7 +114,7 @@ class WindowSteps(Steps):
 class ImplicitSteps(WindowSteps):
     """λ moves along the implicit-differentiation hypergradient (Eqn. 2.4), with L_T on the minibatches of the window.
 
-    The minibatches form one batch, for batch normalisation too.
+    Minibatches of the same shape form one batch, for batch normalisation too.
 
     Args:
         objective: L_T and L_V of the task under the method.
@@ -142,17 +147,28 @@ class ImplicitSteps(WindowSteps):
     def hypergradient(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Validation objective on one minibatch, and its gradient in λ, (h,)."""
         objective, lam = self.objective, self.objective.space.lam
-        xs, ys, rates = zip(*self.window, strict=True)
         with self._training():
-            train_loss = objective.train_loss(reduce(joined, xs), reduce(joined, ys), lam=lam)
+            train_loss = self._window_loss(lam)
         # The weights converge to the point where ∇L_T plus the weight decay of the optimiser is zero.
         damping = self.damping + self.weights_optimizer.param_groups[0]["weight_decay"]
         valid_loss = objective.valid_objective(x, y, lam)
         if self.solver == "cg":
             solve = partial(conjugate_gradient, iterations=self.iterations)
         else:
-            solve = partial(neumann, iterations=self.iterations, step=rates[-1])
+            solve = partial(neumann, iterations=self.iterations, step=self.window[-1][2])
         return valid_loss, implicit_hypergradient(train_loss, valid_loss, self.weights, lam, solve, damping)
+
+    def _window_loss(self, lam: Tensor) -> Tensor:
+        """L_T on the window; minibatches of another length, such as a last segment, are a batch of their own."""
+        batches: dict[tuple[torch.Size, ...], list[tuple[Any, Any]]] = {}
+        for x, y, _ in self.window:
+            batches.setdefault(tuple(t.shape[1:] for t in tensors((x, y))), []).append((x, y))
+        parts = [reduce(joined, of) for of in batches.values()]
+        losses = [self.objective.train_loss(x, y, lam=lam) for x, y in parts]
+        if len(parts) == 1:
+            return losses[0]
+        sizes = [rows(x) for x, _ in parts]
+        return torch.stack([loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]).sum()
 
 
 class UnrolledSteps(WindowSteps):

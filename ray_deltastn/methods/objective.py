@@ -20,6 +20,7 @@ from torch.func import functional_call
 from ray_deltastn.methods.method import Method
 from ray_deltastn.regularizers import Augmentation, Dropout, PassValues, Penalty, ReadRates
 from ray_deltastn.response import Response, Weights, linearised_forward, named_parameters
+from ray_deltastn.response.carried import divided, matched
 from ray_deltastn.response.trees import arguments, called, mapped, rows
 from ray_deltastn.space import HyperSpace
 
@@ -44,6 +45,8 @@ class Objective:
         half: whether the network runs under bfloat16 autocast. Losses, penalties and parameters stay in float32, and
             outputs are converted to float32.
         channels_last: whether the network gets images in the channels-last memory format.
+        carries: whether inputs are a pair (inputs, state), and the network returns a pair (output, state after the
+            pass). Losses and metrics get the output only.
     """
 
     def __init__(
@@ -61,8 +64,12 @@ class Objective:
         valid_penalty: Sequence[Penalty] = (),
         half: bool = False,
         channels_last: bool = False,
+        carries: bool = False,
     ) -> None:
         self.half = half
+        self.carries = carries
+        #: State that the last pass has left, detached, of a linearised pass the state of f(x, w₀); None at first.
+        self.left: Any = None
         self.channels_last = channels_last
         self.model = model
         self.loss = loss
@@ -128,7 +135,8 @@ class Objective:
         """Output of the network under the displacement δ.
 
         Args:
-            x: inputs (B, …); a mapping gives keyword arguments, a tuple positional ones.
+            x: inputs (B, …); a mapping gives keyword arguments, a tuple positional ones. If the network carries state,
+                the state after this pass is then in `left`.
             delta: δ (B, h) or (1, h), or None for no displacement.
             weights: weights by name that replace w₀. The response then has no effect.
             linearized: whether the network is linearised at w₀ (3.13), or used itself at w₀ + Θδ. The default is the
@@ -142,11 +150,42 @@ class Objective:
             elif delta is None or self.response is None:
                 output = called(self.model, x)
             elif linearized:
-                output = linearised_forward(self.model, x, self.response, delta, self.pass_values.activations)
+                noted = self.pass_values.activations
+                output = linearised_forward(self.model, x, self.response, delta, noted, self.carries)
             else:
                 with self.response.displaced(delta):
                     output = called(self.model, x)
-        return mapped(lambda t: t.float() if t.dtype == torch.bfloat16 else t, output) if self.half else output
+        if self.half:
+            output = mapped(lambda t: t.float() if t.dtype == torch.bfloat16 else t, output)
+        if not self.carries:
+            return output
+        output, left = divided(output)
+        self.left = mapped(torch.Tensor.detach, left)
+        return output
+
+    def carry(self, x: Any, left: Any = None) -> None:
+        """Write the state that a pass has left into the state of its inputs, in place. Nothing without a state.
+
+        Call it after the last backward pass over these inputs.
+
+        Args:
+            x: the pair (inputs, state).
+            left: the state; by default the one that the last pass has left.
+
+        Raises:
+            CarriedError: if the two states differ in structure, or in the shape or the type of a tensor.
+        """
+        if not self.carries:
+            return
+        with torch.no_grad():
+            pairs = matched(x[1], self.left if left is None else left)
+            # The state that is left may hold parts of the state before, at other places.
+            for (before, _), after in zip(pairs, [after.clone() for _, after in pairs], strict=True):
+                before.copy_(after)
+
+    def unperturbed(self, x: Any) -> Any:
+        """Output at the current λ without perturbation: of w₀, or of r(λ) for a method that is not centred."""
+        return self.predict(x, self.delta(self.space.lam.detach(), None))
 
     def in_order(self, x: Any) -> Any:
         """`x` in the memory format for the network. The values do not change."""
@@ -161,6 +200,10 @@ class Objective:
     def rates(self) -> AbstractContextManager[Any]:
         """Context of a pass in which tuned rates act that the model reads as numbers."""
         return ReadRates() if self.reads_rates and self.model.training else nullcontext()
+
+    def kept(self, x: Any) -> Any:
+        """The inputs with a copy of their state, which `carry` would change."""
+        return (x[0], mapped(torch.clone, x[1])) if self.carries else x
 
     def train_loss(
         self,

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ray_deltastn.methods.frozen import RunningStatistics, frozen
 from ray_deltastn.methods.objective import Objective
+from ray_deltastn.methods.workers import Workers
 from ray_deltastn.response.trees import repeated, rows, split, taken
 
 #: How a hyper step predicts under ε.
@@ -60,12 +61,17 @@ class StepOptions:
 class Steps:
     """The updates of w₀, Θ, λ and σ.
 
+    If the network carries state, a step writes the state that an unperturbed pass leaves into the state of its inputs,
+    after its backward passes. So each pass over a minibatch begins at the state that an unperturbed pass left after the
+    minibatch before, without a gradient through it. What a perturbed pass leaves is not carried.
+
     Args:
         objective: L_T and L_V of the task under the method.
         weights_optimizer: moves w₀.
         response_optimizer: moves Θ; None for a method without response.
         hyper_optimizer: moves λ, and σ if it is tuned; None for a method that tunes nothing.
         options: see `StepOptions`.
+        workers: processes over which gradients and losses are averaged before they are clipped; None for one process.
     """
 
     def __init__(
@@ -75,8 +81,10 @@ class Steps:
         response_optimizer: Optimizer | None = None,
         hyper_optimizer: Optimizer | None = None,
         options: StepOptions | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.objective = objective
+        self.workers = workers
         self.weights_optimizer = weights_optimizer
         self.response_optimizer = response_optimizer
         self.hyper_optimizer = hyper_optimizer
@@ -101,19 +109,28 @@ class Steps:
         objective = self.objective
         if objective.response is None or objective.method.split:
             loss = objective.train_loss(x, y)
-            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+            left = objective.left
+            found = torch.autograd.grad(loss, self.weights, allow_unused=True)
+            gradients, loss = self._averaged(found, self.weights, loss, rows(x))
             self._move(self.weights_optimizer, self.weights, gradients, self.options.clip_grad)
             if objective.response is not None:
                 self.response_step(x, y)
-            return loss.detach()
+            objective.carry(x, left)
+            return loss
         assert self.response_optimizer is not None
         loss = objective.train_loss(x, y, self._perturbation(rows(x)))
-        gradients = torch.autograd.grad(loss, [*self.weights, *self.response], allow_unused=True)
+        both = [*self.weights, *self.response]
+        found = torch.autograd.grad(loss, both, allow_unused=True)
+        if objective.carries:
+            with torch.no_grad(), self._statistics.held():
+                objective.train_loss(x, y)
+            objective.carry(x)
+        gradients, loss = self._averaged(found, both, loss, rows(x))
         self._move(self.weights_optimizer, self.weights, gradients[: len(self.weights)], self.options.clip_grad)
         self._move_response(gradients[len(self.weights) :])
-        return loss.detach()
+        return loss
 
-    def response_gradients(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
+    def response_gradients(self, x: Any, y: Any) -> Sequence[Tensor | None]:
         """Gradients of E_ε L_T(λ+ε, w₀+Θε) (3.10) in Θ, on the share of a minibatch that trains Θ.
 
         Args:
@@ -129,9 +146,8 @@ class Steps:
         if kept < count:
             x, y = taken(x, slice(kept)), taken(y, slice(kept))
         with frozen(self.weights), self._statistics.held():
-            if self.options.sub_batches > 1:
-                return self._gradients_of_parts(x, y)
-            return self._gradients(x, y)
+            found = self._gradients_of_parts(x, y) if self.options.sub_batches > 1 else self._gradients(x, y)
+        return found if self.workers is None else self.workers.mean(found, self.response, rows(x))
 
     def _gradients(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
         """Gradients in Θ from one pass over these examples, each under its own perturbations."""
@@ -202,9 +218,15 @@ class Steps:
             eps = None if how == "unperturbed" else self.objective.sample(rows(x))
             linearized = False if how == "network" else None
             loss = self.objective.hyper_loss(x, y, eps, self.options.entropy_weight, linearized)
-            gradients = torch.autograd.grad(loss, moved)
+            found = torch.autograd.grad(loss, moved)
+            perturbed = eps is not None and not (self.objective.method.linearized and linearized is None)
+            if self.objective.carries and perturbed:
+                # Nothing requires a gradient here. `no_grad` would choose kernels that round differently in a replay.
+                self.objective.unperturbed(x)
+        self.objective.carry(x)
+        gradients, loss = self._averaged(found, moved, loss, rows(x))
         self._move_hyper(moved, gradients)
-        return loss.detach()
+        return loss
 
     def _move_hyper(self, parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
         """Move λ and perhaps σ, and put them back into their boxes."""
@@ -230,6 +252,17 @@ class Steps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state."""
+
+    def _averaged(
+        self, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], loss: Tensor, count: int
+    ) -> tuple[Sequence[Tensor | None], Tensor]:
+        """Gradients and loss of the mean over the rows of all workers; `count` are the rows of this worker."""
+        loss = loss.detach()
+        if self.workers is None:
+            return gradients, loss
+        *found, mean = self.workers.mean([*gradients, loss], [*parameters, loss], count)
+        assert mean is not None
+        return found, mean
 
     def _perturbation(self, count: int, antithetic: bool = False) -> Tensor:
         with torch.no_grad():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.training.columns import VALUES
-from ray_deltastn.training.file_names import CONFIG_FILE, RESULTS_FILE, SPACE_FILE
+from ray_deltastn.training.file_names import CONFIG_FILE, RESULTS_FILE, SPACE_FILE, experiments_in
 from ray_deltastn.training.tables import ranked, read_results
 from ray_deltastn.training.tuner import SelfTuner
 
@@ -115,7 +115,9 @@ def read_folder(folder: Path, label: str = "") -> Run:
     """
     for name in (CONFIG_FILE, SPACE_FILE, RESULTS_FILE):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"`{folder}` must hold a finished experiment, got no {name}")
+            raise FileNotFoundError(
+                f"`{folder}` must hold a finished experiment, got no {name}{experiments_in(folder)}"
+            )
     search = json.loads((folder / CONFIG_FILE).read_text())["tune"]
     space = json.loads((folder / SPACE_FILE).read_text())
     reports = read_results(folder / RESULTS_FILE)

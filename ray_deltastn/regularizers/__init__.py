@@ -5,6 +5,7 @@ from ray_deltastn.regularizers.affine import RandomAffine
 from ray_deltastn.regularizers.base import Augmentation, PassValues, Penalty, Regularizer
 from ray_deltastn.regularizers.color import ColorJitter
 from ray_deltastn.regularizers.cutout import Cutout
+from ray_deltastn.regularizers.dropconnect import DropConnect
 from ray_deltastn.regularizers.dropout import ChannelDropout, Dropout
 from ray_deltastn.regularizers.flip import RandomHorizontalFlip
 from ray_deltastn.regularizers.given import tune_dropouts
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelDropout",
     "ColorJitter",
     "Cutout",
+    "DropConnect",
     "Dropout",
     "EmbeddingDropout",
     "GaussianNoise",

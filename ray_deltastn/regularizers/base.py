@@ -28,9 +28,25 @@ class PassValues:
     def __init__(self, space: HyperSpace, generator: torch.Generator | None = None) -> None:
         self.space = space
         self.generator = generator
-        self.values: Mapping[str, Tensor] = {}
+        self.values = {}
         #: Activations that are penalised, each with the function that gives its penalty; None if no pass asks for them.
         self.activations: list[tuple[Callable[[Tensor], Tensor], Tensor]] | None = None
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Name → value in the current pass, (B,) or (); empty if no pass is running."""
+        return self._values
+
+    @values.setter
+    def values(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+        self._drawn: dict[object, Tensor] = {}
+
+    def once(self, key: object, draw: Callable[[], Tensor]) -> Tensor:
+        """What `draw` returns, which is called once in a pass for each `key`."""
+        if key not in self._drawn:
+            self._drawn[key] = draw()
+        return self._drawn[key]
 
     def value(self, name: str, like: Tensor, layout: Layout = FRONT) -> Tensor:
         """Value of one hyperparameter, (B or 1, 1, …), which broadcasts over `like` (B, …).

@@ -12,6 +12,16 @@ from ray_deltastn.regularizers.rates import Rate
 from ray_deltastn.space import HyperSpace
 
 
+def check_rate(layer: Regularizer, space: HyperSpace) -> None:
+    """Raise ValueError unless the domain of the rate of a layer lies in [0, 1]."""
+    low, high = space.hyperparameters[layer.names[0]].bounds
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"`0 <= low < high <= 1` must hold for the rate of {type(layer).__name__}, got low={low}, high={high} "
+            f"for '{layer.names[0]}'"
+        )
+
+
 class Dropout(Regularizer):
     """Set each element to zero with probability p, and divide the others by 1 − p.
 
@@ -29,12 +39,7 @@ class Dropout(Regularizer):
 
     def check(self, space: HyperSpace) -> None:
         """Raise ValueError unless the domain of the rate lies in [0, 1]."""
-        low, high = space.hyperparameters[self.names[0]].bounds
-        if not 0 <= low < high <= 1:
-            raise ValueError(
-                f"`0 <= low < high <= 1` must hold for the rate of {type(self).__name__}, got low={low}, high={high} "
-                f"for '{self.names[0]}'"
-            )
+        check_rate(self, space)
 
     @property
     def p(self) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ray_deltastn.plot.figures import literal
 from ray_deltastn.regularizers import PassValues, Regularizer
 from ray_deltastn.regularizers.strength import as_float
+from ray_deltastn.response.trees import described
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
 from ray_deltastn.tasks.networks import Normalize
@@ -49,8 +50,9 @@ def contact_sheet(task: Task, path: str | Path, examples: int = 6, seed: int = 0
         NoImagesError: if the task's inputs are not images, or no hyperparameter acts on them.
     """
     x, _ = next(iter(stream(task.train, examples, "train", torch.device("cpu"), seed, task.pair).in_order()))
-    if x.dim() != 4:
-        raise NoImagesError(f"`task.train` must hold images (B, C, H, W), got a batch of shape {tuple(x.shape)}")
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        got = f"a batch of shape {tuple(x.shape)}" if isinstance(x, Tensor) else described(x)
+        raise NoImagesError(f"`task.train` must hold images (B, C, H, W), got {got}")
     x = x[:examples]
     # Images outside [0, 1] are scaled so that their lowest value is black and their highest is white.
     low, high = as_float(x).min().item(), as_float(x).max().item()

@@ -20,6 +20,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ray_deltastn.response.carried import divided
 from ray_deltastn.response.elementary import Elementary
 from ray_deltastn.response.response import Response
 from ray_deltastn.response.trees import called, mapped, tensors
@@ -55,7 +56,12 @@ def rules(response: Response) -> ExitStack:
 
 
 def linearised_forward(
-    model: nn.Module, x: Any, response: Response, delta: Tensor, noted: list[tuple[Any, Tensor]] | None = None
+    model: nn.Module,
+    x: Any,
+    response: Response,
+    delta: Tensor,
+    noted: list[tuple[Any, Tensor]] | None = None,
+    carries: bool = False,
 ) -> Any:
     """f(x, w₀, λ+ε) + J_yw Θδ, the prediction of the linearised network (Eqn. 3.13).
 
@@ -68,6 +74,7 @@ def linearised_forward(
         response: the response attached to `model`.
         delta: displacement δ, (B, h) or (1, h).
         noted: pairs whose second entry is an activation that the pass takes a note of; it is linearised in place.
+        carries: whether the network returns a pair (output, state). The state is then that of the network at w₀.
 
     Returns:
         Predictions with the structure and shapes of the network's output, differentiable in Θ and δ.
@@ -80,6 +87,9 @@ def linearised_forward(
         parts = {id(t): fwAD.unpack_dual(t) for t in (*tensors(output), *(t for _, t in noted or ()))}
     for i, (key, t) in enumerate(noted or ()):
         noted[i] = (key, _sum(*parts[id(t)]))  # type: ignore[index]
+    if carries:
+        found, state = divided(output)
+        return mapped(lambda t: _sum(*parts[id(t)]), found), mapped(lambda t: parts[id(t)].primal, state)
     return mapped(lambda t: _sum(*parts[id(t)]), output)
 
 

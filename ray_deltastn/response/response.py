@@ -21,6 +21,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
 from ray_deltastn.response.coverage import survey
+from ray_deltastn.response.factors import factors_of
 from ray_deltastn.response.functions import Functions, Use
 from ray_deltastn.response.inputs import alike, first_of, others_of
 from ray_deltastn.response.kinds.base import on_features
@@ -220,10 +221,10 @@ class Response(nn.Module):
             elif parts or (kind is SEQUENCE and self._step_by_step(layer)):
                 layout = FRONT if one else self.uses.layout(layer)
                 own = Moved(layer, parts, self._pass.linearised, layout, self.uses.row_axes.get(layer))
-                passes[layer] = partial(kind.forward, layer, own)
+                passes[layer] = partial(kind.run, layer, own)
         for layer in self._still:
             if self._step_by_step(layer):
-                passes[layer] = partial(SEQUENCE.forward, layer, Moved(layer, {}, self._pass.linearised))
+                passes[layer] = partial(SEQUENCE.run, layer, Moved(layer, {}, self._pass.linearised))
         modes = [m.training for m in self._statistics]
         try:
             for m in self._statistics:
@@ -291,6 +292,7 @@ class Response(nn.Module):
         """Change of a layer's output: place(Uδ) ⊙ apply(W_resp, x) + place((Vδ) ⊙ b_resp)."""
         terms: list[Tensor] = []
         layout = self.uses.layout(layer) if len(next(iter(self._pass.by_slot.values()))) > 1 else FRONT
+        factors = factors_of(layer)
         rest, keywords = further
         if layout.axis:
             if rest or keywords:
@@ -299,6 +301,7 @@ class Response(nn.Module):
             applied = None if applied is None else layout.to_front(applied)
         for role, (slot, kind) in self.uses.hooked[layer].items():
             rows, direction = layout.spread(self._pass.by_slot[slot.name], output.shape[0]), self.direction(slot)
+            direction = direction * factors[role] if role in factors else direction
             if rows.shape[0] not in (1, output.shape[0]) and not layout.shared:
                 name = self.uses.names[layer]
                 raise ValueError(

@@ -1,7 +1,10 @@
-"""The folder of the user in which ready tasks keep their data."""
+"""The data root of ready tasks: its environment variable, and the folder of the user that takes its place."""
 
 import os
 from pathlib import Path
+
+#: Environment variable for the data root.
+ROOT_VARIABLE = "RAY_DELTASTN_DATA"
 
 
 def user_cache() -> Path:

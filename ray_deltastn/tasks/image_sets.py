@@ -20,10 +20,7 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ray_deltastn.tasks.cache import user_cache
-
-#: Environment variable for the data root.
-ROOT_VARIABLE = "RAY_DELTASTN_DATA"
+from ray_deltastn.tasks.cache import ROOT_VARIABLE, user_cache
 
 #: Images (n, C, H, W) in uint8, and labels (n,) in int64.
 Split = tuple[Tensor, Tensor]

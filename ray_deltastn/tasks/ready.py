@@ -52,4 +52,30 @@ READY = {
     "cifar10-resnet18": ReadyTask(
         "ray_deltastn.tasks.images:cifar10_resnet18", "ResNet-18 on CIFAR-10", (*_dropouts(9), *_DISTORTIONS, *_CUTOUT)
     ),
+    "ptb-lstm": ReadyTask(
+        "ray_deltastn.tasks.language:ptb_lstm",
+        "LSTM on words of the Penn Treebank or another text",
+        (
+            "embedding_dropout",
+            "input_dropout",
+            "hidden_dropout",
+            "output_dropout",
+            "dropconnect",
+            "activation",
+            "temporal_activation",
+        ),
+    ),
+    "char-transformer": ReadyTask(
+        "ray_deltastn.tasks.language:char_transformer",
+        "transformer on characters of a text",
+        (
+            "embedding_dropout",
+            "attention_dropout",
+            "residual_dropout",
+            "mlp_dropout",
+            "embedding_decay",
+            "attention_decay",
+            "mlp_decay",
+        ),
+    ),
 }

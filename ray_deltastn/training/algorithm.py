@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
-from ray_deltastn.methods import ImplicitSteps, Objective, StepOptions, Steps, UnrolledSteps
+from ray_deltastn.methods import ImplicitSteps, Objective, StepOptions, Steps, UnrolledSteps, Workers
 from ray_deltastn.training.capture.graphs import GraphedSteps
 from ray_deltastn.training.capture.recorders import CudaRecorder, TraceRecorder
 from ray_deltastn.training.checks import uses_batch_statistics
@@ -15,10 +15,13 @@ from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.settings import Settings
 
 
-def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings) -> Steps | GraphedSteps:
+def make_steps(
+    objective: Objective, optimizers: Optimizers, settings: Settings, workers: Workers
+) -> Steps | GraphedSteps:
     """The steps of the objective's method."""
     given = {field.name: getattr(settings, field.name) for field in fields(StepOptions)}
-    options = StepOptions(**{**given, "sub_batches": settings.parts(uses_batch_statistics(objective.model))})
+    parts = settings.parts(uses_batch_statistics(objective.model), workers.size)
+    options = StepOptions(**{**given, "sub_batches": parts})
     weights, response, hyper = optimizers.weights, optimizers.response, optimizers.hyper
     if objective.method.hypergradient in ("implicit", "unrolled"):
         assert hyper is not None
@@ -34,7 +37,7 @@ def make_steps(objective: Objective, optimizers: Optimizers, settings: Settings)
             iterations=settings.implicit_steps,
             damping=settings.implicit_damping,
         )
-    steps = Steps(objective, weights, response, hyper, options)
+    steps = Steps(objective, weights, response, hyper, options, workers if workers.size > 1 else None)
     device = objective.space.lam.device
     if not settings.captures(device):
         return steps

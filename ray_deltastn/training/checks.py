@@ -21,10 +21,19 @@ from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
+from ray_deltastn.training.carrying import carried, require_carried, require_known_tokens
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.first_pass import in_training, look_at_training, several
 from ray_deltastn.training.kept import kept_generator
-from ray_deltastn.training.misfits import MISFITS, entered, lost, predicted, require_mean, require_outer_loss
+from ray_deltastn.training.misfits import (
+    MISFITS,
+    entered,
+    lost,
+    predicted,
+    require_gradient,
+    require_mean,
+    require_outer_loss,
+)
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trial import NOT_LINEARISED, try_steps, without_rule
@@ -97,6 +106,7 @@ def try_out(
     was_training = model.training
     model.eval()
     try:
+        require_known_tokens(objective, [train, valid, test])
         x, y = valid.first()
         if objective.augment and not isinstance(x, torch.Tensor):
             raise TypeError(f"`augment` must have inputs that are one tensor, got {described(x)}; augment in the data")
@@ -126,6 +136,9 @@ def try_out_task(task: Task) -> None:
     """
     model = task.model.to("cpu")
     pass_values = PassValues(task.space, torch.Generator())
+    train, valid = (
+        stream(getattr(task, name), 4, name, torch.device("cpu"), 0, task.pair) for name in ("train", "valid")
+    )
     objective = Objective(
         model,
         task.loss,
@@ -135,11 +148,9 @@ def try_out_task(task: Task) -> None:
         None,
         valid_loss=task.valid_loss,
         augment=task.augmentations,
+        carries=carried(task, [train, valid]),
     )
     objective.constant = task.space.fixed_values({})
-    train, valid = (
-        stream(getattr(task, name), 4, name, torch.device("cpu"), 0, task.pair) for name in ("train", "valid")
-    )
     for regularizer in task.regularizers:
         regularizer.bind(pass_values)
     try:
@@ -154,6 +165,7 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     with torch.no_grad():
         with _Attention() as attention, Elementary() as elementary:
             output = predicted(objective, x, "valid")
+            require_carried(objective, x)
         shapes = [tuple(t.shape) for t in tensors(output)]
         if not any(shape and shape[0] == count for shape in shapes):
             what = f"output of shape {shapes[0]}" if shapes else described(output)
@@ -164,6 +176,8 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
                 got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"`{which}` must return a scalar or shape ({count},), got {got}")
             require_mean(function, which, output, y, loss)
+            if which == "loss" or objective.method.tunes:
+                require_gradient(function, which, output, y)
             if objective.response is not None and objective.method.linearized:
                 require_outer_loss(function, which, output, y, objective.method.name)
     if objective.response is not None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from ray_deltastn.response.trees import described, mapped, taken, tensors
 from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.random_state import seed_of
+from ray_deltastn.training.segments import Segments, SegmentStream
 from ray_deltastn.training.streams import Batch, Pair, Stream, as_pair, examples_of, once
 
 #: Tensors up to this size are kept on the training device, in bytes.
@@ -75,7 +76,7 @@ class TensorStream(Stream):
     def _cut(self, start: int, stop: int, t: Tensor) -> Tensor:
         return (t[start:stop] if t.dim() else t).to(self.device)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position."""
         super().load_state_dict(state)
         self._order = None
@@ -88,7 +89,7 @@ def stream(
 
     Args:
         source: a pair of tensors or of nested tensors, with `pair` also a mapping of tensors; a map-style or
-            iterable `Dataset`, with a length; or a `DataLoader` (which then decides on batches).
+            iterable `Dataset`, with a length; a `DataLoader` or `Segments` (which then decide on batches).
         batch_size: examples in a minibatch.
         name: name of the split, for errors.
         device: the training device.
@@ -101,6 +102,10 @@ def stream(
     """
     if isinstance(source, DataLoader):
         return LoaderStream(source, name, device, seed, pair)
+    if isinstance(source, Segments):
+        if pair is not None:
+            raise ValueError(f"`batch` must be None for `Segments`, which are pairs, got a function for '{name}'")
+        return SegmentStream(source, name, device)
     data = _tensors(source)
     if data is not None:
         if pair is None and (not isinstance(data, tuple) or len(data) != 2):
@@ -114,8 +119,11 @@ def stream(
             raise ValueError(f"`{name}` must hold at least one example, got none")
         shuffle = not isinstance(source, IterableDataset)
         return LoaderStream(DataLoader(source, batch_size, shuffle=shuffle), name, device, seed, pair)
+    kinds = [type(part).__name__ for part in source] if isinstance(source, tuple | list) else []
+    got = f"a {type(source).__name__} of {', '.join(kinds)}" if 0 < len(kinds) < 4 else type(source).__name__
+    hint = "; make tensors of arrays with `torch.from_numpy`" if "ndarray" in (*kinds, got) else ""
     raise TypeError(
-        f"`{name}` must be a pair of tensors, a map-style Dataset or a DataLoader, got {type(source).__name__}"
+        f"`{name}` must be a pair of tensors, a map-style Dataset, a DataLoader or Segments, got {got}{hint}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -195,7 +195,7 @@ class LoaderStream(Stream):
             chosen = next(iter(loader.batch_sampler))[:count]
             return self._on_device(loader.collate_fn([loader.dataset[row] for row in chosen]))
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; the minibatches of the pass before it are read again."""
         super().load_state_dict(state)
         self._iterator = None

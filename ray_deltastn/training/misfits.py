@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.methods import Loss, Objective
+from ray_deltastn.response.carried import CarriedError
 from ray_deltastn.response.trees import described, mapped, rows, taken, tensors
 from ray_deltastn.training.warned import RunWarning
 
 #: What PyTorch raises for tensors that do not fit.
 MISFITS = (RuntimeError, IndexError, ValueError)
+#: The start of PyTorch's warning of a loss whose output and targets differ in shape.
+_BROADCAST = "Using a target size"
 #: Largest relative difference between two equal losses, and smallest between two different ones.
 _SAME, _OTHER = 1e-3, 1e-2
 
@@ -50,9 +53,13 @@ def predicted(objective: Objective, x: Any, split: str) -> Any:
     with entered(objective.model) as layers:
         try:
             return objective.predict(x, None)
+        except CarriedError:
+            raise
         except (*MISFITS, TypeError, AttributeError, KeyError) as error:
             if _lacks_memory(error):
                 raise
+            if objective.carries:
+                raise _refused_state(objective, x, split, error) from error
             if not isinstance(x, Tensor):
                 raise _refused("`model` must accept its inputs", x, error) from error
             if not isinstance(error, MISFITS):
@@ -85,7 +92,20 @@ def lost(function: Loss, what: str, output: Any, y: Any, split: str) -> Any:
         ValueError: if the loss does not accept them.
     """
     try:
-        return function(output, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _BROADCAST)
+            return function(output, y)
+    except UserWarning as warning:
+        if not str(warning).startswith(_BROADCAST):
+            raise
+        if not (isinstance(output, Tensor) and isinstance(y, Tensor)) or output.dim() == y.dim():
+            return function(output, y)
+        sizes = ", ".join(map(str, (-1, *output.shape[1:])))
+        hint = f"; use `y.reshape({sizes})`" if output.numel() == y.numel() else ""
+        raise ValueError(
+            f"`{what}` must get targets of `{split}` that have the shape of the output, got an output of "
+            f"{_about(output)} and targets of {_about(y)}, which PyTorch would broadcast to all pairs of examples{hint}"
+        ) from None
     except (*MISFITS, TypeError, AttributeError, KeyError) as error:
         if _lacks_memory(error):
             raise
@@ -145,6 +165,31 @@ def require_mean(function: Loss, what: str, output: Any, y: Any, loss: Tensor) -
     )
 
 
+def require_gradient(function: Loss, what: str, output: Any, y: Any) -> None:
+    """Refuse a loss without a gradient in the output of the network.
+
+    Args:
+        function: the loss.
+        what: its name in the task.
+        output: output of the network (B, …).
+        y: targets (B, …).
+
+    Raises:
+        ValueError: if the loss has none.
+    """
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().requires_grad_() if t.is_floating_point() else t
+
+    with torch.enable_grad():
+        loss = function(mapped(leaf, output), y)
+    if not loss.requires_grad:
+        raise ValueError(
+            f"`{what}` must have a gradient in the output of the model, got a loss without one, such as one of "
+            "`output.detach()` or of `output.argmax(1)`"
+        )
+
+
 def require_outer_loss(function: Loss, what: str, output: Any, y: Any, method: str) -> None:
     """Refuse a loss that the network computes itself under a method that linearises the network.
 
@@ -200,6 +245,22 @@ def _known(function: Loss, output: Any, y: Any) -> bool:
 def _refused(rule: str, nested: Any, error: Exception) -> TypeError:
     """An error about nested tensors, in one line."""
     return TypeError(f"{rule}, got {described(nested)}: {first_line(error)}")
+
+
+def _refused_state(objective: Objective, x: Any, split: str, error: Exception) -> ValueError:
+    """An error of a model that carries state, in one line."""
+    kind = next((p.dtype for p in objective.model.parameters() if p.is_floating_point()), torch.float32)
+    other = next((t for t in tensors(x[1]) if t.is_floating_point() and t.dtype != kind), None)
+    if other is not None:
+        return ValueError(
+            f"`{split}` must hold a state of the type of the model, {_type(kind)}, got {_type(other.dtype)}; convert "
+            f"it with `state.to({kind})`"
+        )
+    shapes = ", ".join(_about(t) for t in tensors(x[1]))
+    return ValueError(
+        f"`model(tokens, state)` must accept the inputs of `{split}`, got tokens of {_about(x[0])}, a state of "
+        f"{shapes} and this error: {first_line(error)}"
+    )
 
 
 def _works(call: Callable[[], Any]) -> bool:

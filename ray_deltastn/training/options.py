@@ -43,6 +43,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     response_optimizer: OptimizerName | Other | None
     weight_decay: float | Other
     schedule: ScheduleName | Mapping[str, Any] | Other | None
+    min_lr: float | Other | None
     hyper_lr: float | Literal["auto"] | Other | None
     hyper_decay: float | Other | None
     scale_lr: float | Other | None

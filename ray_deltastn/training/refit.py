@@ -20,6 +20,7 @@ from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
+from ray_deltastn.training.segments import Segments
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 
@@ -143,11 +144,13 @@ def constants_of(schedule: Given, task: Task, use: Use) -> dict[str, Any]:
 
 
 def joined(train: Any, valid: Any) -> Any:
-    """Training and validation data as one: tensors, data sets, or a `DataLoader` with the options of the first.
+    """Training and validation data as one: tensors, data sets, a `DataLoader` or `Segments` like the first.
 
     Raises:
         ValueError: if a part is an iterable data set, or a loader draws with a sampler of its own.
     """
+    if isinstance(train, Segments) and isinstance(valid, Segments):
+        return train.and_then(valid)
     if _is_nested(train) and _is_nested(valid):
         return both(train, valid)
     parts = [_dataset(part) for part in (train, valid)]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_deltastn.methods import Loss, Objective
+from ray_deltastn.methods import Loss, Objective, Workers
 from ray_deltastn.response.trees import rows
 from ray_deltastn.training.accuracy import Accuracy, find_accuracy
-from ray_deltastn.training.split_metrics import Collected, OverSplit
+from ray_deltastn.training.split_metrics import Collected, OfLoss, OverSplit
 from ray_deltastn.training.streams import Stream
 
-Metric = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Tensor] | OfLoss
 
 
 def evaluate(
@@ -26,12 +26,14 @@ def evaluate(
     loss: Loss,
     metrics: Mapping[str, Metric],
     accuracy: Accuracy | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, float]:
     """Means over one pass, and metrics over the whole split, in evaluation mode and without perturbation.
 
     The weights are those at the current λ: w₀, or r(λ) for a method whose response is not centred. Penalties do not
     count. If the loss ignores targets, it is the mean over the targets of the split that count. A `DataLoader` decides
-    which examples it gives (`drop_last`, samplers).
+    which examples it gives (`drop_last`, samplers). With `Segments` the means are over tokens, and the state is carried
+    through the pass from the first one. Several workers add up the sums over their rows.
 
     Returns:
         `loss`, `accuracy` if it is defined, and each metric by name.
@@ -39,7 +41,9 @@ def evaluate(
     model = objective.model
     was_training = model.training
     model.eval()
+    of_loss = {name: metric for name, metric in metrics.items() if isinstance(metric, OfLoss)}
     whole = {name: metric for name, metric in metrics.items() if isinstance(metric, OverSplit)}
+    means = {name: metric for name, metric in metrics.items() if not isinstance(metric, OfLoss | OverSplit)}
     collected = Collected()
     totals: dict[str, Tensor] = {}
     count = 0
@@ -50,35 +54,51 @@ def evaluate(
         for x, y in stream.in_order():
             with stream.explains(x, y):
                 output = objective.predict(x, delta)
+                objective.carry(x)
+                weight = stream.weight(x, y)
                 found = {"loss": loss(output, y).double().mean()}
                 if accuracy is not None:
                     correct.append(accuracy(output, y))
                     if accuracy.weighs:  # the mean over all targets of the split that count
                         share = correct[-1][1] / y.numel()
                         found["loss"] = torch.where(share > 0, found["loss"] * share, 0.0)
-                        shares_counted.append(share * rows(x))
-                for name, metric in metrics.items():
-                    if name not in whole:
-                        found[name] = torch.as_tensor(metric(output, y)).double().mean()
+                        shares_counted.append(share * weight)
+                for name, mean in means.items():
+                    found[name] = torch.as_tensor(mean(output, y)).double().mean()
                 if whole:
                     collected.add(output, y)
             for name, value in found.items():
-                totals[name] = totals.get(
-                    name, torch.zeros((), dtype=torch.float64, device=value.device)
-                ) + value * rows(x)
-            count += rows(x)
+                totals[name] = (
+                    totals.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value * weight
+                )
+            count += weight
     model.train(was_training)
-    shares = {name: total.item() / count for name, total in totals.items()}
-    if shares_counted:
-        shares["loss"] *= count / torch.stack(shares_counted).sum().item()
-    if whole:
-        every = collected.joined()
-        shares |= {name: float(metric(*every)) for name, metric in whole.items()}
-        shares = {name: shares[name] for name in ("loss", *metrics)}
+    sums = {name: total.item() for name, total in totals.items()}
+    # Numbers behind the sums: examples, those that count for the loss, correct classes, and classes.
+    numbers = [float(count), torch.stack(shares_counted).sum().item() if shares_counted else 0.0, 0.0, 0.0]
     if correct:
-        hits, counted = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
+        numbers[2:] = torch.stack([torch.stack(pair) for pair in correct]).sum(0).tolist()
+    if workers is not None and workers.size > 1:
+        sums, numbers = _added(workers.gathered((sums, numbers)))
+        collected = collected.with_others(workers)
+    examples, weighed, hits, counted = numbers
+    shares = {name: total / examples for name, total in sums.items()}
+    if accuracy is not None and accuracy.weighs:
+        shares["loss"] *= examples / weighed
+    if whole:
+        every = collected.joined(stream.whole.continues)
+        shares |= {name: float(metric(*every)) for name, metric in whole.items()}
+    shares |= {name: metric(shares["loss"]) for name, metric in of_loss.items()}
+    shares = {name: shares[name] for name in ("loss", *metrics)}
+    if accuracy is not None:
         shares = {"loss": shares["loss"], "accuracy": hits / max(1.0, counted), **shares}
     return shares
+
+
+def _added(every: Sequence[tuple[dict[str, float], list[float]]]) -> tuple[dict[str, float], list[float]]:
+    """The sums and the numbers of all workers; a worker without a row has no sums."""
+    sums = {name: sum(own.get(name, 0.0) for own, _ in every) for name in every[0][0]}
+    return sums, [sum(column) for column in zip(*(numbers for _, numbers in every), strict=True)]
 
 
 class Scores:
@@ -90,6 +110,7 @@ class Scores:
         test: test data, or None.
         metrics: the user's own, by name.
         device: where training losses are added up.
+        workers: the workers, which share the examples.
 
     Attributes:
         best_valid_loss: the smallest validation loss reported so far, infinite before the first.
@@ -105,8 +126,10 @@ class Scores:
         test: Stream | None,
         metrics: Mapping[str, Metric],
         device: torch.device,
+        workers: Workers,
     ) -> None:
         self.objective, self.valid, self.test, self.metrics = objective, valid, test, metrics
+        self._workers = workers
         self.best_valid_loss = math.inf
         self.reports_since_best = 0
         self.seconds = dict.fromkeys(("train", "hyper", "evaluate"), 0.0)
@@ -124,14 +147,23 @@ class Scores:
 
         Raises:
             ValueError: if a metric returns another shape, or one over a split more than one number.
+            TypeError: if it returns something else.
         """
         if "accuracy" not in self.metrics:  # else the user's own takes its place
             self._accuracy = find_accuracy(output, target, self.objective.valid_loss)
         for name, metric in self.metrics.items():
+            if isinstance(metric, OfLoss):
+                continue
             if isinstance(metric, OverSplit):
                 metric.try_out(name, output, target)
                 continue
-            shape = tuple(torch.as_tensor(metric(output, target)).shape)
+            found = metric(output, target)
+            try:
+                shape = tuple(torch.as_tensor(found).shape)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(
+                    f"`metrics[{name!r}]` must return a number or a tensor, got {type(found).__name__}"
+                ) from None
             if shape not in ((), (1,), (rows(target),)):
                 raise ValueError(
                     f"`metrics[{name!r}]` must return a mean () or one value per example ({rows(target)},), got shape "
@@ -180,7 +212,9 @@ class Scores:
     def _evaluate(self, stream: Stream) -> dict[str, float]:
         self._settled()
         with self.timed("evaluate"):
-            return evaluate(self.objective, stream, self.objective.valid_loss, self.metrics, self._accuracy)
+            return evaluate(
+                self.objective, stream, self.objective.valid_loss, self.metrics, self._accuracy, self._workers
+            )
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:

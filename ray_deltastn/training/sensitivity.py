@@ -54,8 +54,8 @@ def sensitivity(
     objective.model.eval()
     found = []
     with torch.no_grad():
-        parts = _parts(valid, examples)
-        sizes = torch.tensor([rows(x) for x, _ in parts], dtype=torch.float64)
+        parts = _parts(objective, valid, examples)
+        sizes = torch.tensor([valid.weight(x, y) for x, y in parts], dtype=torch.float64)
         center = _losses(objective, parts, torch.zeros_like(lam), linearized)
         for i, name in enumerate(space.names):
             for t in steps.tolist():
@@ -73,11 +73,14 @@ def sensitivity(
     return table
 
 
-def _parts(valid: Stream, examples: int | None) -> list[Batch]:
-    """The validation data in about `PARTS` parts of one pass."""
+def _parts(objective: Objective, valid: Stream, examples: int | None) -> list[Batch]:
+    """The validation data in about `PARTS` parts of one pass; each has the state that w₀ has left before it."""
     batches, left = [], examples
     for x, y in valid.in_order():
-        batches.append((taken(x, slice(left)), taken(y, slice(left))))
+        batches.append((taken(objective.kept(x), slice(left)), taken(y, slice(left))))
+        if objective.carries:
+            objective.unperturbed(x)
+            objective.carry(x)
         left = None if left is None else left - rows(batches[-1][0])
         if left == 0:
             break

@@ -52,7 +52,7 @@ class Settings(BaseModel):
             `Integer` use the clamped line, and `Positive` stays in its search range. `open` (`paper`): `Bounded` and
             `Integer` use the sigmoid, and `Positive` has no limits. A `map` of a hyperparameter overrides this.
         epochs: passes over the training data.
-        batch_size: examples in a training minibatch.
+        batch_size: examples in a training minibatch; a `DataLoader` or `Segments` decides itself.
         valid_batch_size: examples in a validation minibatch of a hyper step; by default `batch_size`.
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
@@ -65,6 +65,7 @@ class Settings(BaseModel):
             decay, use the penalty `L2` instead, which is not AdamW's decay.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
             `plateau`, or a mapping with `name` and the arguments of PyTorch's scheduler.
+        min_lr: end the run at the first report with a learning rate of w₀ below this; None for never.
         hyper_lr: learning rate α₂ of λ; by default the preset's: 0.01 for `paper`, `auto` for `recommended`. `auto` is
             not in the paper: with it the hyper steps planned can take λ three times across the clamped line, whose
             length is 4. It is at most 0.1.
@@ -154,6 +155,7 @@ class Settings(BaseModel):
     response_optimizer: OptimizerName | None = None
     weight_decay: _Least = 0.0
     schedule: SkipValidation[ScheduleName | Mapping[str, Any] | None] = None
+    min_lr: _Above | None = None
     hyper_lr: _Above | Literal["auto"] = "auto"
     hyper_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     scale_lr: _Above | None = None
@@ -240,6 +242,8 @@ class Settings(BaseModel):
             raise ValueError(
                 f"`monitor_mode` must be min or max if `monitor` is no loss, got none for {self.monitor!r}"
             )
+        if self.min_lr is not None and not self.min_lr < self.lr:
+            raise ValueError(f"`min_lr < lr` must hold, got min_lr={self.min_lr:g}, lr={self.lr:g}")
         if self.hyper_pass == "unperturbed" and self.tune_scale and method.responds:
             raise ValueError("`hyper_pass: unperturbed` has no use for σ, so `tune_scale` must be false, got true")
         if method.hypergradient == "unrolled" and self.optimizer != "sgd":
@@ -341,15 +345,16 @@ class Settings(BaseModel):
         before = self.warmup_train_steps(steps_per_epoch) // self.train_interval
         return max(0, cycles - before) * self.valid_interval
 
-    def parts(self, statistics: bool) -> int:
+    def parts(self, statistics: bool, workers: int = 1) -> int:
         """Number of parts into which the examples of a minibatch that train Θ are split.
 
         Args:
             statistics: whether a layer of the network normalises with the statistics of the batch.
+            workers: number of processes that share a minibatch; each splits its own examples.
         """
         if self.sub_batches != "auto":
             return self.sub_batches
-        rows = max(1, round(self.response_fraction * self.batch_size))
+        rows = max(1, round(self.response_fraction * self.batch_size / workers))
         return min(AUTO_PARTS, max(2, rows // AUTO_PART_SIZE)) if statistics else 1
 
     def hyper_rate(self, hyper_steps: int) -> float:

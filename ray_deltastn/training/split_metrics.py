@@ -1,14 +1,16 @@
-"""Metrics that are no mean over examples, such as F1: they get the outputs and targets of a whole split."""
+"""Metrics that are no mean over examples: F1 needs a whole split, and perplexity the mean loss of a split."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ray_deltastn.methods import Workers
 from ray_deltastn.response.trees import mapped, tensors
 
 
@@ -81,6 +83,58 @@ def over_split(metric: Callable[[Any, Any], Any]) -> OverSplit:
     return OverSplit(metric)
 
 
+class OfLoss:
+    """A metric that is a function of the mean loss of a split, so that no outputs are kept for it."""
+
+    def __call__(self, loss: float) -> float:
+        """The metric of a mean loss in nats."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class Perplexity(OfLoss):
+    """The perplexity of a language model on a split, exp(L), for `Task(metrics={"perplexity": rd.Perplexity()})`.
+
+    L is the reported loss of the split, which must be the mean negative log-likelihood of a token in nats, such as
+    PyTorch's cross-entropy. On `rd.Segments` it is the mean over all tokens of the split. This is not the mean of the
+    perplexities of minibatches. No outputs are kept.
+
+    Examples:
+        >>> round(rd.Perplexity()(math.log(50)), 6)
+        50.0
+    """
+
+    def __call__(self, loss: float) -> float:
+        """exp(loss)."""
+        try:
+            return math.exp(loss)
+        except OverflowError:
+            return math.inf
+
+
+class BitsPerCharacter(OfLoss):
+    """Bits per character of a language model on a split, L/ln 2, for `Task(metrics={"bits": rd.BitsPerCharacter()})`.
+
+    L is the reported loss of the split, see `Perplexity`; its tokens must be characters.
+
+    Examples:
+        >>> rd.BitsPerCharacter()(math.log(8))
+        3.0
+    """
+
+    def __call__(self, loss: float) -> float:
+        """loss/ln 2."""
+        return loss / math.log(2)
+
+
 class Collected:
     """The outputs and targets of a split, collected on the CPU."""
 
@@ -93,29 +147,49 @@ class Collected:
         for kept, tree in ((self._outputs, output), (self._targets, target)):
             kept.append(mapped(lambda t: t.detach().cpu(), tree))
 
-    def joined(self) -> tuple[Any, Any]:
+    def with_others(self, workers: Workers) -> Collected:
+        """Those of all workers, in the order of the workers."""
+        found = Collected()
+        for outputs, targets in workers.gathered((self._outputs, self._targets)):
+            found._outputs += outputs
+            found._targets += targets
+        return found
+
+    def joined(self, continues: bool = False) -> tuple[Any, Any]:
         """Those of the whole split.
+
+        Args:
+            continues: see `Stream.continues`. If a minibatch is shorter than the others, all are joined along the axis
+                in which it is shorter.
 
         Raises:
             ValueError: if those of two minibatches do not fit together.
         """
-        return _concatenated(self._outputs, "outputs"), _concatenated(self._targets, "targets")
+        return _concatenated(self._outputs, "outputs", continues), _concatenated(self._targets, "targets", continues)
 
 
-def _concatenated(trees: Sequence[Any], what: str) -> Any:
-    """Trees joined along the first axis of their leaves; leaves without axes are those of the first tree."""
+def _concatenated(trees: Sequence[Any], what: str, continues: bool) -> Any:
+    """Trees joined along one axis of their leaves, the first; leaves without axes are those of the first tree."""
     leaves = [tensors(tree) for tree in trees]
-    shapes = [[tuple(t.shape[1:]) for t in own] for own in leaves]
+    axes = [0] * len(leaves[0])
+    if continues:
+        axes = [next(iter(_different(of)), 0) for of in zip(*leaves, strict=True)]
+    shapes = [[(*t.shape[:axis], *t.shape[axis + 1 :]) for t, axis in zip(own, axes, strict=True)] for own in leaves]
     odd = next((own for own in shapes if own != shapes[0]), None)
     if odd is not None:
         raise ValueError(
             f"{what} of all minibatches must have the same shapes behind the first axis for a metric over a split, got "
             f"{shapes[0]} and {odd}"
         )
-    columns = iter(zip(*leaves, strict=True))
+    columns = iter(zip(zip(*leaves, strict=True), axes, strict=True))
 
     def whole(t: Tensor) -> Tensor:
-        parts = next(columns)
-        return torch.cat(parts) if t.dim() else t
+        parts, axis = next(columns)
+        return torch.cat(parts, axis) if t.dim() else t
 
     return mapped(whole, trees[0])
+
+
+def _different(parts: Sequence[Tensor]) -> list[int]:
+    """The axes in which some tensors have another length than the first."""
+    return [axis for axis in range(parts[0].dim()) if any(t.shape[axis] != parts[0].shape[axis] for t in parts)]

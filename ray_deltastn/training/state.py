@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from ray_deltastn.methods import Workers
 from ray_deltastn.training.settings import Settings
+from ray_deltastn.training.warned import RunWarning
 
 #: Version of the layout of `SelfTuner.state_dict`.
 VERSION = 3
 
 
 def identity(
-    method: str, space: Mapping[str, str], settings: Settings, model: nn.Module, steps_per_epoch: int
+    method: str,
+    space: Mapping[str, str],
+    settings: Settings,
+    model: nn.Module,
+    steps_per_epoch: int,
+    task: Mapping[str, str],
 ) -> dict[str, Any]:
     """Properties in which a state and the run that loads it must agree."""
     schedule = settings.schedule
@@ -30,6 +38,7 @@ def identity(
         # Positions in the data, and epochs, are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,
         "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
+        **({"task": dict(task)} if task else {}),
     }
 
 
@@ -56,3 +65,18 @@ def require_parts(state: Mapping[str, Any], parts: Iterable[str]) -> None:
     for part in parts:
         if part not in state:
             raise ValueError(f"`state` must hold '{part}', got {', '.join(sorted(state))}")
+
+
+def state_of_worker(state: Mapping[str, Any], workers: Workers) -> Mapping[str, Any] | None:
+    """The random generators of a worker in a state; None, with a warning, for a state of another number of workers."""
+    every = state.get("workers", [state])
+    if len(every) == workers.size:
+        found: Mapping[str, Any] = every[workers.rank]
+        return found
+    warnings.warn(
+        f"the state should come from a run with the same number of workers, got {len(every)}, here {workers.size}: the "
+        "run continues, with new random numbers",
+        RunWarning,
+        stacklevel=3,
+    )
+    return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_deltastn.response.trees import described, taken, tensors
+from ray_deltastn.response.trees import described, rows, taken, tensors
 from ray_deltastn.training.misfits import MISFITS, first_line
 
 #: Inputs and targets of a minibatch; both may be nested.
@@ -42,7 +42,12 @@ class Stream:
         pass_number: passes begun so far.
         position: minibatches drawn from the present pass.
         structure: structure of the first minibatch; empty if all minibatches have the same one.
+        carries: whether inputs are a pair (inputs, state), see `Segments`.
+        continues: whether the rows of a minibatch continue those of the one before, as segments do.
     """
+
+    carries = False
+    continues = False
 
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name
@@ -66,19 +71,32 @@ class Stream:
         raise NotImplementedError
 
     def in_order(self) -> Iterator[Batch]:
-        """One pass for evaluation."""
+        """One pass for evaluation. If its inputs have a state, write what a minibatch leaves into it (`carry`)."""
         raise NotImplementedError
+
+    def weight(self, x: Any, y: Any) -> int:
+        """The weight of a minibatch in the mean over a split: its number of examples."""
+        return rows(x)
+
+    @property
+    def whole(self) -> Stream:
+        """The minibatches with the rows of all workers."""
+        return self
 
     def first(self, count: int = 4) -> Batch:
         """A few examples, for a look at their types and shapes."""
         x, y = taken(next(iter(self.in_order())), slice(count))
         return x, y
 
-    def state_dict(self) -> dict[str, int]:
+    def joined(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of the split from those of all workers."""
+        return states[0]
+
+    def state_dict(self) -> dict[str, Any]:
         """Position in the data."""
         return {"pass_number": self.pass_number, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position."""
         self.pass_number, self.position = state["pass_number"], state["position"]
 

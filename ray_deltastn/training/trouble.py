@@ -127,6 +127,7 @@ class Trouble:
                 found = self._in_batch(x, y, training=False, forward_only=True)
                 if found:
                     return f"{found}, in the evaluation on `{self._valid.name}`"
+                self.objective.carry(x)
         return ""
 
     def _in_batch(self, x: Any, y: Any, training: bool, forward_only: bool = False) -> str:
@@ -182,7 +183,7 @@ class Trouble:
 
 
 def _drawn(stream: Stream, back: int) -> tuple[Any, Any]:
-    """The minibatch that a stream gave |back| minibatches ago."""
+    """The minibatch that a stream gave |back| minibatches ago; if it carries a state, with the first state."""
     length = len(stream)
     number = stream.pass_number * length + stream.position + back
     again = copy.copy(stream)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from ray_deltastn.methods import Method, MethodName, Objective, get_method
+from ray_deltastn.methods import Method, MethodName, Objective, Workers, get_method
 from ray_deltastn.regularizers import PassValues
 from ray_deltastn.response import Coverage, Response
 from ray_deltastn.task import Task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.algorithm import make_steps, placed
 from ray_deltastn.training.best import Best
+from ray_deltastn.training.carrying import carried
 from ray_deltastn.training.checks import (
     check_differentiable,
     check_precision,
@@ -42,7 +43,9 @@ from ray_deltastn.training.precision import float32_products
 from ray_deltastn.training.scores import Scores
 from ray_deltastn.training.sensitivity import sensitivity
 from ray_deltastn.training.settings import Settings
-from ray_deltastn.training.state import identity, require_parts, require_same
+from ray_deltastn.training.shares import check_same, check_workers, shared
+from ray_deltastn.training.state import identity, require_parts, require_same, state_of_worker
+from ray_deltastn.training.streams import Stream
 from ray_deltastn.training.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -58,6 +61,9 @@ class SelfTuner:
     Args:
         task: model, hyperparameters, data and objective.
         method: `delta-stn`, `centered-stn`, `stn`, `ift`, `unrolled` or `fixed`.
+        workers: processes that train the network together, see `Workers`. Each makes the same `SelfTuner` and calls the
+            same methods. The default is one process, also if `torch.distributed` is initialised: processes may as well
+            train a network each.
         options: options of the run, see `Settings`.
 
     Attributes:
@@ -83,7 +89,14 @@ class SelfTuner:
         ['dropout', 'decay']
     """
 
-    def __init__(self, task: Task, method: MethodName | Method = "delta-stn", **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        method: MethodName | Method = "delta-stn",
+        *,
+        workers: Workers | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         Settings.require_known(options)
         if not isinstance(task, Task):
             raise TypeError(f"`task` must be a Task, got {type(task).__name__}")
@@ -93,10 +106,14 @@ class SelfTuner:
                 "the other one to continue from its weights and hyperparameters"
             )
         self.task = task
+        self.workers = workers or Workers.alone()
         given: dict[str, Any] = {"method": method, **options}
         self.settings = Settings(**given)
         self.method = get_method(method)
         check_differentiable(task, self.method)
+        if self.workers.size > 1:
+            check_workers(self.settings, self.method, task.model)
+            self.settings = self.settings.model_copy(update={"graph": "off"})
         s = self.settings
         warn_of_decay(task, s.optimizer)
         self.device = s.torch_device()
@@ -111,7 +128,11 @@ class SelfTuner:
         self.space = task.space.to(self.device, self._trainable[0].dtype)
         self._make_streams()
         self.hyper_lr = s.hyper_rate(self.hyper_steps)
-        self.generator = torch.Generator(self.device).manual_seed(random_state.seed_of(s.seed, 3))
+        if self.workers.size > 1:
+            every = [self.train, self.valid, *([] if self.test is None else [self.test])]
+            check_same(self.workers, s, self.model, every)
+            self.workers.broadcast([*self.model.parameters(), *self.model.buffers(), *self.space.parameters()])
+        self.generator = torch.Generator(self.device).manual_seed(self._own_seed(3))
         self.pass_values = PassValues(self.space, self.generator)
         for regularizer in task.regularizers:
             regularizer.bind(self.pass_values)
@@ -132,18 +153,19 @@ class SelfTuner:
             valid_penalty=task.valid_penalties,
             half=s.precision == "bf16",
             channels_last=s.channels_last,
+            carries=carried(task, [self.train, self.valid, *([] if self.test is None else [self.test])]),
         )
         self._fixed_table = self.space.fixed_values(s.hyperparameters).to(self.device)
         tuned = self.space if self.method.tunes else None
         self.optimizers = Optimizers(s, self.model, self.response, tuned, self.hyper_lr)
-        self.algorithm = make_steps(self.objective, self.optimizers, s)
+        self.algorithm = make_steps(self.objective, self.optimizers, s, self.workers)
         reach = self.hyper_steps * self.hyper_lr * s.mean_share
         self.health = Health(self.space, reach, self.method.tunes)
         self.steps = 0
         self.stop_reason = ""
-        self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device)
-        self.response_size = ResponseSize(self.objective, self.valid, random_state.seed_of(s.seed, 5))
-        self.trouble = Trouble(self.objective, self.train, self.valid)
+        self.scores = Scores(self.objective, self.valid, self.test, task.metrics, self.device, self.workers)
+        self.response_size = ResponseSize(self.objective, self.valid.whole, random_state.seed_of(s.seed, 5))
+        self.trouble = Trouble(self.objective, self.train.whole, self.valid.whole)
         self.in_force = InForce(self.space)
         self.last_report: dict[str, Any] = {}
         self._history = History()
@@ -151,12 +173,12 @@ class SelfTuner:
         self._row = 0
         self._set_constant(0)
         # The response is compared with an oracle, which TF32 is too coarse for.
-        with random_state.isolated(s.seed, self.device), float32_products(False, self.device):
+        with random_state.isolated(self._own_seed(), self.device), float32_products(False, self.device):
             try:
                 self.scores.try_out(*try_out(self.objective, self.valid, self.train, self.test))
                 self.best.check(self.scores.names)
                 check_small_batches(self.objective, self.train, s.response_fraction)
-                check_statistics(self.objective, s.parts(uses_batch_statistics(self.model)))
+                check_statistics(self.objective, s.parts(uses_batch_statistics(self.model), self.workers.size))
             except BaseException:
                 self.release()
                 raise
@@ -174,17 +196,28 @@ class SelfTuner:
         ]
         return "\n  ".join([*lines, *([self.coverage.headline] if self.coverage else [])])
 
+    def _own_seed(self, *parts: int) -> int:
+        """A seed for what each worker draws by itself; the first worker has that of a run of one process."""
+        if self.workers.rank:
+            parts = (*parts, self.workers.rank)
+        return random_state.seed_of(self.settings.seed, *parts) if parts else self.settings.seed
+
     def _make_streams(self) -> None:
         s, task = self.settings, self.task
-        seeds = [random_state.seed_of(s.seed, split) for split in range(3)]
-        self.train = stream(task.train, s.batch_size, "train", self.device, seeds[0], task.pair)
-        self.valid = stream(task.valid, s.valid_batch_size or s.batch_size, "valid", self.device, seeds[1], task.pair)
-        self.test = None
-        if task.test is not None:
-            self.test = stream(task.test, s.batch_size, "test", self.device, seeds[2], task.pair)
+        self.train = self._stream(task.train, s.batch_size, "train", 0)
+        self.valid = self._stream(task.valid, s.valid_batch_size or s.batch_size, "valid", 1)
+        self.test = None if task.test is None else self._stream(task.test, s.batch_size, "test", 2)
+        self._count_steps()
+
+    def _count_steps(self) -> None:
+        s = self.settings
         self.warmup_steps = s.warmup_train_steps(len(self.train))
         self.total_steps = s.epochs * len(self.train)
         self.hyper_steps = s.hyper_steps(len(self.train))
+
+    def _stream(self, source: Any, batch_size: int, name: str, split: int) -> Stream:
+        seed = random_state.seed_of(self.settings.seed, split)
+        return shared(stream(source, batch_size, name, self.device, seed, self.task.pair), self.workers)
 
     @property
     def coverage(self) -> Coverage | None:
@@ -235,7 +268,7 @@ class SelfTuner:
                     if self.steps % len(self.train) == 0:
                         self.in_force.note(self.steps)
                         self.in_force.end_epoch(len(self.train), None if self.method.tunes else self.objective.constant)
-                        self.optimizers.end_epoch(lambda: self.scores.valid_scores(self.steps)["loss"])
+                        self.optimizers.end_epoch(self._valid_loss)
                 return self._report()
         finally:
             self._global_random = random_state.capture(self.device)
@@ -274,6 +307,7 @@ class SelfTuner:
 
     def _hyper_steps(self) -> None:
         self.in_force.note(self.steps)
+        self._share_buffers()
         self.model.eval()
         progress = (self.steps - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         share = self.settings.hyper_share(progress)
@@ -286,7 +320,16 @@ class SelfTuner:
             self.health.watch(before, self.hyper_lr * share)
         self.model.train()
 
+    def _valid_loss(self) -> float:
+        self._share_buffers()
+        return self.scores.valid_scores(self.steps)["loss"]
+
+    def _share_buffers(self) -> None:
+        """Take the buffers of worker 0, such as running statistics, which each worker has of its own rows."""
+        self.workers.broadcast(self.model.buffers())
+
     def _report(self) -> dict[str, Any]:
+        self._share_buffers()
         train_loss, scores = self.scores.take(self.steps)
         with self.scores.timed("evaluate"):
             size = self.response_size()
@@ -294,7 +337,18 @@ class SelfTuner:
         if reason:
             reason += self.trouble.found(self.steps, self.best.weights)
         self.trouble.reset()
+        self.workers.check(self._moved())
+        # The numbers are equal but for rounding; decisions must be equal.
+        train_loss, scores, size, reason, seconds = self.workers.agreed(
+            (train_loss, scores, size, reason, self.scores.seconds)
+        )
+        self.scores.seconds = seconds
         return self._assemble(train_loss, scores, size, reason)
+
+    def _moved(self) -> list[Tensor]:
+        """w₀, Θ, λ and σ."""
+        response = [] if self.response is None else self.response.parameters()
+        return [*self._trainable, *response, *self.space.parameters()]
 
     def give_up(self, reason: str) -> dict[str, Any]:
         """End a run that cannot continue, with infinite losses, and return its last report.
@@ -320,6 +374,9 @@ class SelfTuner:
         patience = self.settings.patience
         if not self.done and patience and self.scores.reports_since_best >= patience:
             self.stop_reason = f"no better validation loss in {patience} reports"
+        slowest = self.settings.min_lr
+        if not self.done and slowest and self.optimizers.lr < slowest:
+            self.stop_reason = f"learning rate {self.optimizers.lr:.3g} below {slowest:g}"
         if not self.done and self.steps >= self.total_steps:
             self.stop_reason = ALL_DONE
         values = self.objective.current_values()
@@ -386,7 +443,7 @@ class SelfTuner:
         """
         linearized = False if self.settings.hyper_pass == "network" else None
         with self.arithmetic():
-            return sensitivity(self.objective, self.valid, linearized, examples)
+            return sensitivity(self.objective, self.valid.whole, linearized, examples)
 
     def export(self, best: bool = False) -> dict[str, Tensor]:
         """The tuned network as a `state_dict` of its own class.
@@ -417,7 +474,24 @@ class SelfTuner:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to continue to the bit: tensors and plain values, which `weights_only=True` loads."""
+        """All that a run needs to continue to the bit: tensors and plain values, which `weights_only=True` loads.
+
+        Several workers must all call it, and all get the same state.
+        """
+        self._share_buffers()
+        own = {"generator": self.generator.get_state(), "global_random": self._global_random}
+        every = self.workers.gathered((own, self.train.state_dict(), self.valid.state_dict()))
+        random, train, valid = (list(part) for part in zip(*every, strict=True))
+        return {
+            **self._own_state(),
+            **random[0],
+            "train": self.train.joined(train),
+            "valid": self.valid.joined(valid),
+            **({"workers": random} if len(every) > 1 else {}),
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        """The state of this process, without a word to the others."""
         return {
             "identity": self._identity(),
             "space": self.space.state_dict(),
@@ -439,10 +513,14 @@ class SelfTuner:
         }
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.method.name, self.space.fingerprint(), self.settings, self.model, len(self.train))
+        space, task = self.space.fingerprint(), self.task.identity
+        return identity(self.method.name, space, self.settings, self.model, len(self.train), task)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; this run's own settings win over those the state was saved under.
+
+        Several workers must all load the same state. The state of a run with another number of workers is accepted with
+        a warning: the run continues with new random numbers.
 
         Learning rates, momenta and all other options of the optimisers are those of this run, so a scheduler may copy
         a state and change them. A learning rate that a schedule had decayed stays decayed by the same factor.
@@ -451,7 +529,7 @@ class SelfTuner:
             ValueError: if the state is not one of a run with this space, method, optimisers and model.
         """
         require_same(state, self._identity())
-        require_parts(state, [part for part in self.state_dict() if part != "history"])  # older states have none
+        require_parts(state, [part for part in self._own_state() if part != "history"])  # older states have none
         # The optimisers would share the buffers of a state that is handed over in memory.
         state = copy.deepcopy(dict(state))
         self.space.load_state_dict(state["space"])
@@ -462,9 +540,15 @@ class SelfTuner:
         self.algorithm.load_state_dict(state["algorithm"])
         self.train.load_state_dict(state["train"])
         self.valid.load_state_dict(state["valid"])
-        self.generator.set_state(state["generator"].cpu())
-        self._global_random = state["global_random"]
         self.steps = state["steps"]
+        random = state_of_worker(state, self.workers)
+        if random is None:
+            self.generator.manual_seed(self._own_seed(3, self.steps))
+            with random_state.isolated(self._own_seed(self.steps), self.device):
+                self._global_random = random_state.capture(self.device)
+        else:
+            self.generator.set_state(random["generator"].cpu())
+            self._global_random = random["global_random"]
         self._set_constant(max(0, self.steps - 1))
         self.scores.load_state_dict(state)
         # A run that has ended continues if the new run has more epochs.

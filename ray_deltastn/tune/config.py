@@ -16,6 +16,7 @@ from ray_deltastn.tune.places import check_place, full_key, require_own, unknown
 from ray_deltastn.tune.places import unknown_key as unknown_key  # used by other commands too
 from ray_deltastn.tune.reading import ConfigError as ConfigError  # raised by `read`
 from ray_deltastn.tune.reading import load_yaml
+from ray_deltastn.tune.resources import check_whole_gpu
 from ray_deltastn.tune.scheduler_names import CHANGING, PAUSING
 from ray_deltastn.tune.search.axes import Axis, Choice
 from ray_deltastn.tune.search.texts import read_text
@@ -40,8 +41,10 @@ class TuneSection(_Section):
         metric: the key of a report that is optimised.
         mode: whether the metric is minimised (`min`) or maximised (`max`).
         max_concurrent: number of trials that run at the same time; by default as many as the CPUs allow.
-        cpu: CPUs of one trial.
-        gpu: GPUs of one trial; may be a fraction.
+        workers: processes that train one trial together. Each takes a share of every minibatch, and gradients are
+            averaged.
+        cpu: CPUs of one worker.
+        gpu: GPUs of one worker; may be a fraction if a trial has one worker.
         checkpoint_every: number of reports between two checkpoints of a trial.
         max_failures: how often a trial is restarted after it crashed or was killed.
         seed: seed of the searcher.
@@ -58,12 +61,19 @@ class TuneSection(_Section):
     metric: str = "best_valid_loss"
     mode: Literal["min", "max"] = "min"
     max_concurrent: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1)
     cpu: float = Field(default=1, gt=0)
     gpu: float = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=10, ge=1)
     max_failures: int = Field(default=2, ge=-1)
     seed: int = Field(default=0, ge=0)
     warm_start: bool = False
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> TuneSection:
+        if self.workers > 1:
+            check_whole_gpu("tune.gpu", self.gpu)
+        return self
 
 
 class ExperimentConfig(_Section):
@@ -235,7 +245,11 @@ class ExperimentConfig(_Section):
             "task": self.task,
             **copy.deepcopy(self.options),
             **copy.deepcopy(self.train),
-            "resources": {"cpu": self.tune.cpu, "gpu": self.tune.gpu},
+            "resources": {
+                "cpu": self.tune.cpu,
+                "gpu": self.tune.gpu,
+                **({"workers": self.tune.workers} if self.tune.workers > 1 else {}),
+            },
         }
         shown = self.tune.metric.removeprefix("best_")
         if (shown, self.tune.mode) != ("valid_loss", "min") and not {"monitor", "monitor_mode"} & self.train.keys():
@@ -262,7 +276,8 @@ def first_error(error: ValidationError, kind: type[ExperimentConfig]) -> str:
         error: the error of pydantic.
         kind: the class of the configuration.
     """
-    first = error.errors()[0]
+    # An unknown key explains a missing one.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
@@ -273,4 +288,8 @@ def first_error(error: ValidationError, kind: type[ExperimentConfig]) -> str:
     kinds = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
     if first["type"] in kinds:
         return f"`{key}` must be {kinds[first['type']]}, got {shown(first['input'])}"
+    if first["type"] == "missing":
+        return f"`{key}` must be given, got no such key"
+    if first["type"] == "literal_error":
+        return f"`{key}` must be {first['ctx']['expected']}, got {first['input']!r}"
     return f"`{key}`: {first['msg']}, got {first['input']!r}"

@@ -78,7 +78,8 @@ def control_of(config: ExperimentConfig, best: Mapping[str, Any]) -> ExperimentC
     outer = [name for name in config.search if name.split(".")[0] not in ("hyperparameters", "method")]
     chosen = nest({name: _value_at(best, option_of(name)) for name in outer})
     options = chosen.pop("options", {})
-    given = config.tune.model_dump(include={"metric", "mode", "cpu", "gpu", "checkpoint_every", "max_failures", "seed"})
+    same = {"metric", "mode", "workers", "cpu", "gpu", "checkpoint_every", "max_failures", "seed"}
+    given = config.tune.model_dump(include=same)
     return ExperimentConfig(
         task=config.task,
         options=merged(config.options, options),

@@ -28,7 +28,7 @@ from ray_deltastn.tune.folder.own_states import newest_own
 from ray_deltastn.tune.repeats import with_own_seed
 
 #: Options of a trial that a refit does not take over.
-_LEFT = ("method", "hyperparameters", "patience", "epochs")
+_LEFT = ("method", "hyperparameters", "patience", "min_lr", "epochs")
 
 
 class FinishedTrial:

@@ -225,17 +225,18 @@ def check_resumable(config: ExperimentConfig, out: Path) -> dict[str, str]:
 
 
 def slots_of(config: ExperimentConfig) -> int:
-    """Number of trials that the cluster can run at the same time.
+    """Number of trials that the cluster can run at the same time; the workers of a trial may be on several machines.
 
     Raises:
-        ValueError: if no machine can run a trial; Tune would wait forever.
+        ValueError: if no machine can run a worker, or the cluster has no room for the workers of a trial; Tune would
+            wait forever.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": config.tune.cpu, "GPU": config.tune.gpu}
-    slots = sum(
+    room = sum(
         int(min(machine.get(name, 0) / amount for name, amount in wanted.items() if amount)) for machine in machines
     )
-    if slots == 0:
+    if room == 0:
         for name, amount in wanted.items():
             most = max((machine.get(name, 0) for machine in machines), default=0)
             if amount > most:
@@ -245,7 +246,11 @@ def slots_of(config: ExperimentConfig) -> int:
             f"`tune.cpu` and `tune.gpu` must fit one machine together, got {config.tune.cpu:g} CPUs and "
             f"{config.tune.gpu:g} GPUs"
         )
-    return slots
+    if room < config.tune.workers:
+        raise ValueError(
+            f"`tune.workers` must fit the cluster, got {config.tune.workers} workers and room for {room} of them"
+        )
+    return room // config.tune.workers
 
 
 def check_shared(out: Path) -> None:

@@ -12,7 +12,7 @@ from ray_deltastn.tune.reading import ConfigError
 
 #: Key of a trial's config → the place in the file that sets it. The options of `Settings` have theirs in `train` or
 #: `search`.
-_PLACES = {"task": "task", "resources": "tune.cpu` and `tune.gpu", "warm_start": "tune.warm_start"}
+_PLACES = {"task": "task", "resources": "tune.workers`, `tune.cpu` and `tune.gpu", "warm_start": "tune.warm_start"}
 #: Sections whose keys are options of `Settings`.
 _OF_SETTINGS = ("train", "search", "single", "self_tuned")
 #: Options of `Settings` that can be mappings, into which a key of `search` can reach.

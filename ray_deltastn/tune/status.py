@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_deltastn.training.columns import WARNINGS
+from ray_deltastn.training.file_names import experiments_in
 from ray_deltastn.tune.config import option_of
 from ray_deltastn.tune.folder.layout import CONFIG_FILE, CONTROL_FOLDER, LOCK_FILE, RESULTS_FILE, TRIALS_FOLDER
 from ray_deltastn.tune.folder.log import read_log
@@ -24,7 +25,7 @@ def state_of(out: Path) -> str:
         FileNotFoundError: if the folder holds no experiment.
     """
     if not (out / CONFIG_FILE).exists():
-        raise FileNotFoundError(f"`{out}` must hold an experiment, got no {CONFIG_FILE}")
+        raise FileNotFoundError(f"`{out}` must hold an experiment, got no {CONFIG_FILE}{experiments_in(out)}")
     if (out / RESULTS_FILE).exists():
         return "ended"
     if not (out / LOCK_FILE).exists():

@@ -8,24 +8,26 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
-from ray_deltastn.tasks import build_task
-from ray_deltastn.training import random_state
+from ray_deltastn.methods import Workers
+from ray_deltastn.methods.workers import TIMEOUT
 from ray_deltastn.training.columns import SECONDS, WARNINGS
 from ray_deltastn.training.files import written_whole
 from ray_deltastn.training.saved import STATE_FILE
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tuner import SelfTuner
 from ray_deltastn.training.warned import RunWarning
+from ray_deltastn.tune.crew import Crew, make_tuner
 from ray_deltastn.tune.folder.own_states import Found, first_line, newest_own, read_state
 from ray_deltastn.tune.pickled import warn_of_large
 from ray_deltastn.tune.repeats import with_own_seed
+from ray_deltastn.tune.resources import bundle_of, workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ _NO_MEMORY = (
     "out of device memory: lower `batch_size`, `valid_batch_size` or `response_fraction`, use `precision: bf16`, or "
     "raise `resources.gpu`"
 )
+Result = TypeVar("Result")
+
 #: Part of the error text when the disk is full.
 NO_ROOM = "must have room for a checkpoint"
 
@@ -44,7 +48,9 @@ class DeltaSTNTrainable(Trainable):
 
     - `task`: a function `build(config) -> Task`, an import string `"module:function"`, or the name of a ready task;
     - any option of `Settings` (`method`, `epochs`, `lr`, …), as a constant or a Tune domain;
-    - `resources`: what one trial requests from Ray, such as `{"cpu": 1, "gpu": 0.25}`; the default is one CPU;
+    - `resources`: what one trial requests from Ray, such as `{"cpu": 1, "gpu": 0.25}`; the default is one CPU. With
+      `workers`, such as `{"workers": 4, "gpu": 1}`, so many processes train the network together, each with these CPUs
+      and GPUs: the trial itself, and actors in its placement group (see `Workers`);
     - `warm_start`: `{"values": {...}, "scale": {...}}`, each by hyperparameter; the trial starts with these instead of
       the task's initial values (see `WarmStart`);
     - `__trial_index__`, which Tune's `Repeater` sets: it goes into the seed, so that the repeats differ;
@@ -63,7 +69,8 @@ class DeltaSTNTrainable(Trainable):
     - `warning/damaged_checkpoints`: number of damaged checkpoints that the trial skipped when it resumed.
 
     A trial that diverges, or runs out of device memory during training, ends as finished, with infinite losses and the
-    reason in `stop_reason`. After a checkpoint is loaded, the trial's config takes precedence over it: a learning rate
+    reason in `stop_reason`. A trial that loses one of its workers fails, and Tune restores it from its last checkpoint
+    (`max_failures`). After a checkpoint is loaded, the trial's config takes precedence over it: a learning rate
     that a scheduler has changed takes effect.
 
     Raises:
@@ -72,6 +79,7 @@ class DeltaSTNTrainable(Trainable):
     """
 
     tuner: SelfTuner
+    _crew: Crew | None = None  # the workers of a trial with several
     _saving = 0.0  # seconds spent on checkpoints
     _between = 0.0  # seconds between steps, including `_saving`
     _left: float | None = None  # time at which the last step ended
@@ -79,13 +87,13 @@ class DeltaSTNTrainable(Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        """CPUs and (fractional) GPUs of one trial, from `config["resources"]`.
+        """CPUs and (fractional) GPUs of one trial, from `config["resources"]`: one bundle for each worker.
 
         Raises:
             ValueError: if a resource is unknown, or an amount is negative or not a number.
         """
         warn_of_large(config)  # Tune calls this in the driver before it copies the config into its state
-        return PlacementGroupFactory([_bundle(config)])
+        return PlacementGroupFactory([bundle_of(config)] * workers_of(config))
 
     def setup(self, config: dict[str, Any], **data: Any) -> None:
         """Build the task and its tuner (called by Tune).
@@ -102,33 +110,45 @@ class DeltaSTNTrainable(Trainable):
                 warnings.warn(
                     f"config key {key!r} is not an option of a trial; did you mean {near!r}?", RunWarning, stacklevel=2
                 )
-        options = {name: config[name] for name in Settings.names() if name in config}
-        cpus, gpus = self._granted(config)
-        if gpus == 0 and options.get("device", "auto") == "auto":
-            options["device"] = "cpu"
-        # Ray sets OMP_NUM_THREADS when a worker starts, but a reused actor may have more CPUs for its next trial.
-        torch.set_num_threads(max(1, int(cpus)))
+        bundle = self._granted(config)
         try:
-            settings = Settings(**options)
-            with random_state.isolated(settings.seed):
-                task = build_task(config, **data)
-            if config.get("warm_start"):
-                # First the maps of the trial: the box of other maps could cut a value off.
-                task.space.use(settings.domains)
-                task.space.start_from(config["warm_start"]["values"], config["warm_start"]["scale"])
-            self.tuner = SelfTuner(task, **options)
+            workers = self._hire(workers_of(config), bundle)
+            self.tuner = self._together(
+                lambda: make_tuner(config, data, bundle, workers), "setup", config, data, bundle
+            )
         except RuntimeError as error:
             if not _lacks_memory(error):
                 raise
             raise torch.OutOfMemoryError(f"{_NO_MEMORY}; {first_line(error)}") from error
         self._saving, self._between, self._left, self._damaged = 0.0, 0.0, None, 0
 
-    def _granted(self, config: dict[str, Any]) -> tuple[float, float]:
-        granted = self.trial_resources
-        bundle = granted.bundles[0] if granted is not None and granted.bundles else _bundle(config)
-        # Outside Tune, Ray assigns no GPU. Use the one that PyTorch finds.
-        gpus = bundle.get("GPU", 0.0) if granted is not None else float(torch.cuda.is_available())
-        return bundle.get("CPU", 1.0), gpus
+    def _granted(self, config: dict[str, Any]) -> dict[str, float]:
+        """CPUs and GPUs of this process, and of each other worker."""
+        granted, workers = self.trial_resources, workers_of(config)
+        if granted is None:
+            # Outside Tune, Ray assigns no GPU to this process. Use the one that PyTorch finds.
+            found = {"GPU": float(torch.cuda.is_available())} if workers == 1 else {}
+            return {**bundle_of(config), **found}
+        bundles = granted.bundles or [bundle_of(config)]
+        if workers > 1 and len(bundles) != workers:
+            raise ValueError(
+                f"`resources.workers` must be the number of bundles of the trial, got {workers} workers and "
+                f"{len(bundles)} bundles"
+            )
+        return dict(bundles[0])
+
+    def _hire(self, size: int, bundle: Mapping[str, float]) -> Workers:
+        """The workers of the trial; those of the trial before, in a reused actor, if there are as many."""
+        if self._crew is not None and not self._crew.fits(size, bundle):
+            self._crew.close()
+            self._crew = None
+        if self._crew is None and size > 1:
+            self._crew = Crew(size, bundle, TIMEOUT)
+        return Workers.alone() if self._crew is None else self._crew.workers
+
+    def _together(self, own: Callable[[], Result], name: str, *arguments: Any) -> Result:
+        """Make a call on all workers of the trial."""
+        return own() if self._crew is None else self._crew.together(own, name, *arguments)
 
     def step(self) -> dict[str, Any]:
         """Train until the next report (called by Tune)."""
@@ -140,11 +160,13 @@ class DeltaSTNTrainable(Trainable):
         if self.tuner.done:
             return self._complete(self.tuner.last_report)
         try:
-            report = self.tuner.step()
+            report = self._together(self.tuner.step, "step")
         except RuntimeError as error:
             if not _lacks_memory(error):
                 raise
             # A restart would fail in the same way. An infinite loss tells the searcher to avoid this region.
+            if self._crew is not None:  # the other workers have ended
+                self.tuner.workers = Workers.alone()
             report = self.tuner.give_up(f"{_NO_MEMORY}; {first_line(error)}")
         self._left = time.perf_counter()
         return self._complete(report)
@@ -164,7 +186,7 @@ class DeltaSTNTrainable(Trainable):
         path = Path(checkpoint_dir, STATE_FILE)
         own: dict[str, Any] = {"iteration": self.iteration, "trial_id": self.trial_id}
         own |= {"saving": self._saving, "between": self._between, "damaged": self._damaged}
-        state = {**self.tuner.state_dict(), **own}
+        state = {**self._state(), **own}
         try:
             with written_whole(path) as draft:
                 torch.save(state, draft)
@@ -172,6 +194,10 @@ class DeltaSTNTrainable(Trainable):
             free = f"{shutil.disk_usage(checkpoint_dir).free / 2**20:.0f} MiB free"
             raise OSError(f"`{checkpoint_dir}` {NO_ROOM}, got {free}: {first_line(error)}") from error
         self._saving += time.perf_counter() - started
+
+    def _state(self) -> dict[str, Any]:
+        alone = self._crew is None or self._crew.ended
+        return self.tuner.state_dict() if alone else self._together(self.tuner.state_dict, "state")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue from a checkpoint, read as data only (called by Tune).
@@ -209,7 +235,7 @@ class DeltaSTNTrainable(Trainable):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Load a state, and its count of damaged checkpoints if the state was written by this trial."""
-        self.tuner.load_state_dict(state)
+        self._together(lambda: self.tuner.load_state_dict(state), "load", state)
         self._saving, self._between, self._left = state.get("saving", 0.0), state.get("between", 0.0), None
         if state.get("trial_id") == self.trial_id:
             self._damaged += state.get("damaged", 0)
@@ -230,33 +256,23 @@ class DeltaSTNTrainable(Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process (called by Tune when actors are reused)."""
-        self.cleanup()
+        self._release()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        """Release the model and its device memory (called by Tune at the end)."""
+        """Release the model and its device memory, and end the other workers (called by Tune at the end)."""
+        self._release()
+        if self._crew is not None:
+            self._crew.close()
+
+    def _release(self) -> None:
         if "tuner" in self.__dict__:
             self.tuner.release()
             del self.tuner
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _bundle(config: Mapping[str, Any]) -> dict[str, float]:
-    given = config.get("resources") or {}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"`resources` must be a mapping with 'cpu' and 'gpu', got {given!r}")
-    resources = dict(given)
-    unknown = set(resources) - {"cpu", "gpu"}
-    if unknown:
-        raise ValueError(f"`resources` must hold 'cpu' and 'gpu' only, got {sorted(unknown)[0]!r}")
-    cpu, gpu = resources.get("cpu", 1), resources.get("gpu", 0)
-    for name, amount in (("cpu", cpu), ("gpu", gpu)):
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-            raise ValueError(f"`resources.{name} >= 0` must hold, got {amount!r}")
-    return {"CPU": float(cpu), **({"GPU": float(gpu)} if gpu else {})}
 
 
 def _lacks_memory(error: RuntimeError) -> bool:

@@ -17,8 +17,9 @@ GridSearch = dict[str, Any]
 
 
 class Resources(TypedDict, total=False):
-    """CPUs and (fractional) GPUs that one trial requests from Ray."""
+    """What one trial requests from Ray: its number of workers, and the CPUs and (fractional) GPUs of each."""
 
+    workers: int
     cpu: float
     gpu: float
 

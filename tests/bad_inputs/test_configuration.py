@@ -15,6 +15,8 @@ GOOD = "task: digits-mlp\ntrain:\n  epochs: 2\nsearch:\n  lr: loguniform(0.01, 0
 
 
 FILES = {
+    "misspelt-task": (GOOD.replace("task:", "tsk:"), [], ["`tsk`", "not a known key", "did you mean `task`"]),
+    "misspelt-searcher": (GOOD, ["tune.searcher=bayes"], ["`tune.searcher` must be 'bo', 'random',", "got 'bayes'"]),
     "unknown-section": (GOOD + "tunes:\n  cpu: 1\n", [], ["`tunes`", "not a known key", "did you mean `tune`"]),
     "unknown-train-key": (
         GOOD.replace("epochs", "epoch"),
@@ -66,7 +68,7 @@ FILES = {
     "bad-train-schedule": (GOOD.replace("epochs: 2", "schedule: 5"), [], ["`schedule`", "5"]),
     "bad-tune-value": (GOOD.replace("samples: 2", "samples: 0"), [], ["`tune.num_samples`", "1", "got 0"]),
     "bad-searcher": (GOOD + "  searcher: gird\n", [], ["`tune.searcher`", "'bo'", "'random'", "'gird'"]),
-    "missing-task": (GOOD.replace("task: digits-mlp\n", ""), [], ["`task`", "required"]),
+    "missing-task": (GOOD.replace("task: digits-mlp\n", ""), [], ["`task` must be given"]),
     "section-of-a-wrong-type": (GOOD.replace("train:\n  epochs: 2", "train: 5"), [], ["`train`", "5"]),
     "list-for-a-mapping": ("- task: digits-mlp\n", [], ["{path}", "mapping", "list"]),
     "empty-file": ("", [], ["{path}", "mapping", "NoneType"]),
@@ -128,7 +130,11 @@ FILES = {
         ["`options.schedule`", "`train.schedule`"],
     ),
     "task-in-options": (GOOD, ["options.task=other"], ["`options.task`", "got 'other'", "set `task`"]),
-    "resources-in-options": (GOOD, ["options.resources.cpu=4"], ["`options.resources`", "`tune.cpu` and `tune.gpu`"]),
+    "resources-in-options": (
+        GOOD,
+        ["options.resources.cpu=4"],
+        ["`options.resources`", "`tune.workers`, `tune.cpu` and `tune.gpu`"],
+    ),
     "warm-start-in-options": (GOOD, ["options.warm_start={}"], ["`options.warm_start`", "`tune.warm_start`"]),
     "learning-rate-in-searched-options": (
         GOOD,
@@ -148,7 +154,7 @@ FILES = {
     "part-of-resources-in-searched-options": (
         GOOD,
         ["search.options.resources.cpu=randint(1, 3)"],
-        ["`search.options.resources.cpu`", "`tune.cpu` and `tune.gpu`"],
+        ["`search.options.resources.cpu`", "`tune.workers`, `tune.cpu` and `tune.gpu`"],
     ),
     "searched-options-without-a-name": (GOOD, ["search.options=uniform(0, 1)"], ["`search.options`", "NAME"]),
     "part-of-a-number": (

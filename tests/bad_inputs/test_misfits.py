@@ -123,6 +123,34 @@ def test_other_losses_are_accepted(name):
     tuner(changes={"loss": MEANS[name]})
 
 
+@pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])
+def test_targets_that_would_be_broadcast_to_all_pairs_of_examples_are_refused(loss):
+    network = nn.Sequential(rd.Dropout("rate"), nn.Linear(4, 1))
+    flat, column = (X, X[:, 0]), (X, X[:, :1])
+    words = ["`loss` must get targets of `valid`", "float32 (4, 1)", "float32 (4,)", "use `y.reshape(-1, 1)`"]
+    for method in ("delta-stn", "fixed"):
+        changes = {"model": network, "loss": loss, "train": flat, "valid": flat}
+        assert_refused(lambda method=method, changes=changes: tuner(method, changes=changes), ValueError, words)
+    tuner(changes={"model": network, "loss": loss, "train": column, "valid": column})
+
+
+DETACHED = {
+    "detached": lambda o, y: F.cross_entropy(o.detach(), y),
+    "errors": lambda o, y: (o.argmax(1) != y).float().mean(),
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_a_loss_without_a_gradient_is_refused(name):
+    words = ["must have a gradient in the output of the model", "`output.detach()`"]
+    for method in ("delta-stn", "fixed"):
+        changes = {"loss": DETACHED[name], "valid_loss": F.cross_entropy}
+        assert_refused(lambda method=method, changes=changes: tuner(method, changes=changes), ValueError, words)
+    changes = {"valid_loss": DETACHED[name]}
+    assert_refused(lambda: tuner(changes=changes), ValueError, ["`valid_loss`", *words])
+    tuner("fixed", changes=changes)  # no hyper step differentiates it
+
+
 def test_a_refused_task_leaves_no_hook_and_the_generators_as_they_were():
     torch.manual_seed(5)
     network = model()

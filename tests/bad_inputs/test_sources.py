@@ -51,6 +51,11 @@ def nothing(rows):
 
 
 DATA = {
+    "arrays": (
+        lambda: tuner(changes={"valid": (X.numpy(), Y.numpy())}),
+        TypeError,
+        ["`valid`", "a pair of tensors", "got a tuple of ndarray, ndarray", "`torch.from_numpy`"],
+    ),
     "empty-tensors": (
         lambda: tuner(changes={"train": (X[:0], Y[:0])}),
         ValueError,
@@ -113,7 +118,6 @@ DATA = {
         ["`train`", "two tensors", "3"],
     ),
     "one-tensor": (lambda: tuner(changes={"train": X}), TypeError, ["`train`", "pair of tensors", "Tensor"]),
-    "arrays": (lambda: tuner(changes={"valid": (X.numpy(), Y.numpy())}), TypeError, ["`valid`", "tensors", "tuple"]),
     "text": (lambda: tuner(changes={"train": "mnist"}), TypeError, ["`train`", "pair of tensors", "str"]),
     "missing-validation": (lambda: tuner(changes={"valid": None}), TypeError, ["`valid`", "NoneType"]),
     "iterable-dataset": (lambda: tuner(changes={"train": Endless()}), TypeError, ["`train`", "map-style", "Endless"]),

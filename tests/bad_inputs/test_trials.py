@@ -20,7 +20,7 @@ def trial(**changes):
 
 
 RESOURCES = {
-    "unknown-resource": ({"gpus": 1}, ["`resources`", "'cpu' and 'gpu'", "'gpus'"]),
+    "unknown-resource": ({"gpus": 1}, ["`resources`", "'cpu', 'gpu' and 'workers'", "'gpus'"]),
     "negative-resource": ({"cpu": -1}, ["`resources.cpu >= 0`", "-1"]),
     "negative-gpu": ({"gpu": -0.5}, ["`resources.gpu >= 0`", "-0.5"]),
     "resource-as-text": ({"cpu": "2"}, ["`resources.cpu >= 0`", "'2'"]),

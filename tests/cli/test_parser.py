@@ -33,6 +33,12 @@ def test_what_no_command_knows_is_refused(line, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+def test_an_option_of_the_file_with_dashes_gets_a_hint(capsys):
+    with pytest.raises(SystemExit):
+        parse(["run", "FILE", "--epochs", "3"])
+    assert "unrecognized arguments: --epochs 3; options of the YAML file have no dashes" in capsys.readouterr().err
+
+
 def test_report_takes_one_folder_or_several():
     assert parse(["report", "a"]).others == []
     assert [str(path) for path in parse(["report", "a", "b", "c", "--picture", "p.png"]).others] == ["b", "c"]

@@ -8,20 +8,23 @@ from ray_deltastn.cli.tasks import short
 from ray_deltastn.tasks import images
 from ray_deltastn.tasks.imports import import_function
 from ray_deltastn.tasks.ready import READY
+from tests.tasks import grammar
 from tests.tasks.image_examples import made_up
 
 
-def space_of(name, monkeypatch):
+def space_of(name, monkeypatch, tmp_path):
     """The hyperparameters of a ready task on made-up data."""
     monkeypatch.setattr(images, "load_images", lambda *_: (made_up(name, 20), made_up(name, 5)))
     if name == "mnist1d-mlp":
         pytest.importorskip("mnist1d")
-    return import_function(READY[name].function)({}).space
+    sizes = {"batch": 2, "length": 8}
+    options = {"path": str(grammar.folder(tmp_path)), **sizes} if name in ("ptb-lstm", "char-transformer") else {}
+    return import_function(READY[name].function)(options).space
 
 
 @pytest.mark.parametrize("name", READY)
-def test_the_hyperparameters_are_those_of_the_task(name, monkeypatch):
-    space = space_of(name, monkeypatch)
+def test_the_hyperparameters_are_those_of_the_task(name, monkeypatch, tmp_path):
+    space = space_of(name, monkeypatch, tmp_path)
     assert isinstance(space, rd.HyperSpace)
     assert READY[name].hyperparameters == space.names
 

@@ -1,6 +1,5 @@
 """Self-tuning inside Lightning gives the numbers of `SelfTuner`, and its checkpoints continue to the bit."""
 
-import re
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ray_deltastn as rd
+from tests.pages import run
 from tests.training.runs import examples
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -44,6 +44,21 @@ class Net(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
 
+class Attending(Net):
+    """Attention over the inputs, which gives the rate of its dropout layer to a function of PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(11)
+        self.net = None
+        self.embed, self.drop, self.out = nn.Linear(1, 8), rd.Dropout("rate"), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x[..., None])
+        rate = self.drop.p if self.training else 0.0
+        return self.out(F.scaled_dot_product_attention(x, x, x, dropout_p=rate).mean(1))
+
+
 def loader(count, seed, batch=16):
     return DataLoader(TensorDataset(*examples(count, seed)), batch_size=batch)
 
@@ -66,9 +81,9 @@ def fit(net, tuning, ckpt_path=None, callbacks=(), **options):
     return run
 
 
-def alone(optimizer="sgd", penalty=(), spaces=None):
+def alone(optimizer="sgd", penalty=(), spaces=None, kind=Net):
     """The same run by `SelfTuner`."""
-    net = Net()
+    net = kind()
     valid = DataLoader(TensorDataset(*examples(40, 2)), batch_size=16, shuffle=True)
     task = rd.Task(spaces or space(), net, F.cross_entropy, loader(80, 1), valid, penalty=penalty)
     how = {"optimizer": "adamw", "lr": 0.02} if optimizer == "adamw" else {"lr": 0.05}
@@ -92,6 +107,43 @@ def test_it_gives_the_numbers_of_a_self_tuner(optimizer):
         assert torch.equal(net.state_dict()[name], value), name
     values = tuning.tuner.history()["hyperparameters/rate"]
     assert values.tolist() == expected.history()["hyperparameters/rate"].tolist()
+
+
+def test_the_rate_inside_fused_attention_is_tuned_too():
+    net, tuning = Attending(), SelfTuning(space(), F.cross_entropy, **OPTIONS)
+    fit(net, tuning)
+    expected = alone(kind=Attending)
+    assert tuning.tuner.hyperparameters() == expected.hyperparameters() != {"rate": 0.2}
+    for name, value in expected.export().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert net.training_step.__func__ is Net.training_step
+    assert "training_step" not in vars(net)
+
+
+def test_only_a_module_that_reads_a_rate_has_another_training_step():
+    steps = {}
+
+    class Seen(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *rest):
+            steps[type(pl_module)] = pl_module.training_step
+
+    for kind in (Net, Attending):
+        fit(kind(), SelfTuning(space(), F.cross_entropy, **OPTIONS), callbacks=[Seen()], max_epochs=1)
+    assert [hasattr(steps[kind], "__wrapped__") for kind in (Net, Attending)] == [False, True]
+
+
+def test_a_training_step_of_the_instance_comes_back_also_after_an_exception():
+    net = Attending()
+
+    def broken(batch, batch_idx):
+        if batch_idx == 3:
+            raise KeyError("broken")
+        return Net.training_step(net, batch, batch_idx)
+
+    net.training_step = broken
+    with pytest.raises(KeyError):
+        fit(net, SelfTuning(space(), F.cross_entropy, **OPTIONS))
+    assert net.training_step is broken
 
 
 def test_penalties_are_part_of_the_gradient():
@@ -150,6 +202,15 @@ def test_gradients_may_be_accumulated():
     assert len(tuning.tuner.schedule()) == 4
 
 
+def test_the_warm_up_counts_steps_also_if_gradients_are_accumulated():
+    tuning = SelfTuning(space(), F.cross_entropy, warmup=2, train_interval=1, hyper_lr=0.05)
+    fit(Net(), tuning, accumulate_grad_batches=2)
+    assert tuning.tuner.warmup_steps == 2 * 3
+    assert tuning.tuner.total_steps == 4 * 3
+    assert tuning.tuner.history()["hyper_steps"].tolist() == [0, 0, 3, 6]
+    assert tuning.tuner.history()["hyperparameters/rate"].nunique() == 3
+
+
 def test_augmentations_and_submodules():
     class Augmented(Net):
         def training_step(self, batch, index):
@@ -206,11 +267,11 @@ def test_bad_options_give_one_line(options, error, line):
         SelfTuning(**{"space": space(), "loss": F.cross_entropy, **options})
 
 
-def test_several_devices_are_refused():
+def test_several_devices_without_ddp_are_refused():
     class Pretended:
-        world_size = 2
+        world_size, strategy = 2, object()
 
-    with pytest.raises(ValueError, match="needs a trainer with one device, got 2"):
+    with pytest.raises(ValueError, match="one device or the strategy ddp, got 2 devices and object"):
         SelfTuning(space(), F.cross_entropy).on_train_start(Pretended(), Net())
 
 
@@ -230,16 +291,13 @@ def test_an_exception_takes_the_hooks_off():
 @pytest.mark.slow
 def test_the_page_runs_also_under_tune(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
-    namespace = {"__name__": "__main__"}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/lightning.md", "exec"), namespace)
-    assert len(namespace["tuning"].tuner.schedule()) == 4
+    namespace = run("docs/lightning.md")
+    assert len(namespace["tuning"].tuner.schedule()) == 16
     results = namespace["results"]
     assert results.num_terminated == len(results) == 2
     for result in results:
         assert 0 <= result.metrics["hyperparameters/dropout"] <= 0.95
-        assert result.metrics["training_iteration"] == 4
+        assert result.metrics["training_iteration"] == 16
         with result.checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "checkpoint", weights_only=False)
         assert state["callbacks"]["SelfTuning"]["steps"] == state["global_step"]

@@ -1,5 +1,6 @@
 """Self-tuning inside the `Trainer` of Transformers: a tiny BERT, LoRA adapters, checkpoints and a search around it."""
 
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -11,10 +12,14 @@ import torch.nn.functional as F
 import ray_deltastn as rd
 
 transformers = pytest.importorskip("transformers")
+from accelerate.state import GradientState  # noqa: E402
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402
 from transformers import TrainingArguments  # noqa: E402
 
 from ray_deltastn.integrations.classification import CrossEntropy  # noqa: E402
+from ray_deltastn.integrations.companion import shuffled  # noqa: E402
 from ray_deltastn.integrations.transformers import SelfTuningTrainer  # noqa: E402
+from tests.pages import run  # noqa: E402
 
 TUNING = {"warmup_steps": 3, "train_interval": 2, "hyper_lr": 0.05}
 #: All dropout layers but that inside the attention.
@@ -95,6 +100,12 @@ def test_dropout_label_smoothing_and_weight_decay_move(tmp_path):
     rd.plot.schedules(tuner)
 
 
+def test_no_loader_of_accelerate_stays_active_so_that_a_search_can_follow(tmp_path):
+    trainer = trained(everything(tmp_path))
+    assert trainer.accelerator.gradient_state.dataloader_references == [None]
+    assert isinstance(pickle.loads(pickle.dumps(trainer.accelerator.gradient_state)), GradientState)
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_checkpoint_continues_to_the_bit(epoch, tmp_path):
     whole = trained(everything(tmp_path / "whole", save_strategy="epoch"))
@@ -132,6 +143,37 @@ def test_gradients_may_be_accumulated(tmp_path):
     trainer = trained(everything(tmp_path, gradient_accumulation_steps=2))
     assert trainer.tuner.steps == trainer.state.global_step == 9
     assert len(trainer.tuner.schedule()) == 3
+
+
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 5), (2, 3)])
+def test_the_warm_up_counts_steps_and_λ_moves_on_whole_minibatches(accumulated, steps, tmp_path):
+    trainer = everything(tmp_path, gradient_accumulation_steps=accumulated, per_device_eval_batch_size=10)
+    trainer._options |= {"warmup": 1, "warmup_steps": None, "train_interval": 1}
+    tuner = trained(trainer).tuner
+    assert tuner.warmup_steps == steps
+    assert tuner.total_steps == 3 * steps
+    assert tuner.history()["hyper_steps"].tolist() == [0, steps, 2 * steps]
+    assert tuner.history()["hyperparameters/hidden"].nunique() == 3
+    assert tuner.settings.batch_size == 16
+    assert len(tuner.valid) == 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 4},
+        {"batch_sampler": BatchSampler(SequentialSampler(range(10)), 4, False)},
+        {"batch_sampler": [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]},
+    ],
+)
+def test_a_shuffled_loader_has_minibatches_of_the_same_size(given):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = shuffled(DataLoader(list(range(10)), **given))
+    assert torch.equal(torch.get_rng_state(), before)
+    found = list(again)
+    assert [len(rows) for rows in found] == [4, 4, 2]
+    assert sorted(torch.cat(found).tolist()) == list(range(10)) != torch.cat(found).tolist()
 
 
 def test_a_loss_of_the_user(tmp_path):
@@ -223,13 +265,15 @@ def test_what_does_not_fit_gives_one_line_at_the_start(changes, line, tmp_path):
         make(tmp_path, **changes).train()
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_page_runs_also_with_a_search(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
-    namespace = {"__name__": "__main__"}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/transformers.md", "exec"), namespace)
-    assert len(namespace["trainer"].tuner.schedule()) == 4
+    found = run("docs/transformers.md")
+    schedule = found["schedule"]
+    assert len(schedule) == 10
+    assert (schedule.iloc[-1] != schedule.iloc[0]).all()
+    assert found["best"].hyperparameters.keys() == {"learning_rate"}
+    assert [trial.status for trial in found["best"].run_summary.trials] == ["TERMINATED"] * 2
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from ray_deltastn.training.presets import PRESETS
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.tune.config import ExperimentConfig
 from ray_deltastn.tune.experiment import check_task
+from tests.tasks import grammar
 from tests.tasks.image_examples import COUNTS, made_up
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -74,6 +75,17 @@ def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
 def test_options_are_plain_values(name):
     options = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["options"]
     assert set(options) <= {"data_root", "split_seed", "images", "flip", "initial_values"}
+
+
+def test_the_language_model_has_the_settings_of_the_paper(tmp_path):
+    config = ExperimentConfig.read(FOLDER / "ptb_lstm.yaml", [f"options.path={grammar.folder(tmp_path)}"])
+    settings = Settings(**config.train)
+    options = {name: config.options[name] for name in ("units", "embedding", "layers", "batch", "length")}
+    assert options == {"units": 650, "embedding": 650, "layers": 2, "batch": 40, "length": 70}
+    assert (settings.lr, settings.min_lr, settings.clip_grad, settings.momentum) == (30.0, 3e-4, 0.25, 0.0)
+    assert settings.schedule == {"name": "plateau", "factor": 0.25, "patience": 4}
+    assert (settings.hyper_optimizer, settings.hyper_lr, settings.tune_scale) == ("adam", 0.01, False)
+    assert (settings.warmup, config.options["perturbation_scale"]) == (10, 1.0)
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_resnet18_compare"])

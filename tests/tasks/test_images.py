@@ -326,7 +326,7 @@ def test_tasks_are_built_from_their_set(name, monkeypatch):
         assert got[0].dtype == torch.uint8
     assert asked == [(RECIPES[name].images, "/somewhere")]
     assert len(build_task({"task": name}).train[0]) == 20 - round(20 * share)
-    assert set(READY) == {"digits-mlp", "mnist1d-mlp", *RECIPES}
+    assert set(READY) == {"digits-mlp", "mnist1d-mlp", "ptb-lstm", "char-transformer", *RECIPES}
 
 
 # --- the real sets ---------------------------------------------------------------------------------------------------

@@ -183,6 +183,11 @@ def test_a_metric_that_returns_no_number_is_refused_before_the_first_step():
         rd.SelfTuner(language_task(metrics={"each": lambda output, target: output.mean(2)}), epochs=1)
 
 
+def test_a_metric_that_returns_a_text_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"`metrics\['text'\]` must return a number or a tensor, got str"):
+        rd.SelfTuner(language_task(metrics={"text": lambda output, target: "0.5"}), epochs=1)
+
+
 def test_a_metric_that_fails_does_so_before_the_first_step():
     with pytest.raises(ZeroDivisionError):
         rd.SelfTuner(language_task(metrics={"bad": lambda output, target: 1 / 0}), epochs=1)

@@ -48,6 +48,19 @@ def test_patience_counts_from_the_best_report():
     assert tuner.done
 
 
+def test_a_plateau_lowers_the_rate_by_four_and_a_small_rate_ends_the_run():
+    # The rate falls after the fifth epoch in a row without improvement.
+    losses = [5.0, 4.0, *[4.5] * 4, 3.0, *[3.5] * 5, *[3.5] * 5, 1.0, 1.0]
+    plateau = {"name": "plateau", "factor": 0.25, "patience": 4}
+    tuner = make_tuner(schedule=plateau, lr=1.0, min_lr=0.1, epochs=50)
+    tuner.scores.valid_scores = lambda steps: {"loss": losses[steps // STEPS - 1]}
+    reports = list(tuner.fit())
+    assert [r["lr"] for r in reports] == [1.0] * 11 + [0.25] * 5 + [0.0625]
+    assert [r["stop_reason"] for r in reports[:-1]] == [""] * 16
+    assert reports[-1]["stop_reason"] == "learning rate 0.0625 below 0.1"
+    assert not reports[-1]["diverged"]
+
+
 def test_best_valid_loss_is_the_smallest_so_far():
     reports = list(make_tuner(lr=0.5, epochs=6).fit())
     losses = [r["valid_loss"] for r in reports]

@@ -6,8 +6,8 @@ from ray_deltastn.tune import guards
 from ray_deltastn.tune.config import ExperimentConfig
 
 
-def config(cpu=1.0, gpu=0.0):
-    return ExperimentConfig.model_validate({"task": "digits-mlp", "tune": {"cpu": cpu, "gpu": gpu}})
+def config(cpu=1.0, gpu=0.0, workers=1):
+    return ExperimentConfig.model_validate({"task": "digits-mlp", "tune": {"cpu": cpu, "gpu": gpu, "workers": workers}})
 
 
 def cluster(monkeypatch, *machines, dead=()):
@@ -60,3 +60,10 @@ def test_a_trial_that_fits_no_machine_is_refused_with_the_missing_resource(wante
     with pytest.raises(ValueError) as error:  # noqa: PT011
         guards.slots_of(config(**wanted))
     assert str(error.value) == reason
+
+
+def test_slots_have_room_for_all_workers_of_a_trial(monkeypatch):
+    cluster(monkeypatch, BIG, SMALL)  # four GPUs and one
+    assert guards.slots_of(config(gpu=1, workers=2)) == 2  # a trial may be on two machines
+    with pytest.raises(ValueError, match=r"`tune\.workers` must fit the cluster, got 6 workers and room for 5"):
+        guards.slots_of(config(gpu=1, workers=6))

@@ -89,6 +89,16 @@ def test_the_command_says_how_to_continue(out, capsys):
     assert "must hold an experiment, got no config.json" in capsys.readouterr().err
 
 
+def test_the_folder_above_experiments_names_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "config.json").write_text("{}")
+    for command in ("status", "report"):
+        assert main([command, "results"]) == 1
+        assert "; it holds `results/a`, `results/b`" in capsys.readouterr().err
+
+
 def test_an_incomplete_line_does_not_damage_other_lines(out):
     trial = SimpleNamespace(trial_id="d", config={"lr": 0.4})
     ReportLog(out).on_trial_result(0, [], trial, report("d", 3, 0.5, 0.2))  # the resumed driver appends

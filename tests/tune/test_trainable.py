@@ -299,7 +299,7 @@ def test_a_task_too_large_for_the_device_fails_with_advice(error, monkeypatch):
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("ray_deltastn.tune.trainable.SelfTuner", full)
+    monkeypatch.setattr("ray_deltastn.tune.crew.SelfTuner", full)
     with pytest.raises(torch.OutOfMemoryError, match=f"lower `batch_size`, .*; {error}"):
         DeltaSTNTrainable(CONFIG)
 

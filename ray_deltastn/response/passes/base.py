@@ -20,6 +20,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_deltastn.response.factors import factors_of
 from ray_deltastn.response.kinds.base import Rows
 from ray_deltastn.response.layout import FRONT, Layout
 
@@ -58,6 +59,14 @@ class Moved:
             rows = {n: self.layout.spread(p.rows, len(order)) for n, p in parts.items()}
             parts = {n: replace(p, rows=rows[n][order] if len(rows[n]) > 1 else rows[n]) for n, p in parts.items()}
         return replace(self, parts=parts, layout=layout)
+
+    def scaled(self) -> Moved:
+        """The same with the factors of the weights in this call, which also scale their directions."""
+        factors = factors_of(self.module)
+        if not factors.keys() & self.parts.keys():
+            return self
+        own = {n: replace(p, direction=p.direction * factors[n]) for n, p in self.parts.items() if n in factors}
+        return replace(self, parts={**self.parts, **own})
 
     def linear(self, x: Tensor, weight: str, bias: str | None, rows: slice = slice(None)) -> Tensor:
         """W x + b for inputs (…, in) with the batch where the layout says, with displaced weights.
@@ -144,3 +153,7 @@ class ModulePass:
     forward: Callable[..., Any]
     initialise: Callable[[Any, str, Tensor, torch.Generator | None], None]
     features: int = 1
+
+    def run(self, module: nn.Module, moved: Moved, *args: Any, **kwargs: Any) -> Any:
+        """The output of a module in one call, with the factors that its weights have in it."""
+        return self.forward(module, moved.scaled(), *args, **kwargs)

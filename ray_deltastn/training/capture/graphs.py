@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from ray_deltastn.methods import Steps
+from ray_deltastn.response.trees import mapped, tensors
 from ray_deltastn.training.capture.recorders import Recorder, TraceRecorder
+from ray_deltastn.training.streams import once
 from ray_deltastn.training.warned import RunWarning
 
 #: Eager steps on minibatches of one shape before the next step is captured. In these steps libraries choose their
@@ -25,25 +28,38 @@ EAGER = 3
 #: Largest number of shapes of minibatches that are captured, for each kind of step; each capture holds memory.
 SHAPES = 4
 
+Step = Callable[[Any, Any], Tensor]
+
 
 class _Captured:
-    """One step, captured for minibatches of one shape."""
+    """One step, captured for minibatches of one structure and shape."""
 
-    def __init__(self, recorder: Recorder, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x.clone(), y.clone()
+    def __init__(self, recorder: Recorder, step: Step, x: Any, y: Any, carries: bool) -> None:
+        own = once(torch.clone)  # inputs and targets may share tensors
+        self.x, self.y = mapped(own, x), mapped(own, y)
+        self.leaves = tensors((self.x, self.y))
+        self.carries = carries
         self.recording = recorder.record(lambda: step(self.x, self.y))
         self.compared = not recorder.compares
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Any, leaves: Sequence[Tensor]) -> Tensor:
         assert self.recording.replay is not None
-        self.x.copy_(x)
-        self.y.copy_(y)
+        for mine, theirs in zip(self.leaves, leaves, strict=True):
+            mine.copy_(theirs)
         # The next replay of a graph overwrites its result.
-        return self.recording.replay().clone()
+        result = self.recording.replay().clone()
+        self.give_back(x)
+        return result
+
+    def give_back(self, x: Any) -> None:
+        """Write the state that the step has left into the state of the inputs, if they have one."""
+        if self.carries:
+            for theirs, mine in zip(tensors(x[1]), tensors(self.x[1]), strict=True):
+                theirs.copy_(mine)
 
 
 class GraphedSteps:
-    """The updates of `Steps`, each step captured once per shape of its minibatch and replayed.
+    """The updates of `Steps`, each step captured once per structure and shape of its minibatch and replayed.
 
     A capture holds the numbers of its moment: learning rates and other options of the optimisers. If one of them
     changes, the steps of the kind that uses it are captured again. No step is taken twice.
@@ -98,11 +114,13 @@ class GraphedSteps:
         kinds = {key[0] for key in self._seen}
         return bool(kinds) and not self._refused and kinds == {key[0] for key in self._captured}
 
-    def _run(self, name: str, step: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tensor:
+    def _run(self, name: str, step: Step, x: Any, y: Any) -> Tensor:
         if name in self._refused:
             return step(x, y)
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-            reason = "inputs and targets must be one tensor each for a capture"
+        plain = isinstance(x, Tensor) and isinstance(y, Tensor)
+        leaves, structure = ([x, y], None) if plain else tree_flatten((x, y))
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            reason = "inputs and targets must hold tensors only for a capture"
             if self.must:
                 raise RuntimeError(f"`graph` must be off, {name} steps cannot be captured: {reason}")
             self._give_up(name, reason)
@@ -113,27 +131,25 @@ class GraphedSteps:
             if before and constants[1:] != before[1:]:  # optimisers may make new buffers
                 self._seen = Counter({key: count for key, count in self._seen.items() if key[0] != name})
             self._constants[name] = constants
-        key = (name, x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype)
+        key = (name, structure, *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves))
         if key not in self._captured:
             self._seen[key] += 1
             if self._seen[key] <= EAGER or sum(other[0] == name for other in self._captured) >= SHAPES:
                 return self.recorder.eager(lambda: step(x, y))
-            return self._capture(key, name, step, x, y)
+            return self._capture(key, name, step, x, y, leaves)
         captured = self._captured[key]
         if not captured.compared:
-            return self._compare(captured, name, step, x, y)
-        return captured(x, y)
+            return self._compare(captured, name, step, x, y, leaves)
+        return captured(x, leaves)
 
-    def _compare(
-        self, captured: _Captured, name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def _compare(self, captured: _Captured, name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]) -> Tensor:
         """Replay a step for the first time, undo it, take the eager step, and compare the two."""
-        state, generator = self._state(), self.objective.generator
+        state, generator = self._state(x), self.objective.generator
         before = [tensor.clone() for tensor in state]
         draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
         error = ""
         try:
-            replayed = [captured(x, y), *(tensor.clone() for tensor in state)]
+            replayed = [captured(x, leaves), *(tensor.clone() for tensor in state)]
         except Exception as problem:
             error, replayed = f" ({_first_line(problem)})", []
         with torch.no_grad():
@@ -147,19 +163,20 @@ class GraphedSteps:
             raise RuntimeError(f"`graph` must be off: {name} steps give other numbers when they are replayed{error}")
         return result
 
-    def _state(self) -> list[Tensor]:
-        """All tensors that a step may change."""
+    def _state(self, x: Any) -> list[Tensor]:
+        """All tensors that a step on these inputs may change."""
         objective = self.objective
         kept = [t for some in self._optimizers.values() for o in some for s in o.state.values() for t in s.values()]
         found = [*objective.model.parameters(), *objective.model.buffers(), *self.steps.response]
+        found += tensors(x[1]) if objective.carries else []
         return [*found, objective.space.lam, objective.space.raw_scale, *(t for t in kept if isinstance(t, Tensor))]
 
     def _capture(
-        self, key: tuple[Hashable, ...], name: str, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+        self, key: tuple[Hashable, ...], name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]
     ) -> Tensor:
         """Take a step, and keep its capture if it can be captured."""
         try:
-            captured = _Captured(self.recorder, step, x, y)
+            captured = _Captured(self.recorder, step, x, y, self.objective.carries)
             reason, result = captured.recording.reason, captured.recording.result
         except torch.OutOfMemoryError:
             raise
@@ -176,9 +193,10 @@ class GraphedSteps:
             raise RuntimeError(f"`graph` must be off, {name} steps cannot be captured: {reason}")
         else:
             self._give_up(name, reason)
-        if result is not None:
+        if result is not None:  # the capture has taken the step
+            captured.give_back(x)
             return result
-        return step(x, y) if reason else captured(x, y)
+        return step(x, y) if reason else captured(x, leaves)
 
     def _now(self, name: str) -> tuple[Hashable, ...]:
         """The values that captures of one kind of step hold as constants. Those that change most often come first."""

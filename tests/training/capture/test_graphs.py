@@ -7,13 +7,15 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import ray_deltastn as rd
 from ray_deltastn.training.capture import recorders
 from ray_deltastn.training.capture.graphs import EAGER, GraphedSteps
-from ray_deltastn.training.capture.recorders import CudaRecorder, Recording
+from ray_deltastn.training.capture.recorders import CudaRecorder, Recording, TraceRecorder
 from ray_deltastn.tune.config import ExperimentConfig
-from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, told
+from tests.training import recurrent
+from tests.training.capture.captures import LEARNED, SCHEDULES, make_tuner, parts, told
 
 
 class Pretender:
@@ -301,3 +303,57 @@ def test_a_capture_that_breaks_on_a_gpu_leaves_the_run_as_it_is():
         found = told(usual.fit())
     for one, other in zip(told(plain.fit()), found, strict=True):
         assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)
+
+
+class Halves(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.dropout, self.out = nn.Linear(2, 8), rd.Dropout("dropout"), nn.Linear(8 + 4, 3)
+
+    def forward(self, left, right):
+        return {"logits": self.out(torch.cat([self.dropout(torch.relu(self.left(left))), right], 1))}
+
+
+def test_nested_minibatches_are_captured():
+    x = torch.randn(44, 6, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    pair = {"left": x[:, :2], "right": x[:, 2:]}, {"y": (y,), "shared": x}
+
+    def run():
+        task = rd.Task(
+            space=rd.HyperSpace(dropout=rd.Bounded(0.3)),
+            model=Halves(),
+            loss=lambda output, target: F.cross_entropy(output["logits"], target["y"][0]),
+            train=pair,
+            valid=pair,
+        )
+        return rd.SelfTuner(task, epochs=7, batch_size=16, lr=0.05, warmup=1, train_interval=2, hyper_decay=1.0)
+
+    plain, captured = run(), run()
+    captured.algorithm = GraphedSteps(captured.algorithm, TraceRecorder(), must=True)
+    assert told(plain.fit()) == told(captured.fit())
+    assert captured.algorithm.captured
+
+
+@pytest.mark.parametrize(("recorded", "kind"), [("pretended", "gru"), ("traced", "gru"), ("traced", "lstm")])
+@LEARNED
+def test_captured_steps_carry_state(method, recorded, kind):
+    def run():
+        return recurrent.make_tuner(recurrent.make_task(kind), method, epochs=4, hyper_decay=1.0)
+
+    plain, captured = run(), run()
+    if recorded == "pretended":
+        pretend(captured)
+    else:
+        captured.algorithm = GraphedSteps(captured.algorithm, TraceRecorder(), must=True)
+    assert told(plain.fit()) == told(captured.fit())
+    for one, other in zip(parts(plain), parts(captured), strict=True):
+        assert torch.equal(one, other)
+    for stream in ("train", "valid"):
+        states = [getattr(tuner, stream).state_dict()["state"] for tuner in (plain, captured)]
+        assert all(map(torch.equal, *states))
+    compared = {key[0] for key, one in captured.algorithm._captured.items() if one.compared}
+    assert compared == ({"train"} if method == "fixed" else {"train", "hyper"})

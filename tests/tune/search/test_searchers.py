@@ -89,7 +89,7 @@ def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
     [
         ("train.method=delta-stn", "`search.hyperparameters` needs `method: fixed`, got 'delta-stn'"),
         ("search.hyperparameters=uniform(0, 1)", "`search.hyperparameters` must be `all`, got 'uniform(0, 1)'"),
-        ("tune.searcher=tpe", "`tune.searcher`: Input should be 'bo', 'random', 'grid', 'optuna-tpe' or 'optuna-gp'"),
+        ("tune.searcher=tpe", "`tune.searcher` must be 'bo', 'random', 'grid', 'optuna-tpe' or 'optuna-gp'"),
     ],
 )
 def test_searches_that_cannot_be_are_refused(config, override, reason):

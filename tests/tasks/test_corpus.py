@@ -1,0 +1,120 @@
+"""Texts as numbers: splits, vocabularies, limits, and files that cannot be read."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_deltastn.tasks.corpus import EOS, UNKNOWN, read_corpus
+from tests.tasks import grammar
+
+
+def words_of(text):
+    return [word for line in text.splitlines() for word in (*line.split(), EOS)]
+
+
+@pytest.mark.parametrize(
+    "names", [("train.txt", "valid.txt", "test.txt"), ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")]
+)
+def test_a_folder_has_a_text_for_each_split(tmp_path, names):
+    corpus = read_corpus(grammar.folder(tmp_path, names))
+    for seed, (name, part) in enumerate(zip(names, (corpus.train, corpus.valid, corpus.test), strict=True)):
+        assert corpus.text(part) == words_of((tmp_path / name).read_text())
+        assert corpus.text(part) == words_of(grammar.lines((120, 40, 40)[seed], seed))
+        assert part.dtype == torch.int64
+    counts = torch.bincount(corpus.train, minlength=len(corpus.vocabulary))
+    assert (counts[:-1] >= counts[1:]).all()
+    assert set(corpus.vocabulary) == set(words_of((tmp_path / names[0]).read_text()))
+
+
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_one_file_is_split_in_order(tmp_path, unit):
+    book = tmp_path / "book.txt"
+    book.write_text(grammar.lines(200))
+    corpus = read_corpus(book, unit, least_count=1)
+    whole = words_of(book.read_text()) if unit == "words" else list(book.read_text())
+    parts = (corpus.train, corpus.valid, corpus.test)
+    assert [word for part in parts for word in corpus.text(part)] == whole
+    assert len(corpus.train) == int(0.8 * len(whole))
+    assert len(corpus.train) + len(corpus.valid) == int(0.9 * len(whole))
+
+
+def test_rare_words_of_one_file_stand_for_unknown_ones(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text(grammar.lines(100) + "aardvark " + grammar.lines(100) + "zebra\n")
+    corpus = read_corpus(book)
+    assert "aardvark" not in corpus.vocabulary
+    unknown = corpus.vocabulary.index(UNKNOWN)
+    assert int((corpus.train == unknown).sum()) == 1
+    assert corpus.text(corpus.test)[-2:] == [UNKNOWN, EOS]
+    with pytest.raises(ValueError, match=r"each word must be in the vocabulary .* no <unk>, got 'zebra' in .*book.txt"):
+        read_corpus(book, least_count=1)
+
+
+def test_a_text_with_unknown_words_takes_them_for_all_others(tmp_path):
+    grammar.folder(tmp_path)
+    (tmp_path / "valid.txt").write_text("the zebra sees the dog\n")
+    with pytest.raises(ValueError, match=r"got 'zebra' in .*valid\.txt"):
+        read_corpus(tmp_path)
+    train = tmp_path / "train.txt"
+    train.write_text(f"{UNKNOWN} {train.read_text()}")
+    corpus = read_corpus(tmp_path)
+    assert corpus.text(corpus.valid) == ["the", UNKNOWN, "sees", "the", "dog", EOS]
+
+
+def test_limits_keep_the_first_words(tmp_path):
+    whole = read_corpus(grammar.folder(tmp_path))
+    cut = read_corpus(tmp_path, limit=200)
+    assert cut.text(cut.train) == whole.text(whole.train)[:200]
+    assert cut.text(cut.valid) == whole.text(whole.valid)[:40]
+    assert len(read_corpus(tmp_path, limit=200, held_limit=70).test) == 70
+
+
+def test_a_fingerprint_tells_vocabularies_apart(tmp_path):
+    one = read_corpus(grammar.folder(tmp_path / "one"))
+    assert read_corpus(tmp_path / "one").fingerprint == one.fingerprint
+    path = grammar.folder(tmp_path / "two") / "train.txt"
+    path.write_text(path.read_text().replace("cat", "cow"))
+    for name in ("valid.txt", "test.txt"):
+        other = tmp_path / "two" / name
+        other.write_text(other.read_text().replace("cat", "cow"))
+    two = read_corpus(tmp_path / "two")
+    assert len(two.vocabulary) == len(one.vocabulary)
+    assert two.fingerprint != one.fingerprint
+
+
+def test_the_data_root_has_the_default_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_DELTASTN_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"`path` must name a text file, or a folder.*\$RAY_DELTASTN_DATA can"):
+        read_corpus()
+    grammar.folder(tmp_path / "ptb", ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"))
+    assert len(read_corpus().train) > 100
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"`path` must be a text file or a folder .*missing.txt, which does not"
+    ):
+        read_corpus(tmp_path / "missing.txt")
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a folder with ptb.train.txt, .* without them"):
+        read_corpus(tmp_path)
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    with pytest.raises(ValueError, match=r"`.*empty\.txt` must have text, got an empty file"):
+        read_corpus(empty)
+    empty.write_text("one word\n")
+    with pytest.raises(ValueError, match=r"`.*empty\.txt` must give the validation text at least one of its words"):
+        read_corpus(empty)
+    empty.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"`.*empty\.txt` must be a text in UTF-8"):
+        read_corpus(empty)
+
+
+def test_the_penn_treebank_has_its_known_size():
+    root = os.environ.get("RAY_DELTASTN_DATA")
+    if not root or not (Path(root) / "ptb").exists():
+        pytest.skip("RAY_DELTASTN_DATA names no folder with ptb")
+    corpus = read_corpus()
+    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [929_589, 73_760, 82_430]
+    assert len(corpus.vocabulary) == 10_000
