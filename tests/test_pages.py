@@ -1,15 +1,21 @@
-"""What the pages of the documentation show exists: commands and their options, names, files, YAML."""
+"""What the pages of the documentation show exists: commands and their options, columns, names, files, YAML."""
 
 import argparse
 import importlib
 import re
 import shlex
+import warnings
 
 import pytest
+import torch.nn.functional as F
 import yaml
+from torch import nn
 
 import ray_deltastn as rd
-from ray_deltastn.cli.parser import parse
+from ray_deltastn.cli.parser import parse, parser
+from ray_deltastn.compare.plan import CompareConfig
+from ray_deltastn.tasks.digits import digits
+from ray_deltastn.tune.config import ExperimentConfig
 from tests.pages import PAGES, ROOT, blocks, text
 
 #: Page → the tests that run its Python blocks.
@@ -60,8 +66,9 @@ def test_a_command_of_a_page_is_understood(page, words, monkeypatch):
     program, *rest = (word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word))
     if program == "ray-deltastn":
         options = parse(rest)
-        if "config" in options:
-            assert (ROOT / options.config).exists()
+        if "config" in options:  # reading it checks the overrides, too
+            kind = CompareConfig if options.command == "compare" else ExperimentConfig
+            kind.read(ROOT / options.config, options.set)
     elif program == "python" and rest[1].startswith("benchmarks."):
         _parse_benchmark(rest[1], rest[2:], monkeypatch)
     elif program == "python":
@@ -96,10 +103,48 @@ def _parse_benchmark(name, arguments, monkeypatch):
         module.main(arguments)
 
 
+def test_the_page_of_the_command_has_all_commands_and_options():
+    page = text("docs/reference/command.md")
+    own = parser()
+    (commands,) = (action.choices for action in own._actions if isinstance(action, argparse._SubParsersAction))
+    options = {
+        (name, option)
+        for name, command in commands.items()
+        for action in command._actions
+        for option in action.option_strings
+        if option.startswith("--") and option != "--help"
+    }
+    for name in commands:
+        assert f"`ray-deltastn {name}" in page
+    shown = re.findall(r"^\| `(--[a-z]+)", page, re.MULTILINE)
+    assert sorted(shown) == sorted({option for _, option in options})
+
+
+def test_the_page_about_results_names_every_column_of_a_report():
+    table = text("docs/start.md").partition("| column | meaning |")[2].partition("\n\n")[0]
+    named = [
+        name
+        for row in table.splitlines()
+        for name in re.findall("`([^`]+)`", row.partition("| ")[2].partition(" |")[0])
+    ]
+    train, valid, test = digits()
+    space = rd.HyperSpace(dropout=rd.Bounded(0.1))
+    network = nn.Sequential(nn.Flatten(), rd.Dropout("dropout"), nn.Linear(64, 10))
+    metrics = {"own": lambda output, target: output.mean(1)}
+    task = rd.Task(space, network, F.cross_entropy, train, valid, test, metrics=metrics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rd.RunWarning)
+        report = rd.SelfTuner(task, epochs=1, batch_size=500).step()
+    patterns = [re.escape(name).replace("NAME", ".+").replace("…", ".+") for name in named]
+    unnamed = [key for key in report if not any(re.fullmatch(pattern, key) for pattern in patterns)]
+    assert not unnamed
+    of_trials = {"trial_id", "config/NAME"}
+    lost = [name for name, p in zip(named, patterns, strict=True) if not any(re.fullmatch(p, key) for key in report)]
+    assert set(lost) == of_trials
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
 def test_yaml_of_a_page_is_an_experiment(page, tmp_path):
-    from ray_deltastn.tune.config import ExperimentConfig
-
     for block in blocks(page, "yaml"):
         path = tmp_path / "experiment.yaml"
         path.write_text(block.text)

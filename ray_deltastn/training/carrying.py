@@ -85,7 +85,8 @@ def require_known_tokens(objective: Objective, streams: Sequence[Stream | None])
 
 def _embeddings(objective: Objective, x: Any) -> dict[str, int]:
     """The layers that embed the tokens, by name, with the number of their embeddings."""
-    tokens = x[0] if objective.carries else x
+    # All tokens are 0: on a GPU an unknown one would stop the process.
+    tokens = torch.zeros_like(x[0] if objective.carries else x)
     found: dict[str, int] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], name: str) -> None:
@@ -100,7 +101,7 @@ def _embeddings(objective: Objective, x: Any) -> dict[str, int]:
     ]
     try:
         with torch.no_grad():
-            objective.predict(x, None)
+            objective.predict((tokens, x[1]) if objective.carries else tokens, None)
     except (*MISFITS, TypeError, AttributeError, KeyError):
         pass  # the look before the first step says what is wrong
     finally:

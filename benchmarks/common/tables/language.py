@@ -1,0 +1,74 @@
+"""Tables of language models: self-tuned runs beside constants, random search and the paper's figures; their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.common.markdown import MISSING, fixed, grid
+from benchmarks.common.pages import Table
+
+#: Contender → its name on the page.
+NAMES = {
+    "plain": "constants of others",
+    "initial": "initial values as constants",
+    "random": "random search, best of 8",
+    "stn": "STN, the paper's settings",
+    "centered-stn": "centred STN, the paper's settings",
+    "delta-stn paper": "Δ-STN, the paper's settings",
+    "delta-stn": "Δ-STN, `recommended`",
+}
+#: Contender → validation (test) perplexity in Table 1 of the paper.
+PAPER = {
+    "random": "84.81 (81.46)",
+    "stn": "70.67 (67.78)",
+    "centered-stn": "69.40 (66.67)",
+    "delta-stn paper": "68.63 (66.26)",
+}
+RUNS = "language/runs.json"
+
+
+def lstm(record: Mapping[str, Any]) -> str:
+    """Perplexities of the LSTM beside those of the paper."""
+    heads = ["run", "n", "validation perplexity", "test perplexity", "CPU seconds", "paper: validation (test)"]
+    lines = [[*line, PAPER.get(name, MISSING)] for name, line in _lines(record, "lstm", 1).items()]
+    return grid(heads, lines)
+
+
+def transformer(record: Mapping[str, Any]) -> str:
+    """Bits per character of the transformer."""
+    heads = ["run", "n", "validation bits per character", "test bits per character", "CPU seconds"]
+    return grid(heads, list(_lines(record, "transformer", 3).values()))
+
+
+def _lines(record: Mapping[str, Any], problem: str, digits: int) -> dict[str, list[str]]:
+    found = {row["contender"]: row for row in record["summary"] if row["problem"] == problem}
+    return {
+        name: [
+            NAMES[name],
+            str(found[name]["seeds"]),
+            _cell(found[name]["valid"], digits),
+            _cell(found[name]["test"], digits),
+            f"{found[name]['seconds']['mean']:.0f}",
+        ]
+        for name in NAMES
+        if name in found
+    }
+
+
+def _cell(score: Mapping[str, float | None], digits: int) -> str:
+    mean = fixed(score["mean"], digits)
+    return mean if score["std"] is None else f"{mean} ± {fixed(score['std'], digits)}"
+
+
+def speed(record: Mapping[str, Any]) -> str:
+    """CPU seconds of a train step."""
+    lines = [[row["variant"], f"{1000 * row['seconds']:.0f}", f"{row['ratio']:.1f}"] for row in record["rows"]]
+    return grid(["step", "CPU milliseconds", "ratio to plain training with the fused LSTM"], lines)
+
+
+TABLES = {
+    "language-lstm": Table(lstm, (RUNS,)),
+    "language-transformer": Table(transformer, (RUNS,)),
+    "language-speed": Table(speed, ("language/speed.json",)),
+}

@@ -1,0 +1,109 @@
+"""Runs of language models are kept, resume to the bit and are reported; a run with other options is refused."""
+
+import json
+
+import pytest
+
+from benchmarks.common.tables import language as tables
+from benchmarks.language import __main__ as command
+from benchmarks.language.problems import CONTENDERS, PROBLEMS, TRIALS, TUNED
+from benchmarks.language.report import per_seed, report, score
+from benchmarks.language.runs import runs
+from tests.tasks import grammar
+
+SMALL = {
+    "lstm": {"units": 6, "embedding": 6, "batch": 4, "length": 8, "words": 300, "epochs": 3},
+    "transformer": {"width": 8, "heads": 2, "layers": 1, "batch": 4, "length": 16, "limit": 600, "epochs": 3},
+}
+
+
+def made(problem, name, tmp_path, folder="runs"):
+    text = grammar.folder(tmp_path / "text", counts=(60, 30, 30))
+    changes = (*SMALL[problem].items(), ("path", str(text)))
+    return runs(problem, 0, name, tmp_path / folder, changes)
+
+
+def numbers(run):
+    kept = run.read()
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in kept["rows"]]
+
+
+@pytest.mark.parametrize(("problem", "name"), [("lstm", "delta-stn"), ("lstm", "stn"), ("transformer", "plain")])
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(problem, name, tmp_path):
+    (whole,) = made(problem, name, tmp_path)
+    assert whole.train()
+    (cut,) = made(problem, name, tmp_path, "cut")
+    assert not cut.train(lambda: True)
+    assert not cut.done
+    assert len(numbers(cut)) == 1
+    assert cut.train()
+    assert numbers(cut) == numbers(whole)
+    assert [path.suffix for path in cut.path.parent.iterdir()] == [".json"]
+    assert whole.train()  # nothing is left to do
+
+
+def test_a_run_with_other_options_is_refused(tmp_path):
+    (run,) = made("lstm", "plain", tmp_path)
+    run.train()
+    (other,) = runs("lstm", 0, "plain", tmp_path / "runs", (*run.changes, ("lr", 1.0)))
+    with pytest.raises(ValueError, match=r"`.*plain\.json` must be a run with .*'lr': 1\.0"):
+        other.train()
+
+
+def test_a_report_has_the_best_epoch_of_each_run(tmp_path):
+    found = [run for name in ("plain", "initial") for run in made("transformer", name, tmp_path)]
+    for run in found:
+        run.train()
+    record = report(found, "command")
+    assert json.loads(json.dumps(record)) == record
+    for row in record["rows"]:
+        assert row["valid"] == min(row["curve"]["valid"])
+        assert row["test"] == row["curve"]["test"][row["best_epoch"] - 1]
+        assert len(row["curve"]["train"]) == 3
+    assert [one["contender"] for one in record["summary"]] == ["plain", "initial"]
+    assert tables.transformer(record).count("\n") == 3
+    with pytest.raises(ValueError, match="`--out` must have a run that has ended, got none"):
+        report([], "command")
+
+
+def rows(seed, **valid):
+    shared = {"problem": "lstm", "seed": seed, "seconds": 2.0}
+    return [{**shared, "name": name, "valid": v, "test": None if v is None else v + 1} for name, v in valid.items()]
+
+
+def test_random_search_is_the_best_of_all_its_trials():
+    trials = {f"random{trial}": float(50 - trial) for trial in range(TRIALS)}
+    some = [*rows(0, **{**trials, "random0": None}), *rows(1, **dict(list(trials.items())[1:]))]
+    best, missing = per_seed(some, "lstm", "random")
+    assert best == {"valid": 50.0 - (TRIALS - 1), "test": 51.0 - (TRIALS - 1), "seconds": 2.0 * TRIALS}
+    assert missing is None
+
+
+def test_scores_are_perplexities_or_bits():
+    assert score(2.0, bits=False) == pytest.approx(7.389056)
+    assert score(0.6931472, bits=True) == pytest.approx(1.0)
+    assert score(None, bits=True) is None
+
+
+def test_problems_name_all_hyperparameters_of_their_tasks(tmp_path):
+    for problem, of in PROBLEMS.items():
+        assert sorted(of.constants) == sorted(name for group in of.picture for name in group)
+        for name in CONTENDERS:
+            assert len(made(problem, name, tmp_path)) == (TRIALS if name == "random" else 1)
+    assert set(tables.NAMES) == set(CONTENDERS) >= set(TUNED)
+
+
+@pytest.mark.slow
+def test_the_command_trains_what_is_missing_and_draws(tmp_path):
+    text = grammar.folder(tmp_path / "text", counts=(60, 30, 30))
+    out, record, pictures = tmp_path / "runs", tmp_path / "record.json", tmp_path / "pictures"
+    changes = [word for name, value in SMALL["lstm"].items() for word in ("--set", f"{name}={value}")]
+    given = ["--out", str(out), "--problems", "lstm", "--contenders", "delta-stn", "--seeds", "1", "--path", str(text)]
+    command.main([*given, *changes, "--json", str(record), "--plot", str(pictures)])
+    kept = json.loads(record.read_text())
+    assert str(tmp_path) not in json.dumps(kept["rows"])
+    assert set(kept["rows"][0]["values"]) == set(PROBLEMS["lstm"].constants)
+    assert sorted(path.name for path in pictures.iterdir()) == ["lstm_schedules.png", "lstm_valid.png"]
+    with pytest.raises(SystemExit) as end:
+        command.main([*given[:4], "--contenders", "plain", *given[6:], *changes, "--report"])
+    assert end.value.code == command.UNFINISHED
