@@ -7,6 +7,7 @@ import shlex
 import warnings
 
 import pytest
+import torch.distributed.run
 import torch.nn.functional as F
 import yaml
 from torch import nn
@@ -31,6 +32,7 @@ RUN_BY = {
     "docs/workers.md": "tests/training/test_workers.py",
     "docs/lightning.md": "tests/integrations/test_lightning.py",
     "docs/transformers.md": "tests/integrations/test_transformers.py",
+    "docs/workers.md": "tests/training/test_workers.py",
 }
 #: Languages of blocks: Python, which is run, commands, which are parsed, YAML, which is read, and what is no code.
 KINDS = {"python", "console", "yaml", "text"}
@@ -78,6 +80,9 @@ def test_a_command_of_a_page_is_understood(page, words, monkeypatch):
     elif program == "python":
         assert rest[:2] == ["-m", "pytest"]
         assert all((ROOT / word).exists() for word in rest[2:] if not word.startswith("-"))
+    elif program == "torchrun":
+        launched = torch.distributed.run.get_args_parser().parse_args(rest)
+        assert launched.training_script == "train.py"  # the first block of the page
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", text("Makefile"), re.MULTILINE)
     elif program.removeprefix(".venv/bin/") == "pip":
