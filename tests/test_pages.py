@@ -32,7 +32,6 @@ RUN_BY = {
     "docs/workers.md": "tests/training/test_workers.py",
     "docs/lightning.md": "tests/integrations/test_lightning.py",
     "docs/transformers.md": "tests/integrations/test_transformers.py",
-    "docs/workers.md": "tests/training/test_workers.py",
 }
 #: Languages of blocks: Python, which is run, commands, which are parsed, YAML, which is read, and what is no code.
 KINDS = {"python", "console", "yaml", "text"}
