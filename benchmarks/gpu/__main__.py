@@ -6,7 +6,8 @@
 It needs PyTorch, torchvision, NumPy, Pydantic and this package, not Ray. Each part has its share of the time; what a
 part does not use goes to the next one. `DIR/gpu.json` is written after each piece of a part. The same command continues
 an interrupted run: it takes the pieces that are missing, and then those that have failed. The exit status is 1 if a
-check of correctness has failed. On a CPU everything is so small that it only tests the command.
+check of correctness has failed; tracebacks are in `DIR/errors.log`. On a CPU everything is so small that it only tests
+the command.
 
 - `correctness`: gradients against a dense oracle in float64, whole cycles against the CPU, captured steps against eager
   ones over 200 steps, resume, bfloat16 and TF32, the memory order of images, no waiting for the device, memory.

@@ -197,7 +197,7 @@ def _closest(row: Mapping[str, Any]) -> str:
 
 def summary(path: Path, record: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
     """How many pieces of each part have passed, have failed, and are missing."""
-    lines = ["", f"{record.get('hardware', 'no device')}, record: {path}"]
+    lines, open_pieces = ["", f"{record.get('hardware', 'no device')}, record: {path}"], 0
     for part, every in names.items():
         rows = rows_of(path, part)
         passed = [name for name in every if name in rows and rows[name]["passed"]]
@@ -205,5 +205,7 @@ def summary(path: Path, record: Mapping[str, Any], names: Mapping[str, Sequence[
         missing = len(every) - len(passed) - len(failed)
         found = f"{part}: {len(passed)} ok, {len(failed)} failed, {missing} not run"
         lines.append(found + (f" ({', '.join(failed)})" if failed else ""))
-    lines.append("The same command continues: it takes what is missing, then what has failed.")
+        open_pieces += missing + len(failed)
+    if open_pieces:
+        lines.append("The same command continues: it takes what is missing, then what has failed.")
     return "\n".join(lines)

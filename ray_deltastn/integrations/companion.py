@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ray_deltastn.methods import Method, MethodName, Steps, get_method
+from ray_deltastn.methods import Method, MethodName, Steps, Workers, get_method
 from ray_deltastn.task import Task
 from ray_deltastn.training.columns import SCALES, VALUES
 from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.random_state import isolated
+from ray_deltastn.training.shares import Shared
 from ray_deltastn.training.tuner import SelfTuner
 
 #: Options that the other loop decides, or that only a loop of this package has.
@@ -59,6 +60,8 @@ class Companion(SelfTuner):
         epochs: epochs of the loop.
         precision: `fp32` or `bf16`.
         options: options of the run that the loop does not decide, see `Settings`, by name.
+        workers: the processes of the loop, if it trains one network on several. A minibatch given to `end` holds the
+            rows of this worker.
 
     Raises:
         ValueError: if an option, the data or the loss breaks a rule, or the loop decides the option.
@@ -74,6 +77,7 @@ class Companion(SelfTuner):
         epochs: int,
         precision: str,
         options: Options,
+        workers: Workers | None = None,
     ) -> None:
         require_free(options)
         if not get_method(method).trains_apart:
@@ -89,16 +93,19 @@ class Companion(SelfTuner):
         given |= {"lr": self._first_lr, "momentum": group.get("momentum", 0.9), "precision": precision}
         given |= {"epochs": epochs, "device": next(task.model.parameters()).device}
         if getattr(task.train, "batch_size", None):  # else the loader has a batch sampler
-            given["batch_size"] = task.train.batch_size
+            given["batch_size"] = task.train.batch_size * (1 if workers is None else workers.size)
         with kept_modes(task.model):
-            super().__init__(task, method, **given)
+            super().__init__(task, method, workers=workers, **given)
         assert isinstance(self.algorithm, Steps)
         self.optimizer = optimizer
 
     def _make_streams(self) -> None:
         super()._make_streams()
-        assert isinstance(self.train, LoaderStream)
-        self.train._length = self._steps_per_epoch  # accumulated gradients take several minibatches for a step
+        if isinstance(self.train, Shared):
+            self.train.is_split = True  # each process of the loop has its own minibatches
+        train = self.train.whole
+        assert isinstance(train, LoaderStream)
+        train._length = self._steps_per_epoch  # accumulated gradients take several minibatches for a step
         self._count_steps()
 
     def begin(self) -> None:
@@ -137,7 +144,7 @@ class Companion(SelfTuner):
         assert isinstance(self.algorithm, Steps)
         for group in self.optimizers.response.param_groups:
             group["lr"] = lr * self.settings.response_rate / self._first_lr
-        self.algorithm.response_step(x, y)
+        self.algorithm.response_step(*self.workers.keep(x, y))
         self.steps += 1
         if self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:
             with kept_modes(self.model):
@@ -155,6 +162,7 @@ class Companion(SelfTuner):
 
     def _note(self, lr: float) -> None:
         """Keep a report about the epoch; losses are the loop's."""
+        self.workers.check(self._moved())
         size = self.response_size()
         taken = self.settings.hyper_steps(len(self.train), self.steps)
         about = {"epoch": self.epoch, "steps": self.steps, "hyper_steps": taken, "lr": lr, "response_size": size}
@@ -203,15 +211,20 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def shuffled(loader: Any) -> DataLoader[Any]:
-    """A loader of the same data in random order, in minibatches of the same size, in this process."""
+def shuffled(loader: Any, times: int = 1) -> DataLoader[Any]:
+    """A loader of the same data in random order, in minibatches of the same size, in this process.
+
+    Args:
+        loader: the loader.
+        times: size of a minibatch, in minibatches of the loader.
+    """
     size = loader.batch_size
     if size is None and loader.batch_sampler is not None:  # a loader of Accelerate, or one with a sampler of the user
         size = getattr(loader.batch_sampler, "batch_size", None)
         if size is None:
             with isolated(0, torch.device("cpu")):
                 size = len(next(iter(loader.batch_sampler)))
-    return DataLoader(loader.dataset, size, shuffle=True, collate_fn=loader.collate_fn)
+    return DataLoader(loader.dataset, size and times * size, shuffle=True, collate_fn=loader.collate_fn)
 
 
 def _kind(optimizer: Optimizer) -> str:

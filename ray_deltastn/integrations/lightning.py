@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from ray_deltastn.integrations.companion import Companion, require_free, shuffled
-from ray_deltastn.methods import Loss, Method, MethodName
+from ray_deltastn.methods import Loss, Method, MethodName, Workers
 from ray_deltastn.regularizers import Augmentation, Penalty, ReadRates
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
@@ -27,13 +28,16 @@ _PRECISIONS = {"32-true": "fp32", "64-true": "fp32", "bf16-mixed": "bf16"}
 
 
 class SelfTuning(pl.Callback):
-    """Tunes the hyperparameters of a `LightningModule` while `Trainer.fit` trains it, on one device.
+    """Tunes the hyperparameters of a `LightningModule` while `Trainer.fit` trains it, on one device or under DDP.
 
     Lightning trains the weights w₀ as always: with the `training_step` and the optimiser of the module. After each step
     the callback trains the response Θ on the same minibatch, and every `train_interval` steps it moves λ on a minibatch
     of the validation data. Layers such as `rd.Dropout` read the present values in `training_step`. Penalties are added
     to the gradients, so `training_step` leaves them out. With accumulated gradients, Θ trains on the last minibatch of
     each step.
+
+    Under DDP the gradients of Θ, λ and σ are averaged over the processes, as Lightning averages those of w₀ (see
+    `Workers`). A hyper step takes as many validation examples as all processes have in a minibatch.
 
     The values and their scales σ are logged as `hyperparameters/NAME` and `scale/NAME`. Lightning's checkpoints hold
     the state, and `fit(ckpt_path=…)` continues it to the bit.
@@ -60,8 +64,8 @@ class SelfTuning(pl.Callback):
     Raises:
         TypeError: if `space` is no HyperSpace.
         ValueError: if an option is unknown or is one that Lightning decides. At the start of `fit`, if the trainer has
-            more than one device or optimiser, a precision other than float32, float64 or bfloat16 autocast, or no end;
-            and for whatever `SelfTuner` refuses.
+            several devices without DDP, more than one optimiser, a precision other than float32, float64 or bfloat16
+            autocast, or no end; and for whatever `SelfTuner` refuses.
     """
 
     def __init__(
@@ -116,11 +120,12 @@ class SelfTuning(pl.Callback):
             space=copy.deepcopy(self._space),
             model=pl_module.get_submodule(self._network),
             train=_loader(trainer.train_dataloader, "train"),
-            valid=self._valid or shuffled(_loader(trainer.val_dataloaders, "valid")),
+            valid=self._valid or shuffled(_loader(trainer.val_dataloaders, "valid"), trainer.world_size),
             **self._parts,
         )
         precision = _PRECISIONS[str(trainer.precision)]
-        self.tuner = Companion(task, self._method, optimizer, steps, epochs, precision, self._options)
+        workers = Workers() if trainer.world_size > 1 else None
+        self.tuner = Companion(task, self._method, optimizer, steps, epochs, precision, self._options, workers)
         self._step = trainer.global_step
         if self._saved:
             self.tuner.load_state_dict(self._saved)
@@ -148,6 +153,11 @@ class SelfTuning(pl.Callback):
             self.tuner.end(*as_pair(batch, "train", self.tuner.task.pair), self._lr)
         pl_module.log_dict(self.tuner.now(), on_step=True, on_epoch=False, batch_size=1)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the state while all processes are there (called by Lightning)."""
+        assert self.tuner is not None
+        self._saved = self.tuner.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """State for Lightning's checkpoint."""
         return dict(self._saved) if self.tuner is None else self.tuner.state_dict()
@@ -169,7 +179,8 @@ class SelfTuning(pl.Callback):
             self._restore()
             self._restore = None
         if self.tuner is not None and self.tuner.task.in_use:
-            self._saved = self.tuner.state_dict()
+            if self.tuner.workers.size == 1:  # after an exception other workers may wait for something else
+                self._saved = self.tuner.state_dict()
             self.tuner.release()
 
 
@@ -202,10 +213,13 @@ def _only_optimizer(trainer: pl.Trainer) -> Any:
     """The optimiser of a trainer that this callback can work with.
 
     Raises:
-        ValueError: if there are several devices or optimisers, or the precision is another one.
+        ValueError: if there are several devices without DDP, several optimisers, or another precision.
     """
-    if trainer.world_size > 1:
-        raise ValueError(f"`SelfTuning` needs a trainer with one device, got {trainer.world_size}")
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise ValueError(
+            f"`SelfTuning` needs a trainer with one device or the strategy ddp, got {trainer.world_size} devices and "
+            f"{type(trainer.strategy).__name__}"
+        )
     if len(trainer.optimizers) != 1:
         raise ValueError(f"`SelfTuning` needs a module with one optimiser, got {len(trainer.optimizers)}")
     if str(trainer.precision) not in _PRECISIONS:

@@ -183,7 +183,7 @@ class Workers:
         """
         if self.size == 1:
             return
-        norms = [float(torch.linalg.vector_norm(p.detach().double())) for p in parameters]
+        norms = torch.stack([torch.linalg.vector_norm(p.detach().double()) for p in parameters]).tolist()
         every = self.gathered((norms, self._uneven is not None and bool(self._uneven)))
         self._uneven = None
         if any(uneven for _, uneven in every):

@@ -114,8 +114,8 @@ class Block(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
         x = x + self.residual_dropout(self.attention["out"](y.transpose(1, 2).flatten(2)))
         y = self.mlp_dropout(F.gelu(self.mlp["in"](self.mlp_norm(x))))
-        out: Tensor = x + self.residual_dropout(self.mlp["out"](y))
-        return out
+        found: Tensor = x + self.residual_dropout(self.mlp["out"](y))
+        return found
 
 
 class Transformer(nn.Module):
@@ -158,5 +158,5 @@ class Transformer(nn.Module):
         x = self.embedding_dropout(self.embedding(tokens) + self.positions(places))
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.decoder(self.norm(x)).transpose(1, 2)
-        return out
+        scores: Tensor = self.decoder(self.norm(x))
+        return scores.transpose(1, 2)

@@ -14,22 +14,23 @@ its last checkpoint, with new workers.
 from __future__ import annotations
 
 import datetime
+import gc
+import json
 import os
-import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import ray
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_deltastn.methods import Workers
-from ray_deltastn.methods.workers import TIMEOUT, backend
+from ray_deltastn.methods.workers import backend
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.settings import Settings
@@ -110,13 +111,16 @@ class Member:
             getattr(self, f"_{name}")(*arguments)
         except Exception as error:
             assert self._workers is not None
-            self._store.set(_note_of(self._workers.rank), pickle.dumps(_Failure.of(error)))
+            self._store.set(_note_of(self._workers.rank), json.dumps(asdict(_Failure.of(error))))
             os._exit(1)
 
     def _setup(self, config: Mapping[str, Any], data: Mapping[str, Any], bundle: Mapping[str, float]) -> None:
         if self._tuner is not None:
             self._tuner.release()
             self._tuner = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         assert self._workers is not None
         self._tuner = make_tuner(config, data, bundle, self._workers)
 
@@ -146,8 +150,8 @@ class Crew:
         ended: whether the actors have ended, after a failure too.
     """
 
-    def __init__(self, size: int, bundle: Mapping[str, float], timeout: float = TIMEOUT) -> None:
-        self.size, self.bundle = size, dict(bundle)
+    def __init__(self, size: int, bundle: Mapping[str, float], timeout: float) -> None:
+        self.size, self.bundle, self._timeout = size, dict(bundle), timeout
         self.ended = False
         group = get_current_placement_group()
         options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0)}
@@ -156,7 +160,7 @@ class Crew:
         for rank in range(1, size):
             there = {} if group is None else {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, rank)}
             self.members.append(kind.options(**options, **there).remote())
-        gpus = bundle.get("GPU", 0.0) > 0 and torch.cuda.is_available()
+        gpus = self._gpus = bundle.get("GPU", 0.0) > 0 and torch.cuda.is_available()
         host, limit = ray.util.get_node_ip_address(), datetime.timedelta(seconds=timeout)
         # Port 0: the system chooses a free one.
         self._store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -199,7 +203,7 @@ class Crew:
         except BaseException as error:
             # The connection to a worker that has failed is closed. That worker knows why.
             cause = self._cause(calls) if _is_connection(error) else None
-            self.close()
+            self.close(failed=True)
             if cause is None:
                 raise
             raise cause from error
@@ -208,11 +212,12 @@ class Crew:
 
     def _get(self, calls: Sequence[Any]) -> None:
         try:
-            ray.get(list(calls))
-        except (RayActorError, RayTaskError):
-            cause = self._cause(calls)
-            self.close()
-            assert cause is not None
+            ray.get(list(calls), timeout=self._timeout)
+        except (RayActorError, RayTaskError, GetTimeoutError):
+            cause = self._cause(calls) or RuntimeError(
+                f"all workers of the trial must answer within {self._timeout:g} s, got no answer from some"
+            )
+            self.close(failed=True)
             raise cause from None
 
     def _cause(self, calls: Sequence[Any]) -> RuntimeError | None:
@@ -237,17 +242,26 @@ class Crew:
         key = _note_of(rank)
         if not self._store.check([key]):
             return None
-        failure: _Failure = pickle.loads(self._store.get(key))
-        return failure
+        return _Failure(**json.loads(self._store.get(key)))
 
-    def close(self) -> None:
-        """End the other workers and the process group."""
+    def close(self, failed: bool = False) -> None:
+        """End the other workers and the process group.
+
+        Args:
+            failed: whether a collective operation may have begun that cannot end.
+        """
         if self.ended:
             return
         self.ended = True
         for member in self.members:
             ray.kill(member)
-        if dist.is_initialized():
+        if not dist.is_initialized():
+            return
+        # NCCL would wait for such an operation. PyTorch's function that does not wait has no public name.
+        abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+        if failed and self._gpus and abort is not None:
+            abort()
+        else:
             dist.destroy_process_group()
 
 

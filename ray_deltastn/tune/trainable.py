@@ -16,6 +16,7 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from ray_deltastn.methods import Workers
+from ray_deltastn.methods.workers import TIMEOUT
 from ray_deltastn.training.columns import SECONDS, WARNINGS
 from ray_deltastn.training.files import written_whole
 from ray_deltastn.training.saved import STATE_FILE
@@ -142,7 +143,7 @@ class DeltaSTNTrainable(Trainable):
             self._crew.close()
             self._crew = None
         if self._crew is None and size > 1:
-            self._crew = Crew(size, bundle)
+            self._crew = Crew(size, bundle, TIMEOUT)
         return Workers.alone() if self._crew is None else self._crew.workers
 
     def _together(self, own: Callable[[], Result], name: str, *arguments: Any) -> Result:

@@ -267,11 +267,11 @@ def test_bad_options_give_one_line(options, error, line):
         SelfTuning(**{"space": space(), "loss": F.cross_entropy, **options})
 
 
-def test_several_devices_are_refused():
+def test_several_devices_without_ddp_are_refused():
     class Pretended:
-        world_size = 2
+        world_size, strategy = 2, object()
 
-    with pytest.raises(ValueError, match="needs a trainer with one device, got 2"):
+    with pytest.raises(ValueError, match="one device or the strategy ddp, got 2 devices and object"):
         SelfTuning(space(), F.cross_entropy).on_train_start(Pretended(), Net())
 
 

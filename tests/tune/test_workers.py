@@ -83,6 +83,19 @@ def test_a_worker_that_dies_fails_the_trial_at_once(make):
 
 
 @slow
+def test_a_worker_that_does_not_answer_fails_the_trial_in_time(make, monkeypatch):
+    monkeypatch.setattr("ray_deltastn.tune.trainable.TIMEOUT", 8.0)
+    monkeypatch.setattr("ray_deltastn.tune.crew.CAUSE_SECONDS", 1.0)
+    trial = make()
+    trial.train()
+    (member,) = trial._crew.members
+    os.kill(ray.get(member.__ray_call__.remote(lambda _: os.getpid())), signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+        trial.train()
+    assert trial._crew.ended
+
+
+@slow
 def test_the_error_of_a_worker_is_that_of_the_trial(make):
     trial = make(fault="raise")
     with pytest.raises(RuntimeError, match=r"worker 1 of the trial failed: ValueError: a fault on demand"):
