@@ -129,8 +129,9 @@ def test_a_device_that_does_not_answer_ends_the_process_but_not_the_part(started
 
 
 def test_a_process_that_ends_between_two_pieces_does_not_end_the_command(started, capsys):
-    _made, follow = started
+    made, follow = started
     assert follow(Told(status=1)) == (None, "")
+    assert made.ended == ["cost"]
     assert "cost: the process must end with status 0, got 1" in capsys.readouterr().out
 
 
