@@ -33,7 +33,7 @@ FAILED, ENDED = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts; exit with status 1 if a check of correctness has failed, with 2 if the process of a part has."""
+    """Run the parts; exit with 1 if a check of correctness has failed, with 2 if the process of a part ended early."""
     about = __doc__.splitlines()[0] if __doc__ else None
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=about)
     parser.add_argument("--minutes", type=number(above=0), default=8.0, help="time for all parts (default: 8)")
