@@ -128,6 +128,13 @@ def test_a_device_that_does_not_answer_ends_the_process_but_not_the_part(started
     assert follow(Told(ABOUT, {"row": row("one", passed=False)}, {"sick": "one"}, status=3)) == ("one", "")
 
 
+def test_a_process_that_ends_between_two_pieces_does_not_end_the_command(started, capsys):
+    made, follow = started
+    assert follow(Told(status=1)) == (None, "")
+    assert made.ended == ["cost"]
+    assert "cost: the process must end with status 0, got 1" in capsys.readouterr().out
+
+
 def test_a_record_is_of_one_machine(started):
     _made, follow = started
     follow(Told(ABOUT))
@@ -184,6 +191,13 @@ def test_contenders_have_as_many_runs_as_fit_in_equal_device_seconds():
         (4, pytest.approx(0.7)),
         (1, 0.5),  # two runs would take 9 of 8 seconds
     ]
+
+
+def test_a_check_that_is_no_number_is_in_the_table():
+    figures = {"figures": {"difference": None}, "limits": {"difference": 1e-9}}
+    failed = {"part": "correctness", "name": "one", "passed": False, "error": "got nan", **figures}
+    found = tables.checks({"hardware": "a GPU", "torch": "2", "rows": [failed]})
+    assert "| one | failed | got nan |" in found
 
 
 def test_a_page_says_that_there_is_no_record_until_there_is_one(tmp_path, monkeypatch):
