@@ -135,7 +135,7 @@ def _task(
         if len(tokens) // batch <= length:
             raise ValueError(
                 f"`n // batch > length` must hold for the n words or characters of the {name} text, got "
-                f"n={len(tokens)}, batch={batch} and length={length}; use a longer text, or smaller `batch` and `length`"
+                f"n={len(tokens)}, batch={batch} and length={length}; lower them, or use a longer text"
             )
     train, valid, test = (Segments(tokens, batch, length, state) for tokens in splits.values())
     return Task(
