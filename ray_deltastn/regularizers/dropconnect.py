@@ -58,9 +58,9 @@ class DropConnect(Regularizer):
         known = [own for own, p in layer.named_parameters(recurse=False) if p.dim() > 1]
         self.weights = tuple(own for own in known if own.startswith(HIDDEN)) if weights is None else tuple(weights)
         if not self.weights or not set(self.weights) <= set(known):
+            its = f"it has {', '.join(known)}" if known else "it has none of its own, as after `weight_norm`"
             raise ValueError(
-                f"`weights` must name weights of {type(layer).__name__}, got {', '.join(self.weights) or 'none'}; it "
-                f"has {', '.join(known)}"
+                f"`weights` must name weights of {type(layer).__name__}, got {', '.join(self.weights) or 'none'}; {its}"
             )
         self.layer = layer
 

@@ -87,7 +87,13 @@ class Results:
         known = {"valid_loss": "valid loss", "test_loss": "test loss"}
         known[metric] = known.get(metric, metric.replace("_", " "))
         accuracy = "test_accuracy" if "test_accuracy" in self.trials else "valid_accuracy"
-        known |= {accuracy: "accuracy", SECONDS("total"): "seconds"}
+        known |= {accuracy: "accuracy"}
+        for key in self.trials:  # the metrics of the task
+            name = key.removeprefix("valid_")
+            if name not in (key, "loss", "accuracy"):
+                test = f"test_{name}"
+                known.setdefault(test if test in self.trials else key, name.replace("_", " "))
+        known |= {SECONDS("total"): "seconds"}
         return {key: heading for key, heading in known.items() if key in self.trials}
 
     def gained(self) -> str:

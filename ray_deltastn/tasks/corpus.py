@@ -132,7 +132,7 @@ def _folder(folder: Path) -> tuple[Path, Path, Path] | None:
 
 def _tokens(file: Path, unit: Unit) -> Sequence[str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # many books begin with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"`{file}` must be a text in UTF-8, got {error}") from error
     if not text.strip():

@@ -130,7 +130,14 @@ def _task(
 ) -> Task:
     """The task of a network on a corpus; `sizes` are the default `batch` and `length`."""
     batch, length = whole(config, "batch", sizes[0], least=1), whole(config, "length", sizes[1], least=1)
-    train, valid, test = (Segments(part, batch, length, state) for part in (corpus.train, corpus.valid, corpus.test))
+    splits = {"training": corpus.train, "validation": corpus.valid, "test": corpus.test}
+    for name, tokens in splits.items():
+        if len(tokens) // batch <= length:
+            raise ValueError(
+                f"`n // batch > length` must hold for the n words or characters of the {name} text, got "
+                f"n={len(tokens)}, batch={batch} and length={length}; lower them, or use a longer text"
+            )
+    train, valid, test = (Segments(tokens, batch, length, state) for tokens in splits.values())
     return Task(
         space=HyperSpace(**started(domains, config)),
         model=model,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_deltastn.methods import Objective
-from ray_deltastn.response.carried import matched
+from ray_deltastn.response.carried import CarriedError, matched
 from ray_deltastn.response.trees import tensors
 from ray_deltastn.task import Task
 from ray_deltastn.training.misfits import MISFITS
@@ -50,14 +50,30 @@ def _about(stream: Stream) -> str:
     return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in leaves)
 
 
-def require_carried(objective: Objective, x: Any) -> None:
-    """Refuse a state that the model does not return as it gets it, after a pass over `x`.
+def versions(objective: Objective, x: Any) -> list[int]:
+    """How often each tensor of the state in the inputs has been changed in place; empty without a state."""
+    return [t._version for t in tensors(x[1])] if objective.carries else []
+
+
+def require_carried(objective: Objective, x: Any, before: list[int]) -> None:
+    """Refuse a state that the model does not return as it gets it, or changes in place, after a pass over `x`.
+
+    Args:
+        objective: the objective, with its model.
+        x: the inputs.
+        before: the `versions` of the state before the pass.
 
     Raises:
-        CarriedError: see `matched`.
+        CarriedError: see `matched`; or if the model has changed the state of its inputs.
     """
-    if objective.carries:
-        matched(x[1], objective.left)
+    if not objective.carries:
+        return
+    matched(x[1], objective.left)
+    if versions(objective, x) != before:
+        raise CarriedError(
+            "`model` must leave the state that it gets as it is, got a state that has been changed in place; return a "
+            "new one"
+        )
 
 
 def require_known_tokens(objective: Objective, streams: Sequence[Stream | None]) -> None:

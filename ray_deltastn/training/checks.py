@@ -21,7 +21,7 @@ from ray_deltastn.response.look import EXAMPLES, LostTangentError, look
 from ray_deltastn.response.trees import called, described, rows, taken, tensors
 from ray_deltastn.space import HyperSpace
 from ray_deltastn.task import Task
-from ray_deltastn.training.carrying import carried, require_carried, require_known_tokens
+from ray_deltastn.training.carrying import carried, require_carried, require_known_tokens, versions
 from ray_deltastn.training.data import stream
 from ray_deltastn.training.first_pass import in_training, look_at_training, several
 from ray_deltastn.training.kept import kept_generator
@@ -164,8 +164,9 @@ def _try_out(objective: Objective, x: Any, y: Any) -> Any:
     count = rows(x)
     with torch.no_grad():
         with _Attention() as attention, Elementary() as elementary:
+            before = versions(objective, x)
             output = predicted(objective, x, "valid")
-            require_carried(objective, x)
+            require_carried(objective, x, before)
         shapes = [tuple(t.shape) for t in tensors(output)]
         if not any(shape and shape[0] == count for shape in shapes):
             what = f"output of shape {shapes[0]}" if shapes else described(output)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 from ray_deltastn.methods import Method, Workers
 from ray_deltastn.response.trees import mapped, rows, taken, tensors
+from ray_deltastn.task import Task
 from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.segments import SegmentStream
 from ray_deltastn.training.settings import Settings
@@ -182,8 +183,8 @@ def check_workers(settings: Settings, method: Method, model: nn.Module) -> None:
             )
 
 
-def check_same(workers: Workers, settings: Settings, model: nn.Module, splits: list[Stream]) -> None:
-    """Check that all workers have the same settings, the same kind of model and the same data.
+def check_same(workers: Workers, settings: Settings, task: Task, splits: list[Stream]) -> None:
+    """Check that all workers have the same settings, the same kind of model, the same hyperparameters and data.
 
     Raises:
         ValueError: if they have not.
@@ -191,12 +192,25 @@ def check_same(workers: Workers, settings: Settings, model: nn.Module, splits: l
     values: dict[str, Any] = {
         f"`{name}`": repr(getattr(settings, name)) for name in settings.names() if name != "device"
     }
-    values |= {f"the shape of '{name}'": tuple(t.shape) for name, t in model.state_dict().items()}
+    values |= {f"the tensor '{name}' of `model`": _kind(t) for name, t in task.model.state_dict().items()}
+    values |= {f"hyperparameter '{name}'": about for name, about in task.space.fingerprint().items()}
+    values |= {f"`identity[{name!r}]`": text for name, text in task.identity.items()}
+    for what, parts in (
+        ("augment", task.augmentations),
+        ("penalty", task.penalties),
+        ("valid_penalty", task.valid_penalties),
+    ):
+        values[f"`{what}`"] = [(type(part).__name__, *part.names) for part in parts]
+    values["`metrics`"] = list(task.metrics)
     for split in splits:
         values[f"the number of minibatches of `{split.name}`"] = len(split)
         if not (isinstance(split, Shared) and split.is_split):
             values[f"the first examples of `{split.name}` (as a hash)"] = _hash(split.first())
     workers.require_same(values)
+
+
+def _kind(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
 
 
 def _hash(tree: Any) -> str:

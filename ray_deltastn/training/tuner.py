@@ -130,7 +130,7 @@ class SelfTuner:
         self.hyper_lr = s.hyper_rate(self.hyper_steps)
         if self.workers.size > 1:
             every = [self.train, self.valid, *([] if self.test is None else [self.test])]
-            check_same(self.workers, s, self.model, every)
+            check_same(self.workers, s, task, every)
             self.workers.broadcast([*self.model.parameters(), *self.model.buffers(), *self.space.parameters()])
         self.generator = torch.Generator(self.device).manual_seed(self._own_seed(3))
         self.pass_values = PassValues(self.space, self.generator)

@@ -68,6 +68,14 @@ class Doubled(LSTMModel):
         return output, tuple(part.double() for part in state)
 
 
+class InPlace(LSTMModel):
+    def forward(self, tokens, state):
+        output, after = super().forward(tokens, tuple(part.clone() for part in state))
+        for part, new in zip(state, after, strict=True):
+            part.copy_(new.detach())
+        return output, state
+
+
 def segments(state=None, tokens=None):
     return rd.Segments(corpus(70, 1) if tokens is None else tokens, 2, 8, state)
 
@@ -84,6 +92,7 @@ LAYERED = r"`state\[0\]` of float32 \(\d, 2, 5\)"
         ({"model": OutputOnly}, r"`model\(inputs, state\)` must return a pair \(output, state\), got Tensor"),
         ({"model": LayersFirst}, rf"`model` must return a state like .*, got float32 \(2, \d, 5\) for {LAYERED}"),
         ({"model": HiddenOnly}, r"`model` must return a state like .*, got float32 \(\d, 2, 5\) for `state`, .*tuple"),
+        ({"model": InPlace}, r"`model` must leave the state that it gets as it is, got a state .* changed in place"),
         ({"model": Doubled}, rf"`model` must return a state like .*, got float64 \(\d, 2, 5\) for {LAYERED}"),
         (
             dict.fromkeys(SPLITS, segments(tuple(part.double() for part in STATE))),

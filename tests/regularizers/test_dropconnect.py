@@ -191,6 +191,9 @@ def test_bad_inputs_are_refused():
         rd.DropConnect("rate", nn.Linear(2, 2))
     with pytest.raises(ValueError, match="`weights` must name weights of LSTM, got weight_hh_l1; it has weight_ih_l0"):
         rd.DropConnect("rate", nn.LSTM(2, 2), ["weight_hh_l1"])
+    normalised = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="got weight; it has none of its own, as after `weight_norm`"):
+        rd.DropConnect("rate", normalised, ["weight"])
     space = rd.HyperSpace(rate=rd.Bounded(0.3, low=0.0, high=2.0, per="batch"))
     with pytest.raises(ValueError, match="`0 <= low < high <= 1` must hold for the rate of DropConnect"):
         rd.DropConnect("rate", nn.LSTM(2, 2)).check(space)

@@ -197,6 +197,14 @@ def test_the_short_table_has_what_matters_and_ends_with_the_control(tmp_path):
     assert [row[0] for row in results.overview(most=1)[1]] == ["t1", "control"]
 
 
+def test_the_short_table_has_the_metrics_of_the_task(tmp_path):
+    results = table_of(tmp_path, [(0.9, 0.7, 1.0)])
+    results.trials = results.trials.assign(valid_perplexity=2.5, test_perplexity=2.0, valid_error_rate=0.25)
+    header, rows = results.overview()
+    assert header == ["trial", "valid loss", "test loss", "accuracy", "perplexity", "error rate", "seconds"]
+    assert [float(number) for number in rows[0][4:6]] == [2.0, 0.25]
+
+
 def test_several_experiments_have_different_names_and_one_line_each(tmp_path):
     folders = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "y"]
     assert several.names_of(folders[1:]) == ["x", "y"]

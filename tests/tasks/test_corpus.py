@@ -63,6 +63,16 @@ def test_a_text_with_unknown_words_takes_them_for_all_others(tmp_path):
     assert corpus.text(corpus.valid) == ["the", UNKNOWN, "sees", "the", "dog", EOS]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_bytes(b"\xef\xbb\xbf" + b"Katzen \xc3\xa4rgern sich\r\n" * 20)
+    corpus = read_corpus(book)
+    assert corpus.text(corpus.train[:4]) == ["Katzen", "ärgern", "sich", "<eos>"]
+    assert set(corpus.vocabulary) == {"Katzen", "ärgern", "sich", "<eos>", "<unk>"}
+    characters = read_corpus(book, "characters")
+    assert "".join(characters.text(characters.train[:19])) == "Katzen ärgern sich\n"
+
+
 def test_limits_keep_the_first_words(tmp_path):
     whole = read_corpus(grammar.folder(tmp_path))
     cut = read_corpus(tmp_path, limit=200)

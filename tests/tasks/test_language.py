@@ -144,7 +144,7 @@ def test_one_book_is_enough(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ptb-lstm", {"batch": 90}, r"`len\(tokens\) // batch_size > length` must hold"),
+        ("ptb-lstm", {"batch": 90}, r"`n // batch > length` must hold .* of the validation text, got n=.*batch=90"),
         ("ptb-lstm", {"path": 3}, "`path` must name a text file or a folder with texts, got 3"),
         ("ptb-lstm", {"units": 0}, "`units` must be a whole number >= 1, got 0"),
         ("char-transformer", {"heads": 3}, "`heads` must divide `width`, got heads=3 and width=16"),

@@ -273,6 +273,13 @@ def errors(workers):
     odd = make_task(model=Odd(rank), space=rd.HyperSpace(first=rd.Bounded(0.2, low=0.0, high=0.9)), penalty=())
     wrong = DistributedSampler(range(100), num_replicas=4, rank=0)
     sampled = DataLoader(TensorDataset(*examples(100, 1)), batch_size=5, sampler=wrong)
+    first = rd.Bounded(0.2, low=0.0, high=0.9)
+    pair = {"second": first, "decay": rd.Positive(1e-3)}
+    domain = rd.HyperSpace(first=rd.Bounded(0.2, low=0.0, high=0.9 - 0.4 * rank), **pair)
+    more = {"more": rd.Positive(1e-3)} if rank else {}
+    longer = rd.HyperSpace(first=first, **pair, **more)
+    penalties = [rd.L2(name) for name in ("decay", *more)]
+    measured = {"margin": lambda output, y: output.amax(1)} if rank else {}
     narrow = recurrent.make_task(train=rd.Segments(recurrent.corpus(130), 1, 8, recurrent.first_state("lstm")))
     return {
         "ift": error_of(lambda: make_tuner(of(nn.Linear(6, 3)), "ift", workers=workers)),
@@ -282,6 +289,10 @@ def errors(workers):
         "settings": error_of(lambda: make_tuner(workers=workers, lr=0.1 + rank)),
         "data": error_of(lambda: make_tuner(make_task(train=examples(100, rank)), workers=workers)),
         "length": error_of(lambda: make_tuner(make_task(train=examples(100 + 20 * rank, 1)), workers=workers)),
+        "domain": error_of(lambda: make_tuner(make_task(space=domain), workers=workers)),
+        "more": error_of(lambda: make_tuner(make_task(space=longer, penalty=penalties), workers=workers)),
+        "metrics": error_of(lambda: make_tuner(make_task(metrics=measured), workers=workers)),
+        "identity": error_of(lambda: make_tuner(make_task(identity={"text": str(rank)}), workers=workers)),
         "streams": error_of(lambda: make_tuner(narrow, workers=workers)),
         "sampler": error_of(lambda: make_tuner(make_task(train=sampled), workers=workers)),
         "few rows": error_of(lambda: make_tuner(normalised, workers=workers, batch_size=33)),
