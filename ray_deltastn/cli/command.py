@@ -65,8 +65,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             importlib.import_module(COMMANDS[options.command]).run(options)
     except (ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
-        advice = "; free disk space, then continue with --resume" if full else ""
-        print(f"ray-deltastn: {' '.join(str(error).splitlines())}{advice}{place_of(error)}", file=sys.stderr)
+        rest = "; free disk space, then continue with --resume" if full else place_of(error)
+        print(f"ray-deltastn: {' '.join(str(error).splitlines())}{rest}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr)
