@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,6 +89,9 @@ NETS: dict[str, Net] = {
     "transformer": Net(sequences.Transformer, 32, (sequences.LENGTH,), 5, sequences.WORDS),
     "lstm": Net(sequences.Recurrent, 32, (sequences.LENGTH,), 5, sequences.WORDS),
     "language": Net(sequences.Language, 20, (sequences.LANGUAGE_LENGTH,), 5, sequences.LANGUAGE_WORDS),
+    "language-tied": Net(
+        partial(sequences.Language, tied=True), 20, (sequences.LANGUAGE_LENGTH,), 5, sequences.LANGUAGE_WORDS
+    ),
 }
 
 

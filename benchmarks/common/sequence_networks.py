@@ -49,8 +49,8 @@ class Recurrent(nn.Module):
 class Language(LSTMModel):
     """The network of `ptb-lstm` with two layers of `WIDTH` units, for sequences that begin with a state of zeros."""
 
-    def __init__(self) -> None:
-        super().__init__(LANGUAGE_WORDS, WIDTH, WIDTH)
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__(LANGUAGE_WORDS, WIDTH, WIDTH, tied=tied)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Scores of the next words at each place."""

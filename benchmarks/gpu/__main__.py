@@ -6,7 +6,8 @@
 It needs PyTorch, torchvision, NumPy, Pydantic and this package, not Ray. Each part has its share of the time; what a
 part does not use goes to the next one. `DIR/gpu.json` is written after each piece of a part. The same command continues
 an interrupted run: it takes the pieces that are missing, and then those that have failed. The exit status is 1 if a
-check of correctness has failed. On a CPU everything is so small that it only tests the command.
+check of correctness has failed; tracebacks are in `DIR/errors.log`. On a CPU everything is so small that it only tests
+the command.
 
 - `correctness`: gradients against a dense oracle in float64, whole cycles against the CPU, captured steps against eager
   ones over 200 steps, resume, bfloat16 and TF32, the memory order of images, no waiting for the device, memory.
@@ -28,11 +29,11 @@ from benchmarks.gpu.command import Command, summary
 from benchmarks.gpu.kept import read
 from benchmarks.gpu.parts import ABOUT, SHARES
 
-FAILED = 1
+FAILED, ENDED = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts, and exit with status 1 if a check of correctness has failed."""
+    """Run the parts; exit with 1 if a check of correctness has failed, with 2 if the process of a part ended early."""
     about = __doc__.splitlines()[0] if __doc__ else None
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=about)
     parser.add_argument("--minutes", type=number(above=0), default=8.0, help="time for all parts (default: 8)")
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if problem:
             parser.error(problem)
     print(summary(command.path, record, command.names))
-    sys.exit(FAILED if any(not row["passed"] for row in record["rows"] if row["part"] == "correctness") else 0)
+    failed = any(not row["passed"] for row in record["rows"] if row["part"] == "correctness")
+    sys.exit(FAILED if failed else ENDED if command.ended else 0)
 
 
 if __name__ == "__main__":

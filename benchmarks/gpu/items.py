@@ -103,7 +103,13 @@ def difference(found: Tensor, expected: Tensor, least: float = 0.0) -> float:
     return error / size if size else (0.0 if error == 0.0 else math.inf)
 
 
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest difference of tensors with the same names; a tensor counts with at least 1e-6 of the largest norm."""
-    least = 1e-6 * max(float(t.detach().double().norm()) for t in expected.values())
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor], share: float = 1e-3) -> float:
+    """The largest difference of tensors with the same names.
+
+    Args:
+        found: tensors by name.
+        expected: what they should be.
+        share: a tensor counts with at least this share of the largest norm, because some are zero but for rounding.
+    """
+    least = share * max(float(t.detach().double().norm()) for t in expected.values())
     return max(difference(found[name], value, least) for name, value in expected.items())

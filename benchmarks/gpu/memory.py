@@ -20,7 +20,7 @@ RECIPES: dict[str, ImageRecipe] = {"fashion-cnn": FASHION_CNN, "cifar10-resnet18
 #: Number of runs one after the other.
 RUNS = 10
 #: The last of them may hold this much more memory than the second.
-SHARE, BYTES = 0.01, 2**20
+SHARE, BYTES = 0.01, 4 * 2**20
 
 
 def _task(name: str, tiny: bool, count: int) -> rd.Task:

@@ -1,7 +1,8 @@
 """Quality: plain training, random search and Δ-STN for SimpleCNN, with the device-seconds of each run.
 
-The images are FashionMNIST if `RAY_DELTASTN_DATA` names a folder that has them, and made-up images with wrong labels if
-not; rows say which. All runs have the same number of epochs, which the first piece chooses from the time of one epoch.
+The images are some of FashionMNIST if `RAY_DELTASTN_DATA` names a folder that has them, and made-up images with wrong
+labels if not; rows say which. All runs have the same number of epochs, which the first piece chooses from the time of
+one epoch.
 Hyperparameters are tuned on the validation split. A run's result is the report with the best validation loss. Device-
 seconds are those of train steps, hyper steps and evaluations.
 """
@@ -25,8 +26,10 @@ from ray_deltastn.tasks.images import FASHION_CNN, hold_out, task_of
 from ray_deltastn.training.columns import SECONDS
 
 RANDOM, SEEDS = 8, 3
+#: Images of FashionMNIST for training and validation together, as in `configs/fashion_10k_compare.yaml`.
+IMAGES = 10_000
 #: Smallest and largest number of epochs.
-LEAST, MOST = 10, 100
+LEAST, MOST = 10, 200
 #: Plain runs that take as long as all pieces, if a self-tuned run takes three times as long as a plain one.
 PLAIN_RUNS = 1 + RANDOM + 3 * SEEDS
 #: Made-up images: standard deviation of the noise, and share of wrong labels.
@@ -43,7 +46,7 @@ def splits(tiny: bool) -> tuple[str, Splits]:
         except FileNotFoundError:
             pass
         else:
-            return "FashionMNIST", (*hold_out(train, 0.15, 0), test)
+            return f"{IMAGES:,} of FashionMNIST", (*hold_out(train, 0.15, 0, IMAGES), test)
     counts = (64, 64, 64) if tiny else (6000, 3000, 6000)
     every = pictures(sum(counts), 1, 28, 0, NOISE, WRONG)
     x, y = (torch.sigmoid(every[0]).split(counts), every[1].split(counts))

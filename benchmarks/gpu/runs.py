@@ -27,6 +27,8 @@ EXACT = 1e-4
 _EXACT_NETS = ("mlp",)
 #: Runs that should be equal may differ by this many times the difference of two eager runs.
 TIMES = 10.0
+#: Differences of losses are relative to the loss, or to this number if it is larger.
+LEAST_LOSS = 0.1
 
 
 def run(net: str, place: Place, method: Any = "delta-stn", seed: int = 0, **options: Any) -> rd.SelfTuner:
@@ -109,8 +111,9 @@ def check_precision(net: str, place: Place, findings: Findings) -> None:
         finish(tuner)
         losses[precision] = tuner.last_report["valid_loss"]
     findings.note(loss=losses["fp32"])
+    size = max(losses["fp32"], LEAST_LOSS)
     for precision in ("tf32", "bf16"):
-        findings.at_most(f"{precision}, loss", abs(losses[precision] / losses["fp32"] - 1.0), 0.1)
+        findings.at_most(f"{precision}, loss", abs(losses[precision] - losses["fp32"]) / size, 0.1)
 
 
 def check_loader(place: Place, findings: Findings) -> None:

@@ -60,6 +60,8 @@ def started(device: torch.device, seed: int) -> rd.SelfTuner:
     with tuner.arithmetic():
         for _ in range((EAGER + 3) * TRAIN_INTERVAL):
             tuner._train_step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return tuner
 
 

@@ -34,8 +34,8 @@ from benchmarks.gpu.items import Findings, Item, NoTime, Place
 from benchmarks.gpu.kept import finished, rows_of
 from benchmarks.gpu.parts import MARK, SHARES
 
-#: Lines of a traceback that a row keeps.
-LINES = 24
+#: File beside the record with the tracebacks of errors. They name files of the machine, so they are not in the record.
+ERRORS = "errors.log"
 
 
 def tell(**event: Any) -> None:
@@ -43,8 +43,8 @@ def tell(**event: Any) -> None:
     print(MARK + json.dumps(event), flush=True)
 
 
-def run(part: str, item: Item, place: Place) -> dict[str, Any]:
-    """Run a piece, and return its row.
+def run(part: str, item: Item, place: Place) -> tuple[dict[str, Any], str]:
+    """Run a piece, and return its row and the traceback of an error.
 
     Raises:
         NoTime: if the piece needs more time than the part has.
@@ -60,8 +60,7 @@ def run(part: str, item: Item, place: Place) -> dict[str, Any]:
     except Exception as problem:
         error = (str(problem).strip().splitlines() or [""])[0]
         error = f"{type(problem).__name__}: {error}"
-        trace = "\n".join(traceback.format_exc().splitlines()[-LINES:])
-        print(trace, file=sys.stderr, flush=True)
+        trace = traceback.format_exc()
     row = {
         "part": part,
         "name": item.name,
@@ -70,10 +69,9 @@ def run(part: str, item: Item, place: Place) -> dict[str, Any]:
         "figures": findings.figures,
         "limits": findings.limits,
         "error": error or "; ".join(findings.broken),
-        **({"trace": trace} if trace else {}),
     }
     found: dict[str, Any] = rounded(row, 4)
-    return found
+    return found, trace
 
 
 def clean(place: Place) -> bool:
@@ -137,9 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         tell(begin=item.name, limit=item.limit)
         try:
-            row = {**run(options.part, item, place), "run": options.run}
+            found, trace = run(options.part, item, place)
         except NoTime:
             continue
+        if trace:
+            with (options.record.parent / ERRORS).open("a", encoding="utf-8") as file:
+                file.write(f"{options.part}, {item.name}, run {options.run}\n{trace}\n")
+        row = {**found, "run": options.run}
         rows[item.name] = row
         tell(row=row)
         if not clean(place):

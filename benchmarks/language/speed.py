@@ -27,7 +27,7 @@ from benchmarks.common.record import command_line, write
 from benchmarks.speed import NETS, TRAIN_INTERVAL, Cycle
 from ray_deltastn.response.passes import SEQUENCE, Moved
 
-NET = "language"
+NET = "language-tied"
 #: Name of a variant → method, and whether the LSTM has this package's cell in all passes.
 VARIANTS: dict[str, tuple[Any, bool]] = {
     "plain, fused LSTM": ("fixed", False),

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from ray_deltastn.cli.blame import place_of
 from ray_deltastn.cli.parser import parse
 from ray_deltastn.cli.places import out_of
 from ray_deltastn.tune.folder.layout import (
@@ -65,7 +66,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except (ResumeError, TrialsFailedError, ImportError, OSError, ValueError, TypeError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC
         advice = "; free disk space, then continue with --resume" if full else ""
-        print(f"ray-deltastn: {' '.join(str(error).splitlines())}{advice}", file=sys.stderr)
+        print(f"ray-deltastn: {' '.join(str(error).splitlines())}{advice}{place_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"ray-deltastn: {_stopped(options)}", file=sys.stderr)

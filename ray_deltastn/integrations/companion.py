@@ -224,7 +224,7 @@ def shuffled(loader: Any, times: int = 1) -> DataLoader[Any]:
         if size is None:
             with isolated(0, torch.device("cpu")):
                 size = len(next(iter(loader.batch_sampler)))
-    return DataLoader(loader.dataset, times * size, shuffle=True, collate_fn=loader.collate_fn)
+    return DataLoader(loader.dataset, size and times * size, shuffle=True, collate_fn=loader.collate_fn)
 
 
 def _kind(optimizer: Optimizer) -> str:

@@ -40,7 +40,7 @@ def test_float64_gradients_are_those_of_the_dense_oracle(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("item", correctness.items(tiny=True), ids=lambda item: item.name)
 def test_checks_pass_on_a_cpu(item):
-    row = run("correctness", item, place())
+    row, _ = run("correctness", item, place())
     assert row["passed"], row["error"]
     assert row["figures"]
 
@@ -55,15 +55,15 @@ def test_a_broken_limit_and_an_error_fail_a_piece():
         findings.note(seen=1)
         raise ValueError("no\nmore")
 
-    row = run("cost", Item("bad", bad), place())
+    row, _ = run("cost", Item("bad", bad), place())
     assert not row["passed"]
     assert row["error"] == (
         "`error <= 1` must hold, got 2; `nothing <= 1` must hold, got nan; `captured` must hold, got no"
     )
-    row = run("cost", Item("worse", worse), place())
+    row, trace = run("cost", Item("worse", worse), place())
     assert not row["passed"]
     assert (row["error"], row["figures"]) == ("ValueError: no", {"seen": 1})
-    assert "more" in row["trace"]
+    assert "in worse" in trace
 
 
 def test_missing_pieces_come_before_failed_ones_and_passed_ones_do_not_come():
@@ -128,6 +128,13 @@ def test_a_device_that_does_not_answer_ends_the_process_but_not_the_part(started
     assert follow(Told(ABOUT, {"row": row("one", passed=False)}, {"sick": "one"}, status=3)) == ("one", "")
 
 
+def test_a_process_that_ends_between_two_pieces_does_not_end_the_command(started, capsys):
+    made, follow = started
+    assert follow(Told(status=1)) == (None, "")
+    assert made.ended == ["cost"]
+    assert "cost: the process must end with status 0, got 1" in capsys.readouterr().out
+
+
 def test_a_record_is_of_one_machine(started):
     _made, follow = started
     follow(Told(ABOUT))
@@ -184,6 +191,13 @@ def test_contenders_have_as_many_runs_as_fit_in_equal_device_seconds():
         (4, pytest.approx(0.7)),
         (1, 0.5),  # two runs would take 9 of 8 seconds
     ]
+
+
+def test_a_check_that_is_no_number_is_in_the_table():
+    figures = {"figures": {"difference": None}, "limits": {"difference": 1e-9}}
+    failed = {"part": "correctness", "name": "one", "passed": False, "error": "got nan", **figures}
+    found = tables.checks({"hardware": "a GPU", "torch": "2", "rows": [failed]})
+    assert "| one | failed | got nan |" in found
 
 
 def test_a_page_says_that_there_is_no_record_until_there_is_one(tmp_path, monkeypatch):

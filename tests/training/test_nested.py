@@ -174,10 +174,11 @@ def test_refit_and_sensitivity_take_nested_data():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_capture_of_nested_batches_is_refused_in_one_line():
-    tuner = rd.SelfTuner(task("dictionary"), graph="on", **OPTIONS)
-    with pytest.raises(RuntimeError, match="inputs and targets must be one tensor each for a capture"):
-        list(tuner.fit())
+@pytest.mark.parametrize("kind", ["dictionary", "one-dictionary"])
+def test_captured_steps_on_nested_batches_give_the_numbers_of_eager_steps(kind):
+    captured = rd.SelfTuner(task(kind), graph="on", **OPTIONS)
+    assert numbers(captured.fit()) == numbers(rd.SelfTuner(task(kind), **OPTIONS).fit())
+    assert captured.algorithm.captured
 
 
 def test_an_unequal_number_of_examples_is_refused():

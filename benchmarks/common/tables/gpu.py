@@ -22,7 +22,8 @@ def checks(record: Record) -> str:
     """Each check, whether it has passed, and the figure that is closest to its limit or the broken rule."""
     lines = []
     for row in _rows(record, "correctness"):
-        shares = {name: row["figures"][name] / limit for name, limit in row["limits"].items() if limit}
+        known = {name: row["figures"][name] for name in row["limits"] if row["figures"][name] is not None}
+        shares = {name: value / row["limits"][name] for name, value in known.items() if row["limits"][name]}
         name = max(shares, key=shares.__getitem__, default="")
         figure = f"{name}: {row['figures'][name]:.1e}, limit {row['limits'][name]:.0e}" if name else ""
         lines.append([row["name"], "ok" if row["passed"] else "failed", figure if row["passed"] else row["error"]])

@@ -38,7 +38,7 @@ def lstm(record: Mapping[str, Any]) -> str:
 def transformer(record: Mapping[str, Any]) -> str:
     """Bits per character of the transformer."""
     heads = ["run", "n", "validation bits per character", "test bits per character", "CPU seconds"]
-    return grid(heads, list(_lines(record, "transformer", 3).values()))
+    return grid(heads, list(_lines(record, "transformer", 2).values()))
 
 
 def _lines(record: Mapping[str, Any], problem: str, digits: int) -> dict[str, list[str]]:

@@ -149,9 +149,10 @@ class CudaRecorder:
 
         Before 2.14, PyTorch leaves the capture open: its memory is lost, and `torch.cuda.empty_cache` raises an error.
         """
-        graph.reset()
         # The allocator may ask the graph until the process ends.
         _ABANDONED.append(graph)
-        with suppress(RuntimeError):  # the capture is not open
+        with suppress(RuntimeError):  # of a capture that did not begin
+            graph.reset()
+        with suppress(RuntimeError):  # of a capture that is not open
             torch._C._cuda_endAllocateToPool(self._index, self.pool)
             torch._C._cuda_releasePool(self._index, self.pool)
