@@ -88,7 +88,7 @@ class Results:
         known[metric] = known.get(metric, metric.replace("_", " "))
         accuracy = "test_accuracy" if "test_accuracy" in self.trials else "valid_accuracy"
         known |= {accuracy: "accuracy"}
-        for key in self.trials:  # the metrics of the task
+        for key in map(str, self.trials):  # the metrics of the task
             name = key.removeprefix("valid_")
             if name not in (key, "loss", "accuracy"):
                 test = f"test_{name}"
