@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,12 +50,11 @@ def _kept_in_place(module: nn.Module) -> Iterator[None]:
         return
     own = module.__dict__
     before = {name: own[name] for name in ("_flat_weights", "_flat_weight_refs")}
+    if module.weight_hh_l0.is_cuda:
+        _silence()
     own["flatten_parameters"] = _nothing
     try:
-        with warnings.catch_warnings():
-            # cuDNN copies weights that are not in one buffer, and asks for `flatten_parameters`.
-            warnings.filterwarnings("ignore", "RNN module weights are not part")
-            yield
+        yield
     finally:
         del own["flatten_parameters"]
         own.update(before)
@@ -62,6 +62,12 @@ def _kept_in_place(module: nn.Module) -> Iterator[None]:
 
 def _nothing() -> None:
     pass
+
+
+@cache
+def _silence() -> None:
+    """Ignore cuDNN's warning of weights that are not in one buffer; a filter for each call would repeat other ones."""
+    warnings.filterwarnings("ignore", "RNN module weights are not part")
 
 
 def factors_of(module: nn.Module) -> Mapping[str, Tensor]:
