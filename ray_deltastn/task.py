@@ -81,6 +81,9 @@ class Task:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"`model` must be an nn.Module, got {type(self.model).__name__}")
         _require_plain(self.model)
+        for name, metric in self.metrics.items():
+            if isinstance(metric, type) and issubclass(metric, OfLoss):
+                raise TypeError(f"`metrics[{name!r}]` must be `{metric.__name__}()`, got the class itself")
         for what, function in (("loss", self.loss), ("valid_loss", self.valid_loss), *self.metrics.items()):
             if function is not None and not callable(function):
                 raise TypeError(f"`{what}` must be callable as {what}(output, target), got {function!r}")

@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,9 +32,42 @@ def scaled_call(module: nn.Module, factors: Mapping[str, Tensor], *args: Any, **
     scaled = {name: getattr(module, name) * factor for name, factor in factors.items()}
     module.__dict__[_KEY] = factors
     try:
-        return functional_call(module, scaled, args, kwargs)
+        with _kept_in_place(module):
+            return functional_call(module, scaled, args, kwargs)
     finally:
         del module.__dict__[_KEY]
+
+
+@contextmanager
+def _kept_in_place(module: nn.Module) -> Iterator[None]:
+    """Context of a call of a recurrent layer with other weights, which leaves the memory of its parameters as it is.
+
+    Without it, such a layer on a GPU would move all its parameters into a new buffer in each call, and captured steps
+    look for them at their old place. It would also keep the weights of the call, with their graph.
+    """
+    if not isinstance(module, nn.RNNBase):
+        yield
+        return
+    own = module.__dict__
+    before = {name: own[name] for name in ("_flat_weights", "_flat_weight_refs")}
+    if module.weight_hh_l0.is_cuda:
+        _silence()
+    own["flatten_parameters"] = _nothing
+    try:
+        yield
+    finally:
+        del own["flatten_parameters"]
+        own.update(before)
+
+
+def _nothing() -> None:
+    pass
+
+
+@cache
+def _silence() -> None:
+    """Ignore cuDNN's warning of weights that are not in one buffer; a filter for each call would repeat other ones."""
+    warnings.filterwarnings("ignore", "RNN module weights are not part")
 
 
 def factors_of(module: nn.Module) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ray_deltastn.tasks.cache import ROOT_VARIABLE, user_cache
+from ray_deltastn.tasks.cache import ROOT_VARIABLE, absolute, user_cache
 
 #: End of a line, in a corpus of words.
 EOS = "<eos>"
@@ -102,7 +102,7 @@ def _sources(path: str | os.PathLike[str] | None) -> tuple[Path, Path, Path]:
     """The files of the three splits; three times the same for one file."""
     if path is None:
         root = os.environ.get(ROOT_VARIABLE)
-        home = Path(root).expanduser().absolute() if root else user_cache()
+        home = absolute(root) if root else user_cache()
         found = _folder(home / "ptb") or _folder(home)
         if found is None:
             raise FileNotFoundError(
@@ -110,7 +110,7 @@ def _sources(path: str | os.PathLike[str] | None) -> tuple[Path, Path, Path]:
                 f"got none, and {home / 'ptb'} has no such files; ${ROOT_VARIABLE} can name the folder above it"
             )
         return found
-    given = Path(path).expanduser().absolute()
+    given = absolute(path)
     if given.is_dir():
         found = _folder(given)
         if found is None:

@@ -20,7 +20,7 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ray_deltastn.tasks.cache import ROOT_VARIABLE, user_cache
+from ray_deltastn.tasks.cache import ROOT_VARIABLE, absolute, user_cache
 
 #: Images (n, C, H, W) in uint8, and labels (n,) in int64.
 Split = tuple[Tensor, Tensor]
@@ -64,7 +64,7 @@ def load_images(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
     if name not in SETS:
         raise ValueError(f"`name` must be one of {', '.join(SETS)}, got {name!r}")
     given = root or os.environ.get(ROOT_VARIABLE)
-    home = Path(given).expanduser().absolute() if given else user_cache()
+    home = absolute(given) if given else user_cache()
     found = _read(SETS[name], home)
     if found is None and not given:
         _download(SETS[name], home)

@@ -280,7 +280,10 @@ def reason_of(trial: Any) -> str:
         return " ".join(f"{type(cause).__name__}: {cause}".split())
     # A worker that died has raised nothing. Tune's text holds all failures of the trial.
     text = str(error or trial.get_error()).rpartition("Failure #")[2]
-    return " ".join((text.strip().splitlines() or ["no message"])[-1 if error is None else 0].split())
+    lines = text.strip().splitlines() or ["no message"]
+    # The error of `setup` is the last line of the text about the actor.
+    at_end = error is None or getattr(error, "actor_init_failed", False)
+    return " ".join(lines[-1 if at_end else 0].split())
 
 
 def lacked_room(trial: Any) -> bool:

@@ -167,6 +167,11 @@ TASKS = {
         ["used by a regulariser", "'decay'", "none"],
     ),
     "loss-not-callable": (lambda: task(loss="cross_entropy"), TypeError, ["`loss` must be callable", "cross_entropy"]),
+    "metric-is-a-class": (
+        lambda: task(metrics={"ppl": rd.Perplexity}),
+        TypeError,
+        ["`metrics['ppl']` must be `Perplexity()`", "class"],
+    ),
     "metric-not-callable": (lambda: task(metrics={"top": 5}), TypeError, ["`top` must be callable", "5"]),
     "augment-not-an-augmentation": (
         lambda: task(augment=torch.nn.Identity),

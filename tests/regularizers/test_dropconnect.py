@@ -132,6 +132,20 @@ def test_a_plain_pass_trains_the_weights_through_one_mask_for_all_steps(name):
     assert_all_close(ours, oracles, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_pass_leaves_the_parameters_of_a_recurrent_layer_where_they_are(name, monkeypatch):
+    _, masked, wrapped = made(name)
+    layer, x, calls = wrapped.layer, torch.randn(B, T, K, dtype=torch.float64), []
+    bind(wrapped)
+    # On a GPU this call moves the parameters, and each captured step would have to be captured again.
+    monkeypatch.setattr(type(layer), "flatten_parameters", lambda self: calls.append(self))
+    masked(x)
+    assert all(kept is p for kept, p in zip(layer._flat_weights, layer.parameters(), strict=True))
+    masked.eval()(x)
+    assert not calls
+    assert "flatten_parameters" not in vars(layer)
+
+
 def test_each_pass_draws_a_mask():
     _, masked, wrapped = made("lstm")
     x = torch.randn(B, T, K, dtype=torch.float64)

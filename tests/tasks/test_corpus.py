@@ -102,6 +102,17 @@ def test_the_data_root_has_the_default_text(tmp_path, monkeypatch):
     assert len(read_corpus().train) > 100
 
 
+def test_a_relative_path_begins_where_the_program_was_started(tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("a b c d\n" * 20)
+    (tmp_path / "trial").mkdir()
+    monkeypatch.chdir(tmp_path)
+    expected = read_corpus("book.txt")
+    monkeypatch.chdir(tmp_path / "trial")  # as Tune does in a trial
+    monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", str(tmp_path))
+    assert torch.equal(read_corpus("book.txt").train, expected.train)
+    assert torch.equal(read_corpus(tmp_path / "book.txt").train, expected.train)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"`path` must be a text file or a folder .*missing.txt, which does not"

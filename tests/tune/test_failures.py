@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.nn.functional as F
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from ray_deltastn.cli import main
 from ray_deltastn.tune.experiment import reason_of
@@ -77,17 +78,21 @@ class WorkerError(Exception):
         self.cause = cause
 
 
+NOT_SET_UP = RayTaskError("setup", "Traceback\n  in setup\nValueError: a rule", ValueError("a rule"), ip="", pid=1)
+
+
 @pytest.mark.parametrize(
     ("failed", "reason"),
     [
         (trial(WorkerError(ValueError("a rule\nin two lines"))), "ValueError: a rule in two lines"),
         (trial(WorkerError(KeyError("name"))), "KeyError: 'name'"),
         (trial(RuntimeError("The actor died.\nIts node is gone.")), "The actor died."),
+        (trial(ActorDiedError(NOT_SET_UP)), "ValueError: a rule"),
         (trial(None, "Failure # 1 (at 3)\nold\nFailure # 2 (at 4)\nTraceback\nTypeError: new\n"), "TypeError: new"),
         (trial(None, None), "None"),
         (trial(None, ""), "no message"),
     ],
-    ids=["lines", "key", "dead-worker", "text", "nothing", "empty"],
+    ids=["lines", "key", "dead-worker", "setup", "text", "nothing", "empty"],
 )
 def test_the_reason_of_a_failure_takes_one_line(failed, reason):
     assert reason_of(failed) == reason
