@@ -1,37 +1,20 @@
 """Self-tuning inside Lightning on two processes gives the numbers of one, and continues to the bit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("lightning.pytorch")
 from tests.integrations.lightning_workers import fit
+from tests.torchrun import found_by_two
 from tests.training.runs import assert_same_tensors
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of two processes has found."""
-    folder = tmp_path_factory.mktemp("lightning")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*run, "-m", "tests.integrations.lightning_workers", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return found_by_two("tests.integrations.lightning_workers", tmp_path_factory.mktemp("lightning"))
 
 
 def test_two_processes_have_the_numbers_of_one(found):

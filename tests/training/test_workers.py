@@ -1,22 +1,18 @@
 """Data-parallel training: two processes that `torchrun` has started train as one process does."""
 
-import os
 import re
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
 
 import ray_deltastn as rd
+from tests.torchrun import ROOT, TWO, found_by_two, run_python
 from tests.training.runs import assert_same_tensors, make_task, make_tuner, reports_of, tensors_of
 from tests.training.two_workers import RUNS, exact_run
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 #: Words in the message of what is refused.
 REFUSED = {
     "ift": ["`method`", "'ift'"],
@@ -41,19 +37,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of two workers has found."""
-    folder = tmp_path_factory.mktemp("workers")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*run, "-m", "tests.training.two_workers", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return found_by_two("tests.training.two_workers", tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")
@@ -186,18 +170,9 @@ def test_the_example_of_the_page_runs_under_torchrun_and_without(tmp_path):
     )
     (tmp_path / "train.py").write_text(block)
     printed = []
-    for launcher in (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], []):
-        done = subprocess.run(
-            [sys.executable, *launcher, "train.py"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        printed.append([line.split() for line in done.stdout.splitlines()])
+    for launcher in (TWO, ()):
+        said = run_python(*launcher, "train.py", cwd=tmp_path)
+        printed.append([line.split() for line in said.splitlines()])
         assert [epoch for epoch, _ in printed[-1]] == ["1", "2", "3", "4"]
         assert len(torch.load(tmp_path / "state.pt", weights_only=True).get("workers", [1])) == 2 - len(printed) + 1
     assert float(printed[0][-1][1]) == pytest.approx(float(printed[1][-1][1]), rel=0.3)  # they differ by noise only
