@@ -109,7 +109,7 @@ def test_committed_record_has_every_network_within_the_limits():
     assert {row["net"] for row in rows} == set(speed.NETS)
     for row in (row for row in rows if get_method(row["method"]).responds):
         # A decoder with the weight of the embedding responds per column, which takes one more product of matrices.
-        whole = 3.3 if row["net"] == "language-tied" else 3.0
+        whole = 3.02 if row["net"] == "language-tied" else 3.0
         assert row["flop_ratio"] <= (whole if row["response_fraction"] == 1.0 else 1.7)
         assert row["saved_memory_ratio"] <= 2.5
 
