@@ -151,14 +151,24 @@ def groups(
     return found
 
 
-def shares(blocks: Blocks, name: str) -> dict[str, list[float]]:
-    """Task → for each seed, the time to random search's best of all as a share of random search's own time."""
+def shares(blocks: Blocks, name: str, of_all: bool = True) -> dict[str, list[float]]:
+    """The time to random search's best of all runs, as a share of random search's time.
+
+    Args:
+        blocks: the blocks; those without the contender, the plain run or random search are left out.
+        name: the contender.
+        of_all: whether that is the time of all its runs, or until the report that turns out to be its best. Nobody
+            knows before the last run which is the best of all.
+
+    Returns:
+        Task → one share for each seed, infinite if the contender never gets there.
+    """
     found: dict[str, list[float]] = {}
     for (task, _), block in blocks.items():
-        if name in block and "random" in block:
-            target = block["random"]["bests"][-1]
-            own = time_to(block["random"], target[1])
-            found.setdefault(task, []).append(time_to(block[name], target[1]) / own)
+        if name in block and "random" in block and "plain" in block:
+            until, target = block["random"]["bests"][-1]
+            whole = block["random"]["seconds"] / block["plain"]["seconds"] if of_all else until
+            found.setdefault(task, []).append(time_to(block[name], target) / whole)
     return found
 
 

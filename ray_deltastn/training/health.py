@@ -26,7 +26,7 @@ LARGE_STEP = 5.0
 #: Distance in λ that takes a bounded hyperparameter across its range, or across most of it on the sigmoid.
 CROSSING = 2 * REACH
 #: Largest number of examples for `response_size`.
-LOOKED_AT = 256
+LOOKED_AT = 128
 #: `response_size` above which the learned response is probably wrong.
 LARGE_RESPONSE = 1.0
 

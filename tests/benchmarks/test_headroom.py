@@ -374,3 +374,16 @@ def test_the_report_of_the_study_has_what_is_done_and_a_picture(work, tmp_path):
     assert [row["variant"] for row in found["rows"]] == [study.REFERENCE, *study.RATES]
     pictures.rate_curve(found["rows"], tmp_path / "rate.png")
     assert (tmp_path / "rate.png").stat().st_size > 1000
+
+
+def test_the_time_to_the_best_of_random_search_is_a_share_of_all_its_runs():
+    # Random search takes 8 of 16 plain runs to its best; the other contender gets there after 2, or never.
+    plain = {"seconds": 5.0, "bests": [[1.0, 0.9]]}
+    random = {"seconds": 80.0, "bests": [[1.0, 0.9], [8.0, 0.5]]}
+    blocks = {
+        ("task", 0): {"plain": plain, "random": random, "own": {"bests": [[1.0, 0.7], [2.0, 0.4]]}},
+        ("task", 1): {"plain": plain, "random": random, "own": {"bests": [[3.0, 0.6]]}},
+    }
+    assert results.shares(blocks, "own") == {"task": [2 / 16, math.inf]}
+    assert results.shares(blocks, "own", of_all=False) == {"task": [2 / 8, math.inf]}
+    assert results.shares(blocks, "random") == {"task": [8 / 16, 8 / 16]}

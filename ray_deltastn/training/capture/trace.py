@@ -22,6 +22,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ray_deltastn.training.capture.simplify import Memory, simplify
+
 #: Operations for which PyTorch's own binding takes other arguments than the dispatcher.
 _UNLIKE = ("index_put", "index_put_", "binary_cross_entropy_with_logits")
 #: Tags of operations whose result, or its shape, may decide what Python does next.
@@ -42,6 +44,7 @@ class Trace(TorchDispatchMode):
         self.reason = ""
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}
+        self._memory = Memory()
         self._alive: list[Any] = []  # kept, so that no `id` is used twice
         self._inputs: list[Any] = []
 
@@ -63,6 +66,7 @@ class Trace(TorchDispatchMode):
             return value
         if id(value) not in self._nodes:
             node = self._nodes[id(value)] = self._first(f"c{len(self._inputs)}")
+            self._memory.note(node, value)
             self._alive.append(value)
             self._inputs.append(value.detach() if isinstance(value, Tensor) else value)
             return node
@@ -75,6 +79,7 @@ class Trace(TorchDispatchMode):
     def _keep(self, out: Any, node: fx.Node) -> None:
         if isinstance(out, Tensor):
             self._nodes[id(out)] = node
+            self._memory.note(node, out)
             self._alive.append(out)
         elif isinstance(out, list | tuple):
             for index, part in enumerate(out):
@@ -88,10 +93,7 @@ class Trace(TorchDispatchMode):
         """
         graph = self._graph
         graph.output(self._argument(result))
-        for node in graph.nodes:
-            if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
-                node.replace_all_uses_with(node.args[0])
-        graph.eliminate_dead_code(_acts)
+        simplify(graph, self._memory)
         for node in graph.nodes:
             node.target = _direct(node.target)
         play = fx.GraphModule(torch.nn.Module(), graph).forward
@@ -118,15 +120,6 @@ def _refusal(func: Any, given: Any, out: Any) -> str:
         return f"it reads numbers from a tensor ({name})"
     tensors += [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     return f"it has sparse tensors ({name})" if any(t.layout != torch.strided for t in tensors) else ""
-
-
-def _acts(node: fx.Node) -> bool:
-    """Whether an operation does more than make its result; batch normalisation does, although its schema says no."""
-    op = node.target
-    if not isinstance(op, torch._ops.OpOverload):
-        return node.is_impure()
-    silent = op.namespace != "aten" or "batch_norm" in op.overloadpacket.__name__
-    return silent or op._schema.is_mutable or torch.Tag.nondeterministic_seeded in op.tags
 
 
 def _direct(target: Any) -> Any:
