@@ -7,12 +7,13 @@
 Each variant differs from the recommended Δ-STN in one point. It is paired with a run on the same task and split, with
 the same initial weights and order of the data. `--out` may be the folder of `benchmarks.headroom`: its runs are used.
 
-| group    | what changes                                                                       |
-|----------|------------------------------------------------------------------------------------|
-| `rate`   | the learning rate of λ: a quarter, a half, twice and four times the automatic one  |
-| `tricks` | options of λ's step, and changes of it in `benchmarks.headroom.tricks`             |
-| `cost`   | shares of each minibatch that train Θ                                              |
-| `others` | more options: warm-up, perturbations, limits, σ                                     |
+| group      | what changes                                                                      |
+|------------|-----------------------------------------------------------------------------------|
+| `rate`     | the learning rate of λ: a quarter, a half, twice and four times the automatic one |
+| `tricks`   | options of λ's step, and changes of it in `benchmarks.headroom.tricks`            |
+| `cost`     | shares of each minibatch that train Θ                                             |
+| `response` | how Θ is trained: by RMSProp, in pairs of perturbations ±ε, or both               |
+| `others`   | more options: warm-up, perturbations, limits, σ                                   |
 """
 
 from __future__ import annotations
@@ -95,7 +96,12 @@ COSTS = {
     "quarter-pairs": Variant("¼, in pairs ±ε", {"response_fraction": 0.25, "antithetic": True}),
     "eighth": Variant("⅛", {"response_fraction": 0.125}),
 }
-GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS, "others": OTHERS}
+RESPONSES = {
+    "pairs": Variant("pairs ±ε of half the examples", {"antithetic": True}),
+    "rmsprop": Variant("RMSProp for Θ", {"response_optimizer": "rmsprop"}),
+    "rmsprop-pairs": Variant("RMSProp for Θ, in pairs ±ε", {"response_optimizer": "rmsprop", "antithetic": True}),
+}
+GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS, "response": RESPONSES, "others": OTHERS}
 #: The one variant that has no validation data of its own; it is judged by the refit with its schedule.
 ROTATING = "rotating"
 

@@ -12,12 +12,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
-from ray_deltastn.training.options import OptimizerName
+from ray_deltastn.training.options import OptimizerName, ResponseOptimizerName
 from ray_deltastn.training.schedule import make_schedule
 from ray_deltastn.training.settings import Settings
 
 #: Keys of a schedule's state that are its position. All other keys are options. The options of the run replace them.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
+
+
+#: Momentum of Θ with RMSProp. Its learning rate is divided by 1 / (1 − momentum), so that it is the length of a move.
+RMSPROP_MOMENTUM = 0.9
 
 
 class Optimizers:
@@ -48,7 +52,9 @@ class Optimizers:
         hyper_lr: float,
     ) -> None:
         self.base_lr = settings.lr
-        self._response_share = settings.response_rate / settings.lr
+        kind = settings.response_optimizer or settings.optimizer
+        averaged = 1 - RMSPROP_MOMENTUM if kind == "rmsprop" else 1.0
+        self._response_share = settings.response_rate * averaged / settings.lr
         weights = [p for p in model.parameters() if p.requires_grad]
         sparse = [
             name
@@ -68,9 +74,8 @@ class Optimizers:
         self.hyper: Optimizer | None = None
         if response is not None:
             # Θ is never decayed: that would bias the response.
-            kind = settings.response_optimizer or settings.optimizer
-            theta = list(response.parameters())
-            self.response = _first_order(kind, theta, settings.response_rate, weight_decay=0.0, **options)
+            theta, rate = list(response.parameters()), settings.response_rate
+            self.response = _first_order(kind, theta, rate, weight_decay=0.0, **options)
         if space is not None:
             self.hyper = _hyper(settings, space, hyper_lr, capturable)
             self._hyper_rates = [group["lr"] for group in self.hyper.param_groups]
@@ -140,7 +145,7 @@ class Optimizers:
 
 
 def _first_order(
-    kind: OptimizerName,
+    kind: OptimizerName | ResponseOptimizerName,
     parameters: list[nn.Parameter],
     lr: float,
     *,
@@ -151,6 +156,8 @@ def _first_order(
     """Optimiser of w₀ or Θ."""
     if kind == "sgd":
         return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
+    if kind == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr, momentum=RMSPROP_MOMENTUM, capturable=capturable)
     adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
     return adam(parameters, lr, (momentum, 0.999), weight_decay=weight_decay, capturable=capturable)
 

@@ -14,6 +14,7 @@ from ray_deltastn.training.schedule import ScheduleName
 
 PresetName = Literal["recommended", "paper"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
+ResponseOptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 HyperOptimizerName = Literal["rmsprop", "adam"]
 SolverName = Literal["cg", "neumann"]
 PrecisionName = Literal["fp32", "tf32", "bf16"]
@@ -40,7 +41,7 @@ class OptionsOf(TypedDict, Generic[Other], total=False):
     momentum: float | Other
     optimizer: OptimizerName | Other
     response_lr: float | Other | None
-    response_optimizer: OptimizerName | Other | None
+    response_optimizer: ResponseOptimizerName | Other | None
     weight_decay: float | Other
     schedule: ScheduleName | Mapping[str, Any] | Other | None
     min_lr: float | Other | None

@@ -20,6 +20,7 @@ from ray_deltastn.training.options import (
     OptimizerName,
     PrecisionName,
     PresetName,
+    ResponseOptimizerName,
     SolverName,
 )
 from ray_deltastn.training.presets import WHOLE, values_of
@@ -28,6 +29,8 @@ from ray_deltastn.training.schedule import ScheduleName, check_schedule
 
 #: The learning rate of λ that `auto` chooses lets λ cross the clamped line so many times; AUTO_MOST is its limit.
 AUTO_CROSSINGS, AUTO_MOST = 3.0, 0.1
+#: Default learning rate of Θ with RMSProp, whose moves do not depend on the size of the gradient.
+RMSPROP_RATE = 1e-3
 #: Number of different learning rates of λ in a run. A captured step is captured again for each.
 STAGES = 8
 #: With batch normalisation, `sub_batches: auto` makes two parts or more, at most so many, of about so many examples.
@@ -59,8 +62,11 @@ class Settings(BaseModel):
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ; PyTorch's spelling (`AdamW`) works too.
         response_lr: learning rate of Θ; by default `lr` × `response_fraction`, because the noise of Θ's gradient grows
             as the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
-            schedule in proportion.
-        response_optimizer: `sgd`, `adam` or `adamw`, for Θ; by default `optimizer`, as in the paper.
+            schedule in proportion. With `rmsprop` it is 0.001 by default, the length of a move of each entry.
+        response_optimizer: `sgd`, `adam`, `adamw` or `rmsprop`, for Θ; by default `optimizer`, as in the paper.
+            `rmsprop` learns Θ also where the training loss is almost zero and says little about it, and needs
+            `antithetic: true`: it makes the noise of small gradients as large as their signal. Its direction is a mean
+            over about ten steps.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
             decay, use the penalty `L2` instead, which is not AdamW's decay.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or
@@ -152,7 +158,7 @@ class Settings(BaseModel):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     optimizer: OptimizerName = "sgd"
     response_lr: _Above | None = None
-    response_optimizer: OptimizerName | None = None
+    response_optimizer: ResponseOptimizerName | None = None
     weight_decay: _Least = 0.0
     schedule: SkipValidation[ScheduleName | Mapping[str, Any] | None] = None
     min_lr: _Above | None = None
@@ -323,8 +329,10 @@ class Settings(BaseModel):
 
     @property
     def response_rate(self) -> float:
-        """Learning rate of Θ at the start: `response_lr`, or `lr` × `response_fraction`."""
-        return self.lr * self.response_fraction if self.response_lr is None else self.response_lr
+        """Learning rate of Θ at the start: `response_lr`, or `lr` × `response_fraction`, or 0.001 for `rmsprop`."""
+        if self.response_lr is not None:
+            return self.response_lr
+        return RMSPROP_RATE if self.response_optimizer == "rmsprop" else self.lr * self.response_fraction
 
     def warmup_train_steps(self, steps_per_epoch: int) -> int:
         """Train steps before the first hyper step, in a run with `steps_per_epoch` train steps in an epoch."""

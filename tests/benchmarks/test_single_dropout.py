@@ -83,3 +83,23 @@ def test_mnist_is_the_papers_network_with_input_dropout_only(monkeypatch):
         (1200, 1200),
         (10, 1200),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "low", "high"), [({}, 0.0, 0.05), ({"response_optimizer": "rmsprop"}, 0.2, 0.5)])
+def test_rmsprop_keeps_a_rate_that_the_response_of_sgd_loses(options, low, high):
+    # σ = 0.1: the network fits its training data, and the gradient of Θ is as small as the training loss.
+    torch.manual_seed(0)
+    task = build_task({"task": "benchmarks.single_dropout:digits", "perturbation_scale": 0.1})
+    given = {
+        "epochs": 600,
+        "batch_size": 64,
+        "lr": 0.03,
+        "tune_scale": False,
+        "graph": "on",
+        "device": "cpu",
+        **options,
+    }
+    tuner = rd.SelfTuner(task, antithetic=bool(options), steps_per_report=17 * 250, **given)
+    tuner.step()
+    assert low <= tuner.hyperparameters()["dropout0"] <= high

@@ -61,6 +61,7 @@ DATA = {
 
 
 OPTIMISERS = {
+    "rmsprop-response": {"response_optimizer": "rmsprop"},
     "sgd-cosine": {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine"},
     "adam-plateau": {
         "optimizer": "adam",

@@ -65,6 +65,17 @@ def test_response_optimizer_moves_the_response_by_adams_first_step():
     assert moved.max() <= 0.002 * (1 + 1e-9)
 
 
+def test_rmsprop_moves_the_response_by_averages_of_normalised_gradients():
+    # v = 0.01 g² after the first step, so that the direction is 10 sign(g), and a tenth of it counts at once.
+    _, steps = move(response_optimizer="rmsprop", response_lr=0.002)
+    moved = torch.cat([step.abs().flatten() for step in steps])
+    assert moved[moved > 0].median() == pytest.approx(0.002, rel=1e-3)
+    assert moved.max() <= 0.002 * (1 + 1e-9)
+    _, steps = move(response_optimizer="rmsprop")
+    moved = torch.cat([step.abs().flatten() for step in steps])
+    assert moved[moved > 0].median() == pytest.approx(0.001, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "lr"),
     [
@@ -72,6 +83,7 @@ def test_response_optimizer_moves_the_response_by_adams_first_step():
         ({"response_lr": 0.2}, torch.optim.SGD, 0.2),
         ({"response_optimizer": "adamw"}, torch.optim.AdamW, 0.05),
         ({"optimizer": "adam"}, torch.optim.Adam, 0.05),
+        ({"response_optimizer": "rmsprop", "response_lr": 0.02}, torch.optim.RMSprop, pytest.approx(0.002)),
         ({"optimizer": "adam", "response_optimizer": "sgd", "response_lr": 0.5}, torch.optim.SGD, 0.5),
     ],
 )

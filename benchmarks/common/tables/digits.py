@@ -142,6 +142,7 @@ TABLES = {
     "digits-recommended-initial": Table(one_rate("initial rate"), ("images/digits/recommended_initial_values.json",)),
     "digits-recommended-scale": Table(readings, ("images/digits/recommended_perturbation_scale.json",)),
     "digits-recommended-constant": Table(one_rate("σ"), ("images/digits/recommended_constant_rate.json",)),
+    "digits-recommended-rmsprop": Table(one_rate("σ"), ("images/digits/recommended_rmsprop.json",)),
     "digits-recommended-intervals": Table(
         one_rate("train steps, hyper steps"), ("images/digits/recommended_intervals.json",)
     ),

@@ -101,5 +101,6 @@ TABLES = {
     "study-rate": _of("rate"),
     "study-tricks": _of("tricks"),
     "study-cost": _of("cost"),
+    "study-response": _of("response"),
     "study-rotating": Table(rotating, ("headroom/study.json",)),
 }

@@ -53,7 +53,10 @@ def test_adam_is_refused_by_name(options):
         make_tuner("delta-stn", graph="on", **options)
 
 
-TRACED = {name: settings for name, settings in SCHEDULES.items() if name != "adam"} | {"bf16": {"precision": "bf16"}}
+TRACED = {name: settings for name, settings in SCHEDULES.items() if name != "adam"} | {
+    "bf16": {"precision": "bf16"},
+    "rmsprop": {"response_optimizer": "rmsprop"},
+}
 
 
 @LEARNED
