@@ -55,7 +55,8 @@ class Companion(SelfTuner):
         task: model, hyperparameters, loss and data; `train` is the loader of the loop, which is not read except for a
             few examples before the first step.
         method: `delta-stn` or `centered-stn`.
-        optimizer: the optimiser of the loop. Θ gets one of the same kind, and its learning rate follows in proportion.
+        optimizer: the optimiser of the loop. Θ gets one of the same kind (Adam for other kinds than SGD,
+            Adam and AdamW), and its learning rate follows in proportion.
         steps_per_epoch: steps of that optimiser in an epoch.
         epochs: epochs of the loop.
         precision: `fp32` or `bf16`.
@@ -142,8 +143,7 @@ class Companion(SelfTuner):
         """
         assert self.optimizers.response is not None
         assert isinstance(self.algorithm, Steps)
-        for group in self.optimizers.response.param_groups:
-            group["lr"] = lr * self.settings.response_rate / self._first_lr
+        self.optimizers.follow(lr)
         self.algorithm.response_step(*self.workers.keep(x, y))
         self.steps += 1
         if self.steps > self.warmup_steps and self.steps % self.settings.train_interval == 0:

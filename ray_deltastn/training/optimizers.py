@@ -19,8 +19,7 @@ from ray_deltastn.training.settings import Settings
 #: Keys of a schedule's state that are its position. All other keys are options. The options of the run replace them.
 _POSITION = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
 
-
-#: Momentum of Θ with RMSProp. Its learning rate is divided by 1 / (1 − momentum), so that it is the length of a move.
+#: Momentum of Θ with RMSProp. The learning rate is multiplied by 1 − momentum: the direction is a mean, as with Adam.
 RMSPROP_MOMENTUM = 0.9
 
 
@@ -80,7 +79,7 @@ class Optimizers:
             self.hyper = _hyper(settings, space, hyper_lr, capturable)
             self._hyper_rates = [group["lr"] for group in self.hyper.param_groups]
         self.schedule = make_schedule(settings.schedule, settings.epochs, self.weights)
-        self._follow()
+        self.follow(self.lr)
 
     @property
     def lr(self) -> float:
@@ -101,12 +100,13 @@ class Optimizers:
             self.schedule.step(valid_loss())
         else:
             self.schedule.step()
-        self._follow()
+        self.follow(self.lr)
 
-    def _follow(self) -> None:
+    def follow(self, lr: float) -> None:
+        """Set the learning rate of Θ in proportion to one of w₀."""
         if self.response is not None:
             for group in self.response.param_groups:
-                group["lr"] = self.lr * self._response_share
+                group["lr"] = lr * self._response_share
 
     def state_dict(self) -> dict[str, Any]:
         """Moments of all optimisers and the schedule's position."""
@@ -141,7 +141,7 @@ class Optimizers:
         if self.schedule is not None:
             self.schedule.__dict__.update(state["schedule"])
             self.schedule._last_lr = [group["lr"] for group in self.weights.param_groups]
-        self._follow()
+        self.follow(self.lr)
 
 
 def _first_order(

@@ -62,11 +62,12 @@ class Settings(BaseModel):
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ; PyTorch's spelling (`AdamW`) works too.
         response_lr: learning rate of Θ; by default `lr` × `response_fraction`, because the noise of Θ's gradient grows
             as the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
-            schedule in proportion. With `rmsprop` it is 0.001 by default, the length of a move of each entry.
+            schedule in proportion. With `rmsprop` the default is 0.001, whatever `response_fraction` is: about the
+            length of a move of each entry of Θ.
         response_optimizer: `sgd`, `adam`, `adamw` or `rmsprop`, for Θ; by default `optimizer`, as in the paper.
-            `rmsprop` learns Θ also where the training loss is almost zero and says little about it, and needs
-            `antithetic: true`: it makes the noise of small gradients as large as their signal. Its direction is a mean
-            over about ten steps.
+            `rmsprop` learns Θ also where the training loss is almost zero and says little about it. Use it with
+            `antithetic: true`, since it divides the noise of a gradient by its size, too. It has the momentum 0.9,
+            whatever `momentum` is.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
             decay, use the penalty `L2` instead, which is not AdamW's decay.
         schedule: learning-rate schedule of w₀ and Θ, stepped once per epoch: `step`, `multistep`, `cosine` or

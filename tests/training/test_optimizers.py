@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ray_deltastn as rd
+from ray_deltastn.training.optimizers import RMSPROP_MOMENTUM, _first_order
 
 WORDS = 20
 
@@ -93,8 +94,22 @@ def test_the_response_has_the_optimiser_that_was_asked_for_and_no_decay(settings
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(lr, 0.0)]
 
 
-def test_response_lr_keeps_its_share_of_a_rate_that_decays():
-    tuner = make_tuner(response_lr=0.2, epochs=3, schedule={"name": "step", "step_size": 1, "gamma": 0.5})
+def test_a_move_by_rmsprop_is_response_lr_for_a_constant_gradient():
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = _first_order(
+        "rmsprop", [weight], (1 - RMSPROP_MOMENTUM) * 0.002, momentum=0.5, weight_decay=0.0, capturable=False
+    )
+    for _ in range(2000):
+        before = weight.detach().clone()
+        weight.grad = torch.tensor([1e-3, -2.0, 50.0], dtype=torch.float64)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach() - before, -0.002 * weight.grad.sign(), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("sgd", 1.0), ("rmsprop", 0.1)])
+def test_response_lr_keeps_its_share_of_a_rate_that_decays(kind, share):
+    schedule = {"name": "step", "step_size": 1, "gamma": 0.5}
+    tuner = make_tuner(response_optimizer=kind, response_lr=0.2 / share, epochs=3, schedule=schedule)
     rates = []
     for _ in tuner.fit():
         rates.append((tuner.optimizers.lr, tuner.optimizers.response.param_groups[0]["lr"]))

@@ -76,17 +76,23 @@ def one_rate(option: str) -> Any:
     return table
 
 
-def readings(entries: Entries) -> str:
-    """Runs with each pass of the hyper step, by σ: the dropout rate at the end, and the losses."""
-    rows = []
-    for entry in entries:
-        how, scale = entry["value"]
-        ends = _ends(entry, "dropout0")
-        shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
-        losses = [cell(entry[column], 3) for column in LOSSES[:2]]
-        rows.append([f"`{how}`", text(scale), _lost(ends), shown, *losses])
-    heads = ["`hyper_pass`", "σ", "rate lost", "rate at the end, by seed", *(COLUMNS[c] for c in LOSSES[:2])]
-    return grid(heads, rows, left=2)
+def several_options(*names: str) -> Any:
+    """Table function with one row per value of some options and σ: the dropout rate at the end, and the losses."""
+
+    def table(entries: Entries) -> str:
+        rows = []
+        for entry in entries:
+            *values, scale = entry["value"]
+            ends = _ends(entry, "dropout0")
+            shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
+            losses = [cell(entry[column], 3) for column in LOSSES[:2]]
+            given = [f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in values]
+            rows.append([*given, text(scale), _lost(ends), shown, *losses])
+        heads = [f"`{name}`" for name in names]
+        heads += ["σ", "rate lost", "rate at the end, by seed", *(COLUMNS[c] for c in LOSSES[:2])]
+        return grid(heads, rows, left=len(names) + 1)
+
+    return table
 
 
 def warm_ups(fixed_scale: Entries, tuned: Entries) -> str:
@@ -140,9 +146,13 @@ TABLES = {
     "digits-schedules": Table(schedules, ("images/digits/schedules.json",)),
     "digits-scale": Table(one_rate("σ"), ("images/digits/perturbation_scale.json",)),
     "digits-recommended-initial": Table(one_rate("initial rate"), ("images/digits/recommended_initial_values.json",)),
-    "digits-recommended-scale": Table(readings, ("images/digits/recommended_perturbation_scale.json",)),
+    "digits-recommended-scale": Table(
+        several_options("hyper_pass"), ("images/digits/recommended_perturbation_scale.json",)
+    ),
     "digits-recommended-constant": Table(one_rate("σ"), ("images/digits/recommended_constant_rate.json",)),
-    "digits-recommended-rmsprop": Table(one_rate("σ"), ("images/digits/recommended_rmsprop.json",)),
+    "digits-recommended-rmsprop": Table(
+        several_options("response_optimizer", "antithetic"), ("images/digits/recommended_rmsprop.json",)
+    ),
     "digits-recommended-intervals": Table(
         one_rate("train steps, hyper steps"), ("images/digits/recommended_intervals.json",)
     ),

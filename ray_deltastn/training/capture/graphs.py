@@ -34,13 +34,22 @@ Step = Callable[[Any, Any], Tensor]
 class _Captured:
     """One step, captured for minibatches of one structure and shape."""
 
-    def __init__(self, recorder: Recorder, step: Step, x: Any, y: Any, carries: bool) -> None:
+    def __init__(self, recorder: Recorder, step: Step, x: Any, y: Any, carries: bool, hyper: Sequence[Tensor]) -> None:
         own = once(torch.clone)  # inputs and targets may share tensors
         self.x, self.y = mapped(own, x), mapped(own, y)
         self.leaves = tensors((self.x, self.y))
         self.carries = carries
+        self.hyper: Sequence[Tensor] | None = [t.clone() for t in hyper] if recorder.compares else None
         self.recording = recorder.record(lambda: step(self.x, self.y))
         self.compared = not recorder.compares
+
+    def moved(self, hyper: Sequence[Tensor]) -> bool:
+        """Whether λ, σ or the constants differ for the first time from those of the recording.
+
+        A number that depends on nothing else is a constant of the capture if Python read it. A replay with the same λ
+        cannot show that.
+        """
+        return self.hyper is not None and not all(map(torch.equal, self.hyper, hyper))
 
     def __call__(self, x: Any, leaves: Sequence[Tensor]) -> Tensor:
         assert self.recording.replay is not None
@@ -138,12 +147,20 @@ class GraphedSteps:
                 return self.recorder.eager(lambda: step(x, y))
             return self._capture(key, name, step, x, y, leaves)
         captured = self._captured[key]
-        if not captured.compared:
+        moved = captured.moved(self._hyper)
+        if not captured.compared or moved:
+            captured.hyper = None if moved else captured.hyper
             return self._compare(captured, name, step, x, y, leaves)
         return captured(x, leaves)
 
+    @property
+    def _hyper(self) -> list[Tensor]:
+        """λ and σ, or the constants of a method that tunes nothing."""
+        space, constant = self.objective.space, self.objective.constant
+        return [space.lam.detach(), space.raw_scale.detach()] if constant is None else [constant]
+
     def _compare(self, captured: _Captured, name: str, step: Step, x: Any, y: Any, leaves: Sequence[Tensor]) -> Tensor:
-        """Replay a step for the first time, undo it, take the eager step, and compare the two."""
+        """Replay a step, undo it, take the eager step, and compare: the first replay, and the first with another λ."""
         state, generator = self._state(x), self.objective.generator
         before = [tensor.clone() for tensor in state]
         draws = [(g, g.get_state()) for g in (torch.default_generator, generator) if g is not None]
@@ -176,7 +193,7 @@ class GraphedSteps:
     ) -> Tensor:
         """Take a step, and keep its capture if it can be captured."""
         try:
-            captured = _Captured(self.recorder, step, x, y, self.objective.carries)
+            captured = _Captured(self.recorder, step, x, y, self.objective.carries, self._hyper)
             reason, result = captured.recording.reason, captured.recording.result
         except torch.OutOfMemoryError:
             raise

@@ -78,8 +78,8 @@ class Trace(TorchDispatchMode):
 
     def _keep(self, out: Any, node: fx.Node) -> None:
         if isinstance(out, Tensor):
+            self._memory.note(node, out, self._nodes.get(id(out)))
             self._nodes[id(out)] = node
-            self._memory.note(node, out)
             self._alive.append(out)
         elif isinstance(out, list | tuple):
             for index, part in enumerate(out):
