@@ -60,18 +60,22 @@ def _lost(ends: Sequence[float | None]) -> str:
     return f"{sum(end < LOST for end in known)} of {len(known)}" if known else MISSING
 
 
+def _fate(entry: Mapping[str, Any]) -> list[str]:
+    """Cells of a row: runs whose rate is lost, the rate at the end, and the losses."""
+    ends = _ends(entry, "dropout0")
+    shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
+    return [_lost(ends), shown, *(cell(entry[column], 3) for column in LOSSES[:2])]
+
+
+FATE = ("rate lost", "rate at the end, by seed", *(COLUMNS[column] for column in LOSSES[:2]))
+
+
 def one_rate(option: str) -> Any:
     """Table function with one row per value of an option: the dropout rate at the end, and the losses."""
 
     def table(entries: Entries) -> str:
-        rows = []
-        for entry in entries:
-            ends = _ends(entry, "dropout0")
-            shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
-            losses = [cell(entry[column], 3) for column in LOSSES[:2]]
-            rows.append([f"`{entry['method']}`", text(entry["value"]), _lost(ends), shown, *losses])
-        heads = ["method", option, "rate lost", "rate at the end, by seed", *(COLUMNS[c] for c in LOSSES[:2])]
-        return grid(heads, rows, left=2)
+        rows = [[f"`{entry['method']}`", text(entry["value"]), *_fate(entry)] for entry in entries]
+        return grid(["method", option, *FATE], rows, left=2)
 
     return table
 
@@ -83,14 +87,9 @@ def several_options(*names: str) -> Any:
         rows = []
         for entry in entries:
             *values, scale = entry["value"]
-            ends = _ends(entry, "dropout0")
-            shown = ", ".join("diverged" if end is None else f"{end:.3f}" for end in ends)
-            losses = [cell(entry[column], 3) for column in LOSSES[:2]]
             given = [f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in values]
-            rows.append([*given, text(scale), _lost(ends), shown, *losses])
-        heads = [f"`{name}`" for name in names]
-        heads += ["σ", "rate lost", "rate at the end, by seed", *(COLUMNS[c] for c in LOSSES[:2])]
-        return grid(heads, rows, left=len(names) + 1)
+            rows.append([*given, text(scale), *_fate(entry)])
+        return grid([*(f"`{name}`" for name in names), "σ", *FATE], rows, left=len(names) + 1)
 
     return table
 

@@ -53,6 +53,27 @@ def test_adam_is_refused_by_name(options):
         make_tuner("delta-stn", graph="on", **options)
 
 
+class ReadsRate(nn.Module):
+    """Scales by a number that Python reads from λ, which no operation shows."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.lam = [torch.zeros(1)]  # in a list, so that it is no buffer
+
+    def forward(self, x):
+        return self.layer(x) * (1.0 + self.lam[0].tolist()[0])
+
+
+def test_a_number_that_hangs_on_lambda_alone_is_found_when_lambda_moves():
+    # In the warm-up, in which both shapes of minibatches are captured and compared, the number is right.
+    tuner = make_tuner("delta-stn", layer=ReadsRate(nn.Identity()), graph="on", epochs=12, warmup=8)
+    layer = next(m for m in tuner.model.modules() if isinstance(m, ReadsRate))
+    layer.lam[:] = [tuner.space.lam.detach()]
+    with pytest.raises(RuntimeError, match="train steps give other numbers when they are replayed"):
+        list(tuner.fit())
+
+
 TRACED = {name: settings for name, settings in SCHEDULES.items() if name != "adam"} | {
     "bf16": {"precision": "bf16"},
     "rmsprop": {"response_optimizer": "rmsprop"},
