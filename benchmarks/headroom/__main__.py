@@ -15,11 +15,14 @@ network with its best validation loss; the tables show the test loss of that net
 again. `--minutes` stops all work after that time. The exit status is 3 if something is missing. `--methods` also
 accepts refits (see `benchmarks.headroom.refits`). `--method` adds a self-tuned run with other options, such as
 `delta-stn:hyper_lr=0.02,hyper_decay=1`.
+
+`--add` keeps the rows of the record in `--json` that `--out` does not have, so that a record can grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", action="store_true", help="pick the learning rate, momentum and batch size")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--add", action="store_true", help="keep the rows of that record that `--out` does not have")
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     command = command_line("benchmarks.headroom", arguments)
@@ -72,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = [task for task in options.tasks if task not in SUITE]
     if unknown:
         parser.error(f"`--tasks` must be of {', '.join(SUITE)}, got {unknown[0]!r}")
+    if options.add and not (options.json and options.json.exists()):
+        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
     prepare(parser, options.json)
     if options.grid:
         pick(options.tasks, options.json or PLAIN, options.workers, command)
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     works = [Work(task, seed, methods, options.out, until) for seed in seeds for task in options.tasks]
     done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
     if options.json or options.plot:
-        found = report(works, command)
+        found = report(works, command, json.loads(options.json.read_text()) if options.add else None)
         if options.json:
             write(options.json, found)
         if options.plot:

@@ -33,7 +33,7 @@ def scored(points: Iterable[Point], plain: float) -> dict[str, Any]:
     Returns:
         `valid` and `test`: for each of `MARKS` the best validation loss so far, and the test loss there. `bests`: pairs
         of a budget and the best validation loss from it on. `final`: validation and test loss at the end. `seconds`: of
-        the whole trace.
+        the whole trace. `cost`: the same in plain runs, so that rows of several machines can be compared.
     """
     bests: list[tuple[float, float, float]] = []
     last = None
@@ -48,6 +48,7 @@ def scored(points: Iterable[Point], plain: float) -> dict[str, Any]:
     found["bests"] = [best[:2] for best in bests]
     found["final"] = None if last is None else (last.valid, last.test)
     found["seconds"] = 0.0 if last is None else last.seconds
+    found["cost"] = found["seconds"] / plain
     return found
 
 
@@ -155,7 +156,7 @@ def shares(blocks: Blocks, name: str, of_all: bool = True) -> dict[str, list[flo
     """The time to random search's best of all runs, as a share of random search's time.
 
     Args:
-        blocks: the blocks; those without the contender, the plain run or random search are left out.
+        blocks: the blocks; those without the contender or random search are left out.
         name: the contender.
         of_all: whether that is the time of all its runs, or until the report that turns out to be its best. Nobody
             knows before the last run which is the best of all.
@@ -165,9 +166,9 @@ def shares(blocks: Blocks, name: str, of_all: bool = True) -> dict[str, list[flo
     """
     found: dict[str, list[float]] = {}
     for (task, _), block in blocks.items():
-        if name in block and "random" in block and "plain" in block:
+        if name in block and "random" in block:
             until, target = block["random"]["bests"][-1]
-            whole = block["random"]["seconds"] / block["plain"]["seconds"] if of_all else until
+            whole = block["random"]["cost"] if of_all else until
             found.setdefault(task, []).append(time_to(block[name], target) / whole)
     return found
 

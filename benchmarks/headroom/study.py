@@ -2,10 +2,11 @@
 
     python -m benchmarks.headroom.study --out DIR
     python -m benchmarks.headroom.study --out DIR --groups rate,cost --seeds 10 --tasks protein,digits-200
-    python -m benchmarks.headroom.study --out DIR --report --json FILE.json --plot FOLDER
+    python -m benchmarks.headroom.study --out DIR --report --json FILE.json [--add] --plot FOLDER
 
-Each variant differs from the recommended Δ-STN in one point. It is paired with a run on the same task and split, with
-the same initial weights and order of the data. `--out` may be the folder of `benchmarks.headroom`: its runs are used.
+Each variant differs from a reference in one point. It is paired with the reference on the same task and split, with the
+same initial weights and order of the data. The reference trains Θ on the whole minibatch, by SGD and without pairs
+±ε, as the recommended Δ-STN did when most groups were measured. The reference of `share` has RMSProp and pairs.
 
 | group      | what changes                                                                      |
 |------------|-----------------------------------------------------------------------------------|
@@ -13,12 +14,14 @@ the same initial weights and order of the data. `--out` may be the folder of `be
 | `tricks`   | options of λ's step, and changes of it in `benchmarks.headroom.tricks`            |
 | `cost`     | shares of each minibatch that train Θ                                             |
 | `response` | how Θ is trained: by RMSProp, in pairs of perturbations ±ε, or both               |
+| `share`    | shares of each minibatch that train Θ, by RMSProp and in pairs                     |
 | `others`   | more options: warm-up, perturbations, limits, σ                                   |
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,9 +43,16 @@ from benchmarks.headroom.pictures import rate_curve
 from benchmarks.headroom.problems import SUITE
 from benchmarks.headroom.runs import Clock, Point, Runs, cheap_arithmetic
 from benchmarks.headroom.suite import OutOfTimeError, Timed, picked, spread_out
+from ray_deltastn.methods import MethodName
 
 UNFINISHED = 3
-REFERENCE = "delta-stn"
+METHOD: MethodName = "delta-stn"
+#: Names of the references, with their options.
+REFERENCE, WHOLE = "delta-stn", "rmsprop-whole"
+REFERENCES: Mapping[str, Mapping[str, Any]] = {
+    REFERENCE: {"response_optimizer": "sgd", "antithetic": False, "response_fraction": 1.0},
+    WHOLE: {"response_optimizer": "rmsprop", "antithetic": True, "response_fraction": 1.0},
+}
 #: Tasks whose runs are short, one where Δ-STN wins and two where it loses.
 TASKS = ("mnist1d-1000", "protein", "digits-200")
 #: Factors of the automatic learning rate of λ.
@@ -55,10 +65,11 @@ class Variant:
 
     Attributes:
         label: what is changed.
-        options: options that differ from the recommended ones.
+        options: options that differ from those of the reference.
         change: function that rebuilds the tuner before its first step; its steps are not captured then.
         rate: factor of the automatic learning rate of λ.
         warmup: share of the epochs without hyper steps.
+        reference: what it is compared with.
     """
 
     label: str
@@ -66,6 +77,7 @@ class Variant:
     change: Callable[[rd.SelfTuner], None] | None = None
     rate: float | None = None
     warmup: float | None = None
+    reference: str = REFERENCE
 
 
 RATES = {f"rate-{factor:g}": Variant(f"λ's rate × {factor:g}", rate=factor) for factor in FACTORS}
@@ -101,24 +113,31 @@ RESPONSES = {
     "rmsprop": Variant("RMSProp for Θ", {"response_optimizer": "rmsprop"}),
     "rmsprop-pairs": Variant("RMSProp for Θ, in pairs ±ε", {"response_optimizer": "rmsprop", "antithetic": True}),
 }
-GROUPS = {"rate": RATES, "tricks": TRICKS, "cost": COSTS, "response": RESPONSES, "others": OTHERS}
+SHARES = {
+    "rmsprop-half": Variant("½ of each minibatch trains Θ", {"response_fraction": 0.5}, reference=WHOLE),
+    "rmsprop-quarter": Variant("¼", {"response_fraction": 0.25}, reference=WHOLE),
+    "rmsprop-eighth": Variant("⅛", {"response_fraction": 0.125}, reference=WHOLE),
+}
+GROUPS = {
+    "rate": RATES, "tricks": TRICKS, "cost": COSTS, "response": RESPONSES, "share": SHARES, "others": OTHERS,
+}  # fmt: skip
 #: The one variant that has no validation data of its own; it is judged by the refit with its schedule.
 ROTATING = "rotating"
 
 
 def variant_run(runs: Runs, name: str, variant: Variant) -> Iterator[Point]:
     """The reports of a variant's run, kept in the folder as `study-NAME`."""
-    options = dict(variant.options)
+    options = {**REFERENCES[variant.reference], **variant.options}
     if variant.rate is not None:
-        options["hyper_lr"] = variant.rate * runs.training(Clock(), method=REFERENCE).tuner.hyper_lr
+        options["hyper_lr"] = variant.rate * runs.training(Clock(), method=METHOD, **options).tuner.hyper_lr
     if variant.warmup is not None:
         options["warmup"] = variant.warmup * runs.problem.epochs
     if variant.change is None:
-        yield from runs.follow(f"study-{name}", method=REFERENCE, **options)
+        yield from runs.follow(f"study-{name}", method=METHOD, **options)
         return
 
     def train() -> Iterator[Point]:
-        run = runs.training(Clock(), method=REFERENCE, graph="off", **options)
+        run = runs.training(Clock(), method=METHOD, graph="off", **options)
         assert variant.change is not None
         variant.change(run.tuner)
         while not run.done:
@@ -139,8 +158,9 @@ def rotating_refit(runs: Runs) -> Point:
             augment=task.augmentations, penalty=task.penalties,
         )  # fmt: skip
         given: Any = {"epochs": runs.problem.epochs, "seed": runs.seed, "device": "cpu", **runs.shared}
+        given |= REFERENCES[REFERENCE]
         clock = Clock()
-        tuner = rd.SelfTuner(rotated, "delta-stn", **given)
+        tuner = rd.SelfTuner(rotated, METHOD, **given)
         while not tuner.done:
             with clock:
                 tuner.step()
@@ -150,10 +170,15 @@ def rotating_refit(runs: Runs) -> Point:
     return runs.refit(f"study-{ROTATING}-refit", pd.DataFrame([point.values for point in points]))
 
 
+def reference_run(runs: Runs, name: str = REFERENCE) -> Iterator[Point]:
+    """The reports of a reference."""
+    return runs.follow(f"study-{name}", method=METHOD, **REFERENCES[name])
+
+
 def reference_refit(runs: Runs) -> Point:
-    """The same with the schedule of the recommended run."""
-    points = list(runs.follow(REFERENCE, method=REFERENCE))
-    return runs.refit("refit-schedule", pd.DataFrame([point.values for point in points]), use="schedule")
+    """The same with the schedule of the reference."""
+    schedule = pd.DataFrame([point.values for point in reference_run(runs)])
+    return runs.refit(f"study-{REFERENCE}-refit", schedule, use="schedule")
 
 
 @dataclass(frozen=True)
@@ -180,7 +205,8 @@ class Work(Timed):
         """
         runs = Runs(self.task, SUITE[self.task](), self.seed, self.out, picked(self.task), self.check)
         wanted = {name: variant for group in self.groups for name, variant in GROUPS[group].items()}
-        yield self.row(REFERENCE, runs.follow(REFERENCE, method=REFERENCE))
+        for name in dict.fromkeys(variant.reference for variant in wanted.values()):
+            yield self.row(name, reference_run(runs, name))
         for name, variant in wanted.items():
             yield self.row(name, variant_run(runs, name, variant))
         if "tricks" in self.groups:
@@ -196,10 +222,10 @@ class Work(Timed):
         return {**row, "final": sum(tail) / len(tail), "seconds": points[-1].seconds}
 
 
-def report(works: Sequence[Work], command: str) -> dict[str, Any]:
-    """The record of what is in the folder."""
+def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The record of what is in the folder, after the rows of an earlier record."""
     cheap_arithmetic()
-    rows = []
+    rows = list(earlier["rows"]) if earlier else []
     for work in works:
         for group in work.groups:
             try:
@@ -222,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--add", action="store_true", help="keep the rows of that record")
     parser.add_argument("--plot", type=Path, help="folder for the picture")
     options = parser.parse_args(arguments)
     command = command_line("benchmarks.headroom.study", arguments).replace(str(options.out), "DIR")
@@ -229,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"`{flag}` must be of {', '.join(known)}, got {unknown[0]!r}")
+    if options.add and not (options.json and options.json.exists()):
+        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
     prepare(parser, options.json)
     until = None if options.minutes is None else time.time() + 60 * options.minutes
     works = [
@@ -239,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
     if options.json or options.plot:
-        found = report(works, command)
+        found = report(works, command, json.loads(options.json.read_text()) if options.add else None)
         if options.json:
             write(options.json, found)
         if options.plot:

@@ -150,15 +150,25 @@ def spread_out(jobs: Sequence[partial[Any]], workers: int) -> Iterator[Any]:
             yield future.result()
 
 
-def report(works: Sequence[Work], command: str) -> dict[str, Any]:
-    """The record of what is in the folder; contenders that are not finished there are left out."""
+def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The record of what is in the folder; contenders that are not finished there are left out.
+
+    Args:
+        works: tasks, seeds and contenders.
+        command: the command of the record.
+        earlier: a record whose rows are kept where the folder has none. Budgets of a row are counted in plain runs that
+            were measured beside it.
+    """
     cheap_arithmetic()
-    rows = []
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for row in earlier["rows"] if earlier else ():
+        rows[row["task"], row["seed"], row["contender"]] = row
     for work in works:
         for name in work.methods:
             try:
                 for _, entry in Work(work.task, work.seed, (name,), work.out, until=0.0).entries():
-                    rows.append(rounded({"task": work.task, "seed": work.seed, "contender": name, **entry}, 5))
+                    row = rounded({"task": work.task, "seed": work.seed, "contender": name, **entry}, 5)
+                    rows[work.task, work.seed, name] = row
             except OutOfTimeError:
                 continue
-    return {"command": command, "versions": versions(), "rows": rows}
+    return {"command": command, "versions": versions(), "rows": list(rows.values())}

@@ -1,18 +1,20 @@
 """Language models: self-tuned runs against constants and random search, on words with an LSTM and on characters.
 
     python -m benchmarks.language --out DIR --workers 2
-    python -m benchmarks.language --out DIR --problems lstm --contenders plain,delta-stn --seeds 1
-    python -m benchmarks.language --out DIR --report --json benchmarks/records/language/runs.json --plot FOLDER
+    python -m benchmarks.language --out DIR --problems lstm-100k --contenders plain,delta-stn --seeds 1
+    python -m benchmarks.language --out DIR --report --json benchmarks/records/language/runs.json [--add] --plot FOLDER
     python -m benchmarks.language --out DIR --path book.txt --set epochs=40
 
 Each run uses one thread and is kept in a file of `--out`, with its state after each epoch: the same command goes on
 where it was stopped. `--minutes` stops after that time. The text is the Penn Treebank of the data root
-(`RAY_DELTASTN_DATA`), or `--path`. The exit status is 3 if something is missing.
+(`RAY_DELTASTN_DATA`), or `--path`. `--add` keeps the runs of the record in `--json` that `--out` does not have, so that
+a record can grow. The exit status is 3 if something is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 import time
@@ -26,7 +28,7 @@ import yaml
 from benchmarks.common.arguments import number, prepare, several, whole
 from benchmarks.common.record import command_line, write
 from benchmarks.language.pictures import draw_all
-from benchmarks.language.problems import CONTENDERS, PROBLEMS
+from benchmarks.language.problems import CONTENDERS, PROBLEMS, SMALL
 from benchmarks.language.report import report
 from benchmarks.language.runs import runs
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, and report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.language", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--problems", type=several(str), default=list(PROBLEMS), help=", ".join(PROBLEMS))
+    parser.add_argument("--problems", type=several(str), default=list(SMALL), help=", ".join(PROBLEMS))
     parser.add_argument("--contenders", type=several(str), default=list(CONTENDERS), help=", ".join(CONTENDERS))
     parser.add_argument("--seeds", type=whole(), default=2, help="number of seeds")
     parser.add_argument("--path", type=Path, help="a text file or a folder of texts instead of the Penn Treebank")
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=whole(), default=1, help="number of processes")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--add", action="store_true", help="keep the runs of that record that `--out` does not have")
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     for what, given, known in (
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"`--{what}` must be of {', '.join(known)}, got {unknown[0]!r}")
+    if options.add and not (options.json and options.json.exists()):
+        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
     prepare(parser, options.json)
     changes = (*options.set, *([("path", str(options.path.absolute()))] if options.path else []))
     until = None if options.minutes is None else time.time() + 60 * options.minutes
@@ -80,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 future.result()
     if options.json or options.plot:
         command = command_line("benchmarks.language", arguments).replace(str(options.out), "DIR")
-        found = report([run for run in every if run.done], command)
+        earlier = json.loads(options.json.read_text()) if options.add else None
+        found = report([run for run in every if run.done], command, earlier)
         if options.json:
             write(options.json, found)
         if options.plot:

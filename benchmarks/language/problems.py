@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Options of STN, centred STN and the paper's Δ-STN: λ by Adam at 0.01, σ = 1, a hyper step after two train steps. The
@@ -96,6 +96,19 @@ PROBLEMS = {
         ),
     ),
 }
+
+#: The problems that take minutes; those below take hours.
+SMALL = tuple(PROBLEMS)
+
+
+def _larger(problem: Problem, options: Mapping[str, Any], epochs: int, warmup: float) -> Problem:
+    return replace(
+        problem, options={**problem.options, **options}, training={**problem.training, "epochs": epochs}, warmup=warmup
+    )
+
+
+PROBLEMS["lstm-100k"] = _larger(PROBLEMS["lstm"], {"words": 100_000}, epochs=20, warmup=2.0)
+PROBLEMS["transformer-300k"] = _larger(PROBLEMS["transformer"], {"limit": 300_000, "width": 128}, epochs=15, warmup=1.0)
 
 #: Trials of random search.
 TRIALS = 8

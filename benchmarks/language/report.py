@@ -12,16 +12,27 @@ from benchmarks.language.problems import CONTENDERS, PROBLEMS, TRIALS
 from benchmarks.language.runs import Run, best
 
 
-def report(found: Sequence[Run], command: str) -> dict[str, Any]:
+def report(found: Sequence[Run], command: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record of finished runs.
+
+    Args:
+        found: the runs.
+        command: the command of the record.
+        earlier: a record whose runs are kept, unless they are among `found`.
 
     Raises:
         ValueError: if no run has ended.
     """
     if not found:
         raise ValueError("`--out` must have a run that has ended, got none")
-    rows = [row(run) for run in found]
+    new = [row(run) for run in found]
+    made = {_of(one) for one in new}
+    rows = [*(one for one in (earlier["rows"] if earlier else ()) if _of(one) not in made), *new]
     return {"command": command, "versions": versions(), "summary": summary(rows), "rows": rows}
+
+
+def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["problem"], row["seed"], row["name"]
 
 
 def row(run: Run) -> dict[str, Any]:

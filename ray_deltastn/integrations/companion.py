@@ -16,6 +16,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.training.columns import SCALES, VALUES
 from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.options import Options
+from ray_deltastn.training.presets import values_of
 from ray_deltastn.training.random_state import isolated
 from ray_deltastn.training.shares import Shared
 from ray_deltastn.training.tuner import SelfTuner
@@ -55,8 +56,8 @@ class Companion(SelfTuner):
         task: model, hyperparameters, loss and data; `train` is the loader of the loop, which is not read except for a
             few examples before the first step.
         method: `delta-stn` or `centered-stn`.
-        optimizer: the optimiser of the loop. Θ gets one of the same kind (Adam for other kinds than SGD,
-            Adam and AdamW), and its learning rate follows in proportion.
+        optimizer: the optimiser of the loop. The learning rate of Θ follows its learning rate in proportion. With
+            `preset: paper` Θ gets one of the same kind (Adam for other kinds than SGD, Adam and AdamW).
         steps_per_epoch: steps of that optimiser in an epoch.
         epochs: epochs of the loop.
         precision: `fp32` or `bf16`.
@@ -90,7 +91,9 @@ class Companion(SelfTuner):
         self._first_lr = float(group.get("initial_lr", group["lr"]))
         if not self._first_lr > 0:
             raise ValueError(f"the optimiser must start with `lr > 0`, got {self._first_lr:g}")
-        given: dict[str, Any] = {"response_optimizer": _kind(optimizer), **options}
+        chosen = values_of(options.get("preset", "recommended"), get_method(method))["response_optimizer"]
+        given: dict[str, Any] = {**options}
+        given["response_optimizer"] = options.get("response_optimizer") or chosen or _kind(optimizer)
         given |= {"lr": self._first_lr, "momentum": group.get("momentum", 0.9), "precision": precision}
         given |= {"epochs": epochs, "device": next(task.model.parameters()).device}
         if getattr(task.train, "batch_size", None):  # else the loader has a batch sampler

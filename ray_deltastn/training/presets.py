@@ -6,13 +6,14 @@ from typing import Literal, TypedDict
 
 from ray_deltastn.domains import DomainsName
 from ray_deltastn.methods import HyperPass, Method
-from ray_deltastn.training.options import PresetName
+from ray_deltastn.training.options import PresetName, ResponseOptimizerName
 
 
 class Preset(TypedDict):
     """Values of the options that are not given; see `Settings` for their meaning."""
 
     domains: DomainsName
+    response_optimizer: ResponseOptimizerName | None
     response_fraction: float
     antithetic: bool
     perturbations: int
@@ -29,8 +30,9 @@ class Preset(TypedDict):
 PRESETS: dict[PresetName, Preset] = {
     "recommended": {
         "domains": "clamped",
+        "response_optimizer": "rmsprop",
         "response_fraction": 1.0,
-        "antithetic": False,
+        "antithetic": True,
         "perturbations": 1,
         "sub_batches": "auto",
         "per_scale": True,
@@ -43,6 +45,7 @@ PRESETS: dict[PresetName, Preset] = {
     },
     "paper": {
         "domains": "open",
+        "response_optimizer": None,
         "response_fraction": 1.0,
         "antithetic": False,
         "perturbations": 1,
@@ -69,4 +72,5 @@ def values_of(preset: object, method: Method) -> dict[str, object]:
     if not isinstance(preset, str) or preset not in PRESETS:
         hint = "; 'recommended' has taken its place" if preset == "fast" else ""
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}{hint}")
-    return {**PRESETS[preset], **({} if method.trains_apart else WHOLE)}
+    chosen: dict[str, object] = dict(PRESETS[preset])
+    return chosen if method.trains_apart else {**chosen, **WHOLE, "response_optimizer": None}

@@ -60,12 +60,13 @@ class Settings(BaseModel):
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ; PyTorch's spelling (`AdamW`) works too.
-        response_lr: learning rate of Θ; by default `lr` × `response_fraction`, because the noise of Θ's gradient grows
-            as the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
-            schedule in proportion. With `rmsprop` the default is 0.001, whatever `response_fraction` is: about the
-            length of a move of each entry of Θ.
-        response_optimizer: `sgd`, `adam`, `adamw` or `rmsprop`, for Θ; by default `optimizer`, as in the paper.
-            `rmsprop` learns Θ also where the training loss is almost zero and says little about it. Use it with
+        response_lr: learning rate of Θ. With `rmsprop` it is 0.001 by default: about the length of a move of each entry
+            of Θ. With the other optimisers it is `lr` × `response_fraction`, because the noise of Θ's gradient grows as
+            the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
+            schedule in proportion.
+        response_optimizer: `sgd`, `adam`, `adamw` or `rmsprop`, for Θ; by default the preset's: `rmsprop` for
+            `recommended`, and for `paper` and methods that train Θ along with w₀ the same as `optimizer`. `rmsprop`
+            learns Θ also where the training loss is almost zero and says little about it. Use it with
             `antithetic: true`, since it divides the noise of a gradient by its size, too. It has the momentum 0.9,
             whatever `momentum` is.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
@@ -92,9 +93,9 @@ class Settings(BaseModel):
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default 1, as in the paper. With ¼ a run
             takes 40 % fewer FLOPs. Methods that train Θ along with w₀ use the whole minibatch. The share is the first
             examples of the minibatch, so a `DataLoader` should shuffle.
-        antithetic: train Θ on half of the examples of that share, each under ε and under −ε. On some tasks this gives
-            less noise for the same cost. It has no effect on shares of fewer than four examples, and methods that train
-            Θ along with w₀ do not support it.
+        antithetic: train Θ on half of the examples of that share, each under ε and under −ε; by default the preset's:
+            yes for `recommended`, no for `paper`. On some tasks this gives less noise for the same cost. It has no
+            effect on shares of fewer than four examples, and methods that train Θ along with w₀ do not support it.
         perturbations: number of perturbations under which each example trains Θ; by default 1, as in the paper. The
             cost of training Θ grows in proportion, and the noise of its gradient falls.
         sub_batches: number of parts into which the examples that train Θ are split. The examples of a part share one

@@ -251,6 +251,23 @@ def test_the_command_runs_stops_goes_on_and_reports(small_suite, capsys):
     assert json.loads((small_suite / "again.json").read_text())["rows"] == rows
 
 
+def test_a_record_grows_by_the_rows_of_another_folder(small_suite, capsys):
+    record = small_suite / "suite.json"
+    shared = ["--tasks", "tiny", "--seeds", "1", "--json", str(record)]
+    with pytest.raises(SystemExit):
+        command.main([*shared, "--methods", "plain", "--out", str(small_suite / "a"), "--add"])
+    assert "`--json` must be a record for `--add`" in capsys.readouterr().err
+    command.main([*shared, "--methods", "plain,random", "--out", str(small_suite / "a")])
+    plain, random = json.loads(record.read_text())["rows"]
+    command.main([*shared, "--methods", "plain,stn", "--out", str(small_suite / "b"), "--add"])
+    again, kept, added = json.loads(record.read_text())["rows"]
+    assert kept == random
+    assert added["contender"] == "stn"
+    # The plain run is the new one: the same losses in other seconds. Budgets stay in plain runs of their own folder.
+    assert (again["final"], again["cost"]) == (plain["final"], 1.0)
+    assert random["cost"] > 1.0
+
+
 def test_wrong_arguments_end_the_command_with_one_line(small_suite, capsys):
     for arguments, rule in (
         (["--tasks", "nothing"], "`--tasks` must be of"),
@@ -278,8 +295,8 @@ def test_every_variant_of_the_study_changes_something_and_is_paired_with_the_ref
     rows = list(work(*study.GROUPS).rows())
     losses = {row["variant"]: row["best"] for row in rows if "best" in row}
     names = [name for group in study.GROUPS.values() for name in group]
-    assert list(losses) == [study.REFERENCE, *names]
-    points = list(runs.follow("delta-stn", method="delta-stn"))
+    assert list(losses) == [*study.REFERENCES, *names]
+    points = list(runs.follow("delta-stn", method="delta-stn", response_optimizer="sgd", antithetic=False))
     assert losses[study.REFERENCE] == min(p.valid for p in points)
     tail = points[-1].valid
     assert rows[0]["final"] == tail
@@ -378,11 +395,10 @@ def test_the_report_of_the_study_has_what_is_done_and_a_picture(work, tmp_path):
 
 def test_the_time_to_the_best_of_random_search_is_a_share_of_all_its_runs():
     # Random search takes 8 of 16 plain runs to its best; the other contender gets there after 2, or never.
-    plain = {"seconds": 5.0, "bests": [[1.0, 0.9]]}
-    random = {"seconds": 80.0, "bests": [[1.0, 0.9], [8.0, 0.5]]}
+    random = {"cost": 16.0, "bests": [[1.0, 0.9], [8.0, 0.5]]}
     blocks = {
-        ("task", 0): {"plain": plain, "random": random, "own": {"bests": [[1.0, 0.7], [2.0, 0.4]]}},
-        ("task", 1): {"plain": plain, "random": random, "own": {"bests": [[3.0, 0.6]]}},
+        ("task", 0): {"random": random, "own": {"bests": [[1.0, 0.7], [2.0, 0.4]]}},
+        ("task", 1): {"random": random, "own": {"bests": [[3.0, 0.6]]}},
     }
     assert results.shares(blocks, "own") == {"task": [2 / 16, math.inf]}
     assert results.shares(blocks, "own", of_all=False) == {"task": [2 / 8, math.inf]}

@@ -19,7 +19,7 @@ SMALL = {
 
 def made(problem, name, tmp_path, folder="runs"):
     text = grammar.folder(tmp_path / "text", counts=(60, 30, 30))
-    changes = (*SMALL[problem].items(), ("path", str(text)))
+    changes = (*SMALL[problem.partition("-")[0]].items(), ("path", str(text)))
     return runs(problem, 0, name, tmp_path / folder, changes)
 
 
@@ -61,6 +61,11 @@ def test_a_report_has_the_best_epoch_of_each_run(tmp_path):
         assert row["test"] == row["curve"]["test"][row["best_epoch"] - 1]
         assert len(row["curve"]["train"]) == 3
     assert [one["contender"] for one in record["summary"]] == ["plain", "initial"]
+    earlier = {"rows": [{**record["rows"][0], "valid": -1.0}, {**record["rows"][0], "seed": 1}]}
+    grown = report(found, "command", earlier)
+    assert [(one["name"], one["seed"]) for one in grown["rows"]] == [("plain", 1), ("plain", 0), ("initial", 0)]
+    assert grown["rows"][1:] == record["rows"]
+    assert [(one["contender"], one["seeds"]) for one in grown["summary"]] == [("plain", 2), ("initial", 1)]
     assert tables.transformer(record).count("\n") == 3
     with pytest.raises(ValueError, match="`--out` must have a run that has ended, got none"):
         report([], "command")

@@ -13,10 +13,11 @@ from ray_deltastn.integrations.companion import Companion
 @pytest.mark.parametrize(
     ("options", "rate"),
     [
-        ({}, 0.05),
-        ({"response_lr": 0.02}, 0.02),
-        ({"response_optimizer": "rmsprop", "antithetic": True}, 1e-4),
-        ({"response_optimizer": "rmsprop", "response_lr": 0.02}, 2e-3),
+        ({}, 1e-4),
+        ({"response_lr": 0.02}, 2e-3),
+        ({"preset": "paper"}, 0.05),
+        ({"preset": "paper", "response_lr": 0.02}, 0.02),
+        ({"response_optimizer": "sgd"}, 0.05),
     ],
 )
 def test_the_learning_rate_of_the_response_follows_that_of_the_loop(options, rate):

@@ -61,7 +61,7 @@ DATA = {
 
 
 OPTIMISERS = {
-    "rmsprop-response": {"response_optimizer": "rmsprop"},
+    "sgd-response": {"response_optimizer": "sgd"},
     "sgd-cosine": {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine"},
     "adam-plateau": {
         "optimizer": "adam",

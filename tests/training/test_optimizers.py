@@ -43,8 +43,8 @@ def move(**settings):
 
 @pytest.mark.parametrize("share", [0.1, 3.0])
 def test_response_lr_scales_the_step_of_the_response_and_no_other(share):
-    before, plain = move()
-    again, scaled = move(response_lr=0.05 * share)
+    before, plain = move(response_optimizer="sgd")
+    again, scaled = move(response_optimizer="sgd", response_lr=0.05 * share)
     for one, other in zip(before, again, strict=True):
         assert torch.equal(one, other)
     assert any(step.abs().max() > 0 for step in plain)
@@ -80,11 +80,17 @@ def test_rmsprop_moves_the_response_by_averages_of_normalised_gradients():
 @pytest.mark.parametrize(
     ("settings", "kind", "lr"),
     [
-        ({}, torch.optim.SGD, 0.05),
-        ({"response_lr": 0.2}, torch.optim.SGD, 0.2),
+        ({}, torch.optim.RMSprop, pytest.approx(1e-4)),
+        ({"optimizer": "adam", "lr": 0.3}, torch.optim.RMSprop, pytest.approx(1e-4)),
+        ({"response_lr": 0.02}, torch.optim.RMSprop, pytest.approx(0.002)),
+        ({"preset": "paper"}, torch.optim.SGD, 0.05),
+        ({"preset": "paper", "response_lr": 0.2}, torch.optim.SGD, 0.2),
+        ({"preset": "paper", "optimizer": "adam"}, torch.optim.Adam, 0.05),
+        ({"method": "stn"}, torch.optim.SGD, 0.05),
+        ({"method": "stn", "optimizer": "adamw"}, torch.optim.AdamW, 0.05),
+        ({"method": "centered-stn"}, torch.optim.RMSprop, pytest.approx(1e-4)),
+        ({"response_optimizer": "sgd"}, torch.optim.SGD, 0.05),
         ({"response_optimizer": "adamw"}, torch.optim.AdamW, 0.05),
-        ({"optimizer": "adam"}, torch.optim.Adam, 0.05),
-        ({"response_optimizer": "rmsprop", "response_lr": 0.02}, torch.optim.RMSprop, pytest.approx(0.002)),
         ({"optimizer": "adam", "response_optimizer": "sgd", "response_lr": 0.5}, torch.optim.SGD, 0.5),
     ],
 )

@@ -112,8 +112,9 @@ def test_theta_is_clipped_by_itself():
         return 1e4 * F.cross_entropy(output, target)
 
     tuner = make_tuner(
-        make_task(loss=steep), momentum=0.0, lr=0.01, response_clip=0.5, per_scale=False, steps_per_report=1
-    )
+        make_task(loss=steep), momentum=0.0, lr=0.01, response_clip=0.5, per_scale=False, steps_per_report=1,
+        response_optimizer="sgd",
+    )  # fmt: skip
     for _ in range(3):
         before = [p.detach().clone() for p in tuner.response.parameters()]
         weights = [p.detach().clone() for p in tuner.model.parameters()]
@@ -128,7 +129,8 @@ def test_theta_is_clipped_by_itself():
     ("given", "rate"), [({}, 0.05), ({"response_fraction": 0.25}, 0.0125), ({"response_lr": 0.2}, 0.2)]
 )
 def test_learning_rate_of_theta_is_in_proportion_to_its_share(given, rate):
-    tuner = make_tuner(schedule={"name": "step", "step_size": 1, "gamma": 0.5}, epochs=2, **given)
+    schedule = {"name": "step", "step_size": 1, "gamma": 0.5}
+    tuner = make_tuner(schedule=schedule, epochs=2, response_optimizer="sgd", **given)
     assert tuner.optimizers.response.param_groups[0]["lr"] == pytest.approx(rate)
     tuner.step()
     assert tuner.optimizers.response.param_groups[0]["lr"] == pytest.approx(rate / 2)

@@ -197,9 +197,10 @@ def test_finished_run_goes_on_under_more_epochs():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_own_options_of_optimisers_win_after_loading(method):
-    saved = make_tuner(method=method, lr=0.05, momentum=0.9, hyper_lr=0.05)
+    theta = {} if method == "fixed" else {"response_optimizer": "sgd"}
+    saved = make_tuner(method=method, lr=0.05, momentum=0.9, hyper_lr=0.05, **theta)
     saved.step()
-    own = make_tuner(method=method, lr=0.02, momentum=0.5, hyper_lr=0.01, scale_lr=0.03, hyper_decay=1.0)
+    own = make_tuner(method=method, lr=0.02, momentum=0.5, hyper_lr=0.01, scale_lr=0.03, hyper_decay=1.0, **theta)
     own.load_state_dict(from_bytes(to_bytes(saved.state_dict())))
     for _ in range(2):
         assert [g["lr"] for g in own.algorithm.weights_optimizer.param_groups] == [0.02]
@@ -213,9 +214,9 @@ def test_own_options_of_optimisers_win_after_loading(method):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_own_betas_win_after_loading(optimizer):
-    saved = make_tuner(optimizer=optimizer, momentum=0.9)
+    saved = make_tuner(optimizer=optimizer, response_optimizer=optimizer, momentum=0.9)
     saved.step()
-    own = make_tuner(optimizer=optimizer, momentum=0.6)
+    own = make_tuner(optimizer=optimizer, response_optimizer=optimizer, momentum=0.6)
     own.load_state_dict(from_bytes(to_bytes(saved.state_dict())))
     for chosen in (own.algorithm.weights_optimizer, own.algorithm.response_optimizer):
         assert [g["betas"][0] for g in chosen.param_groups] == [0.6]
@@ -235,6 +236,7 @@ def test_moments_of_optimisers_are_kept_under_other_options():
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_decay_of_the_schedule_is_kept_under_another_learning_rate(optimiser, factor):
     settings = {**OPTIMISERS[optimiser], "epochs": 5}
+    settings["response_optimizer"] = settings.get("optimizer", "sgd")
     unbroken = make_tuner(**settings)
     rates = [report["lr"] for report in unbroken.fit()]
     saved = make_tuner(**settings)

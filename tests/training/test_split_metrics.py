@@ -35,13 +35,15 @@ def run(**options):
 
 def test_f1_is_that_of_the_whole_split():
     tuner = run()
+    apart = []
     for report in tuner.fit():
         model = tuner.model.eval()
         for split, (x, y) in {"valid": examples(40, 2), "test": examples(30, 3)}.items():
             with torch.no_grad():
                 expected = macro_f1(model(x), y)
             assert report[f"{split}_f1"] == pytest.approx(expected, abs=1e-12)
-            assert report[f"{split}_each"] != pytest.approx(expected, abs=1e-3)
+            apart.append(abs(report[f"{split}_each"] - expected))
+    assert max(apart) > 1e-3  # the mean over minibatches is another number
     names = [name for name in report if name.startswith("valid_")]
     assert names == ["valid_loss", "valid_accuracy", "valid_each", "valid_f1"]
 

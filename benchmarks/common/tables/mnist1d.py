@@ -18,9 +18,12 @@ BLOW_UPS = {
     "quarter-full-rate": "¼, `response_lr` 0.05 = `lr`",
     "quarter-pairs-full-rate": "¼ in pairs, `response_lr` 0.05 = `lr`",
     "whole-four-times-the-rate": "whole minibatch, `response_lr` 0.2",
-    "whole-recommended": "`recommended`, whole minibatch",
-    "quarter-recommended": "`recommended`, ¼",
-    "whole-four-times-the-rate-recommended": "`recommended`, whole minibatch, `response_lr` 0.2",
+    "whole-recommended": "`recommended` with SGD for Θ, whole minibatch",
+    "quarter-recommended": "the same, ¼",
+    "whole-four-times-the-rate-recommended": "the same, whole minibatch, `response_lr` 0.2",
+    "whole-rmsprop": "`recommended`, whole minibatch",
+    "quarter-rmsprop": "`recommended`, ¼",
+    "whole-four-times-the-rate-rmsprop": "`recommended`, whole minibatch, `response_lr` 0.004",
 }
 RUNS = {
     "plain": "plain, initial values",
@@ -28,9 +31,11 @@ RUNS = {
     "fast": "the former `preset: fast`",
     "paper": "`preset: paper`",
     "paper-0.04": "`preset: paper`, `hyper_lr` 0.04",
-    "line-0.04": "`recommended`, `hyper_lr` 0.04, `hyper_decay` 1",
-    "recommended": "`recommended`",
-    "recommended-quarter": "`recommended`, Θ on ¼",
+    "line-0.04": "`recommended` with SGD for Θ, `hyper_lr` 0.04, `hyper_decay` 1",
+    "recommended": "`recommended` with SGD for Θ",
+    "recommended-quarter": "the same, Θ on ¼",
+    "rmsprop": "`recommended`",
+    "rmsprop-quarter": "`recommended`, Θ on ¼",
     "stn-recommended": "STN, `recommended`",
 }
 

@@ -1,4 +1,4 @@
-"""Tables of the study of λ's step: each variant against the recommended Δ-STN, paired by task and seed."""
+"""Tables of the study of λ's step: each variant against its reference, paired by task and seed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ SHOWN = {"best": "best validation loss", "test": "test loss there", "final": "fi
 
 def changes(rows: Sequence[Mapping[str, Any]], name: str, what: str, task: str | None = None) -> list[float]:
     """log(variant / reference) for each task and seed that has both."""
+    reference = next((group[name].reference for group in GROUPS.values() if name in group), REFERENCE)
     found = {(r["task"], r["seed"], r["variant"]): r[what] for r in rows if what in r}
     pairs = [
-        (value, found[of, seed, REFERENCE])
+        (value, found[of, seed, reference])
         for (of, seed, variant), value in found.items()
-        if variant == name and (of, seed, REFERENCE) in found and task in (None, of)
+        if variant == name and (of, seed, reference) in found and task in (None, of)
     ]
     return [math.log(one / other) if math.isfinite(one) else math.inf for one, other in pairs]
 
@@ -74,7 +75,7 @@ def _p(values: Sequence[float]) -> float:
 
 
 def rotating(record: Record) -> str:
-    """Test loss of the refit with the schedule of a run with rotating splits, against that of the recommended run."""
+    """Test loss of the refit with the schedule of a run with rotating splits, against that of the reference."""
     lines = []
     for task in TASKS:
         found = {
@@ -102,5 +103,6 @@ TABLES = {
     "study-tricks": _of("tricks"),
     "study-cost": _of("cost"),
     "study-response": _of("response"),
+    "study-share": _of("share"),
     "study-rotating": Table(rotating, ("headroom/study.json",)),
 }

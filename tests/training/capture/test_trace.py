@@ -76,7 +76,7 @@ def test_a_number_that_hangs_on_lambda_alone_is_found_when_lambda_moves():
 
 TRACED = {name: settings for name, settings in SCHEDULES.items() if name != "adam"} | {
     "bf16": {"precision": "bf16"},
-    "rmsprop": {"response_optimizer": "rmsprop"},
+    "sgd": {"response_optimizer": "sgd", "antithetic": False},
 }
 
 
