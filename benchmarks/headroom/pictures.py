@@ -39,6 +39,7 @@ RANKED = (
     "centered-stn",
     "delta-stn-paper",
     "delta-stn",
+    "hybrid",
     "delta-stn-refit",
     "random-refit",
 )

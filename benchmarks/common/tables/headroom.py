@@ -36,6 +36,7 @@ SHOWN = (
     "stn",
     "delta-stn-paper",
     "delta-stn",
+    "hybrid",
     "random-refit",
     "delta-stn-refit",
 )
@@ -106,7 +107,7 @@ def tests(record: Record) -> str:
 def times(record: Record) -> str:
     """Time to random search's best of 16, as a share of the time of its 16 runs: the median over the seeds."""
     blocks = _blocks(record)
-    names = ("delta-stn", "delta-stn-paper", "stn", "random", "gp", "asha")
+    names = ("delta-stn", "hybrid", "delta-stn-paper", "stn", "random", "gp", "asha")
     found, until = ({name: shares(blocks, name, of_all) for name in names} for of_all in (True, False))
     rows = [[f"`{task}`", *(_share(found[name].get(task, [])) for name in names)] for task in _tasks(blocks)]
     for head, of in (("median of all", found), ("share of the time until its best run: median of all", until)):
