@@ -157,7 +157,7 @@ def _first_order(
     if kind == "sgd":
         return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
     if kind == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr, momentum=RMSPROP_MOMENTUM, capturable=capturable, foreach=True)
+        return torch.optim.RMSprop(parameters, lr, momentum=RMSPROP_MOMENTUM, capturable=capturable)
     adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
     return adam(parameters, lr, (momentum, 0.999), weight_decay=weight_decay, capturable=capturable)
 

@@ -23,13 +23,21 @@ from tests.training.runs import Noisy, examples, make_task, make_tuner, reports_
 
 #: Options of the runs without noise. The last minibatch of `ROWS` training examples has one example.
 ROWS = 61
-EXACT = {"batch_size": 15, "epochs": 2, "warmup_steps": 2, "train_interval": 2, "valid_batch_size": 11}
+#: Pairs ±ε take the first half of each worker's rows, which is not the first half of the minibatch.
+EXACT = {
+    "batch_size": 15,
+    "epochs": 2,
+    "warmup_steps": 2,
+    "train_interval": 2,
+    "valid_batch_size": 11,
+    "antithetic": False,
+}
 VARIANTS = {
     "paper": {"preset": "paper"},
     "recommended": {},
     "clipped": {"preset": "paper", "clip_grad": 0.05},
     "parts": {"preset": "paper", "perturbations": 2},
-    "adam": {"optimizer": "adam", "hyper_optimizer": "adam"},
+    "adam": {"optimizer": "adam", "response_optimizer": "adam", "hyper_optimizer": "adam"},
     "plateau": {"schedule": {"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.5}, "epochs": 3},
     "segments": {"preset": "paper"},
 }

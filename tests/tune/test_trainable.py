@@ -77,11 +77,12 @@ def test_time_between_steps_is_reported_and_saved_in_the_checkpoint(tmp_path, mo
 
 
 def test_config_of_the_trial_takes_precedence_over_the_checkpoint(tmp_path):
-    donor = DeltaSTNTrainable({**CONFIG, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
+    shared = {**CONFIG, "response_optimizer": "sgd"}
+    donor = DeltaSTNTrainable({**shared, "schedule": {"name": "step", "step_size": 1, "gamma": 0.5}})
     donor.train()
     donor.train()
     donor.save(str(tmp_path))
-    mutated = {**CONFIG, "lr": 0.03, "momentum": 0.5, "hyper_lr": 0.2, "scale_lr": 0.4, "entropy_weight": 0.1}
+    mutated = {**shared, "lr": 0.03, "momentum": 0.5, "hyper_lr": 0.2, "scale_lr": 0.4, "entropy_weight": 0.1}
     mutated["schedule"] = {"name": "step", "step_size": 1, "gamma": 0.5}
     trial = DeltaSTNTrainable(mutated)
     trial.restore(str(tmp_path))
