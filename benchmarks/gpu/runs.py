@@ -108,7 +108,7 @@ def check_precision(net: str, place: Place, findings: Findings) -> None:
     Θ is moved by SGD: RMSProp would divide rounding errors by their size where the gradient is almost zero.
     """
     losses = {}
-    sgd = {"response_optimizer": "sgd", "antithetic": False}
+    sgd: dict[str, Any] = {"response_optimizer": "sgd", "antithetic": False}
     for precision in ("fp32", "tf32", "bf16"):
         graph = "auto" if place.on_gpu else "off"
         tuner = run(net, place, precision=precision, graph=graph, channels_last=net in ("cnn", "resnet18"), **sgd)
