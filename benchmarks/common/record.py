@@ -35,6 +35,29 @@ def rounded(value: Any, digits: int = 6) -> Any:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
+def grown(
+    earlier: Mapping[str, Any] | None, rows: Iterable[dict[str, Any]], of: Callable[[Mapping[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    """Rows of a record and new rows. A later row takes the place of an earlier one with the same `of(row)`."""
+    found = {of(row): row for row in (*(earlier["rows"] if earlier else ()), *rows)}
+    return list(found.values())
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--add`: keep the rows of the record in `--json`, so that a record can grow."""
+    parser.add_argument("--add", action="store_true", help="keep the rows of the record in `--json` that are not new")
+
+
+def earlier_record(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The record in `--json` if `--add` is given; end the command with one line if there is none."""
+    if not options.add:
+        return None
+    if options.json is None or not options.json.exists():
+        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
+    found: dict[str, Any] = json.loads(options.json.read_text())
+    return found
+
+
 def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and standard deviation (n − 1 in the denominator); the deviation of a single value is None."""
     finite = all(map(math.isfinite, values))

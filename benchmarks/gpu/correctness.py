@@ -31,7 +31,7 @@ def items(tiny: bool) -> list[Item]:
         Item("a capture that breaks", runs.check_broken_capture, 8),
         Item("memory of ten runs", partial(memory.check_memory, False), 12),
         Item("memory of ten runs of one model", partial(memory.check_memory, True), 12),
-        *(Item(f"bf16 and tf32: {net}", partial(runs.check_precision, net), 15, 150) for net in ("mlp", *nets)),
+        *(Item(f"bf16 and tf32: {net}", partial(runs.check_precision, net), 45, 150) for net in ("mlp", *nets)),
         *(Item(f"channels-last: {net}", partial(runs.check_channels_last, net), 6) for net in ("cnn", "resnet18")),
         Item("captured: cnn, paper", partial(graph, "cnn", "delta-stn", preset="paper"), 12),
         *(Item(f"captured: cnn, {name}", partial(graph, "cnn", "delta-stn", optimizer=name), 12) for name in adams),

@@ -22,7 +22,6 @@ accepts refits (see `benchmarks.headroom.refits`). `--method` adds a self-tuned 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.arguments import number, prepare, several, whole
-from benchmarks.common.record import command_line, write
+from benchmarks.common.record import add_option, command_line, earlier_record, write
 from benchmarks.headroom.contenders import CONTENDERS, contender
 from benchmarks.headroom.pictures import BUDGET, RANKED, critical_differences, curves
 from benchmarks.headroom.problems import SUITE
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", action="store_true", help="pick the learning rate, momentum and batch size")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--add", action="store_true", help="keep the rows of that record that `--out` does not have")
+    add_option(parser)
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     command = command_line("benchmarks.headroom", arguments)
@@ -76,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = [task for task in options.tasks if task not in SUITE]
     if unknown:
         parser.error(f"`--tasks` must be of {', '.join(SUITE)}, got {unknown[0]!r}")
-    if options.add and not (options.json and options.json.exists()):
-        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
+    earlier = earlier_record(parser, options)
     prepare(parser, options.json)
     if options.grid:
         pick(options.tasks, options.json or PLAIN, options.workers, command)
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     works = [Work(task, seed, methods, options.out, until) for seed in seeds for task in options.tasks]
     done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
     if options.json or options.plot:
-        found = report(works, command, json.loads(options.json.read_text()) if options.add else None)
+        found = report(works, command, earlier)
         if options.json:
             write(options.json, found)
         if options.plot:

@@ -21,7 +21,6 @@ same initial weights and order of the data. The reference trains Θ on the whole
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ import torch
 import ray_deltastn as rd
 from benchmarks.common.arguments import number, prepare, several, whole
 from benchmarks.common.machine import versions
-from benchmarks.common.record import command_line, rounded, write
+from benchmarks.common.record import add_option, command_line, earlier_record, grown, rounded, write
 from benchmarks.headroom import tricks
 from benchmarks.headroom.contenders import best_of
 from benchmarks.headroom.pictures import rate_curve
@@ -223,18 +222,21 @@ class Work(Timed):
 
 
 def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The record of what is in the folder, after the rows of an earlier record."""
+    """The record of what is in the folder, besides the other rows of an earlier record."""
     cheap_arithmetic()
-    rows = list(earlier["rows"]) if earlier else []
+    rows = []
     for work in works:
         for group in work.groups:
             try:
                 for row in Work(work.task, work.seed, (group,), work.out, until=0.0).rows():
-                    if rounded(row, 5) not in rows:
-                        rows.append(rounded(row, 5))
+                    rows.append(rounded(row, 5))
             except OutOfTimeError:
                 continue
-    return {"command": command, "versions": versions(), "rows": rows}
+    return {"command": command, "versions": versions(), "rows": grown(earlier, rows, _of)}
+
+
+def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["seed"], row["variant"], "refit" in row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--add", action="store_true", help="keep the rows of that record")
+    add_option(parser)
     parser.add_argument("--plot", type=Path, help="folder for the picture")
     options = parser.parse_args(arguments)
     command = command_line("benchmarks.headroom.study", arguments).replace(str(options.out), "DIR")
@@ -256,8 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"`{flag}` must be of {', '.join(known)}, got {unknown[0]!r}")
-    if options.add and not (options.json and options.json.exists()):
-        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
+    earlier = earlier_record(parser, options)
     prepare(parser, options.json)
     until = None if options.minutes is None else time.time() + 60 * options.minutes
     works = [
@@ -268,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     done = [] if options.report else list(spread_out([partial(work.run) for work in works], options.workers))
     if options.json or options.plot:
-        found = report(works, command, json.loads(options.json.read_text()) if options.add else None)
+        found = report(works, command, earlier)
         if options.json:
             write(options.json, found)
         if options.plot:

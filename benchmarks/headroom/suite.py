@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import quiet, versions
-from benchmarks.common.record import rounded, write
+from benchmarks.common.record import grown, rounded, write
 from benchmarks.headroom.contenders import CONTENDERS, contender
 from benchmarks.headroom.problems import SUITE
 from benchmarks.headroom.refits import REFITS, refitted
@@ -160,15 +160,16 @@ def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | Non
             were measured beside it.
     """
     cheap_arithmetic()
-    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for row in earlier["rows"] if earlier else ():
-        rows[row["task"], row["seed"], row["contender"]] = row
+    rows = []
     for work in works:
         for name in work.methods:
             try:
                 for _, entry in Work(work.task, work.seed, (name,), work.out, until=0.0).entries():
-                    row = rounded({"task": work.task, "seed": work.seed, "contender": name, **entry}, 5)
-                    rows[work.task, work.seed, name] = row
+                    rows.append(rounded({"task": work.task, "seed": work.seed, "contender": name, **entry}, 5))
             except OutOfTimeError:
                 continue
-    return {"command": command, "versions": versions(), "rows": list(rows.values())}
+    return {"command": command, "versions": versions(), "rows": grown(earlier, rows, _of)}
+
+
+def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["seed"], row["contender"]

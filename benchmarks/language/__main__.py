@@ -14,7 +14,6 @@ a record can grow. The exit status is 3 if something is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common.arguments import number, prepare, several, whole
-from benchmarks.common.record import command_line, write
+from benchmarks.common.record import add_option, command_line, earlier_record, write
 from benchmarks.language.pictures import draw_all
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, SMALL
 from benchmarks.language.report import report
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=whole(), default=1, help="number of processes")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--json", type=Path, help="file for the record")
-    parser.add_argument("--add", action="store_true", help="keep the runs of that record that `--out` does not have")
+    add_option(parser)
     parser.add_argument("--plot", type=Path, help="folder for the pictures")
     options = parser.parse_args(arguments)
     for what, given, known in (
@@ -66,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"`--{what}` must be of {', '.join(known)}, got {unknown[0]!r}")
-    if options.add and not (options.json and options.json.exists()):
-        parser.error(f"`--json` must be a record for `--add`, got {options.json}")
+    earlier = earlier_record(parser, options)
     prepare(parser, options.json)
     changes = (*options.set, *([("path", str(options.path.absolute()))] if options.path else []))
     until = None if options.minutes is None else time.time() + 60 * options.minutes
@@ -85,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 future.result()
     if options.json or options.plot:
         command = command_line("benchmarks.language", arguments).replace(str(options.out), "DIR")
-        earlier = json.loads(options.json.read_text()) if options.add else None
         found = report([run for run in every if run.done], command, earlier)
         if options.json:
             write(options.json, found)

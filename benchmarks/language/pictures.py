@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TUNED
 
 Rows = Sequence[Mapping[str, Any]]
+#: Largest score in a picture of scores, as a multiple of the worst contender's best.
+MOST_OF_BEST = 2.0
 
 
 def draw_all(rows: Rows, folder: Path) -> None:
@@ -28,10 +30,14 @@ def curves(rows: Rows, problem: str, path: Path) -> None:
     """Validation scores against epochs: the runs of seed 0 but those of random search."""
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
+    bests = []
     for name in CONTENDERS:
         for row in rows:
             if row["name"] == name and row["seed"] == 0:
                 axes.plot(range(1, len(row["curve"]["valid"]) + 1), row["curve"]["valid"], label=name)
+                bests += [] if row["valid"] is None else [row["valid"]]
+    if bests:  # epochs that are much worse would hide the differences
+        axes.set_ylim(0.95 * min(bests), min(MOST_OF_BEST * max(bests), axes.get_ylim()[1]))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation bits per character" if PROBLEMS[problem].bits else "validation perplexity")
     if not PROBLEMS[problem].bits:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.common.machine import versions
-from benchmarks.common.record import figures, rounded
+from benchmarks.common.record import figures, grown, rounded
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TRIALS
 from benchmarks.language.runs import Run, best
 
@@ -25,9 +25,7 @@ def report(found: Sequence[Run], command: str, earlier: Mapping[str, Any] | None
     """
     if not found:
         raise ValueError("`--out` must have a run that has ended, got none")
-    new = [row(run) for run in found]
-    made = {_of(one) for one in new}
-    rows = [*(one for one in (earlier["rows"] if earlier else ()) if _of(one) not in made), *new]
+    rows = grown(earlier, (row(run) for run in found), _of)
     return {"command": command, "versions": versions(), "summary": summary(rows), "rows": rows}
 
 

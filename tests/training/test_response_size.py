@@ -111,10 +111,8 @@ def test_theta_is_clipped_by_itself():
     def steep(output, target):
         return 1e4 * F.cross_entropy(output, target)
 
-    tuner = make_tuner(
-        make_task(loss=steep), momentum=0.0, lr=0.01, response_clip=0.5, per_scale=False, steps_per_report=1,
-        response_optimizer="sgd",
-    )  # fmt: skip
+    given = {"momentum": 0.0, "lr": 0.01, "response_clip": 0.5, "per_scale": False, "steps_per_report": 1}
+    tuner = make_tuner(make_task(loss=steep), response_optimizer="sgd", **given)
     for _ in range(3):
         before = [p.detach().clone() for p in tuner.response.parameters()]
         weights = [p.detach().clone() for p in tuner.model.parameters()]

@@ -212,6 +212,18 @@ def test_own_options_of_optimisers_win_after_loading(method):
         assert own.step()["lr"] == 0.02
 
 
+def test_own_rate_of_rmsprop_wins_after_loading_and_its_moments_are_kept():
+    saved = make_tuner(response_lr=0.02)
+    saved.step()
+    own = make_tuner()
+    own.load_state_dict(from_bytes(to_bytes(saved.state_dict())))
+    mine, theirs = (t.algorithm.response_optimizer.state_dict() for t in (own, saved))
+    assert [group["lr"] for group in mine["param_groups"]] == [pytest.approx(1e-4)]  # 0.001 × (1 − momentum)
+    for index, moments in theirs["state"].items():
+        for name in ("square_avg", "momentum_buffer"):
+            assert torch.equal(mine["state"][index][name], moments[name])
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_own_betas_win_after_loading(optimizer):
     saved = make_tuner(optimizer=optimizer, response_optimizer=optimizer, momentum=0.9)

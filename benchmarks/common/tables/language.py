@@ -28,17 +28,17 @@ PAPER = {
 RUNS = "language/runs.json"
 
 
-def lstm(record: Mapping[str, Any], problem: str = "lstm") -> str:
+def lstm(record: Mapping[str, Any]) -> str:
     """Perplexities of the LSTM beside those of the paper."""
     heads = ["run", "n", "validation perplexity", "test perplexity", "CPU seconds", "paper: validation (test)"]
-    lines = [[*line, PAPER.get(name, MISSING)] for name, line in _lines(record, problem, 1).items()]
+    lines = [[*line, PAPER.get(name, MISSING)] for name, line in _lines(record, "lstm", 1).items()]
     return grid(heads, lines)
 
 
-def transformer(record: Mapping[str, Any], problem: str = "transformer") -> str:
+def transformer(record: Mapping[str, Any]) -> str:
     """Bits per character of the transformer."""
     heads = ["run", "n", "validation bits per character", "test bits per character", "CPU seconds"]
-    return grid(heads, list(_lines(record, problem, 2).values()))
+    return grid(heads, list(_lines(record, "transformer", 2).values()))
 
 
 def _lines(record: Mapping[str, Any], problem: str, digits: int) -> dict[str, list[str]]:
