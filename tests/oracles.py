@@ -223,3 +223,9 @@ class _NoWayOut(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         assert getattr(func, "__name__", "") not in self.names, func
         return func(*args, **(kwargs or {}))
+
+
+def window(count, kept, generator):
+    """The rows of a minibatch that train Θ, with the number that the step draws next."""
+    start = 0 if kept == count else torch.randint(count, (1,), generator=generator).item()
+    return [(start + i) % count for i in range(kept)]

@@ -36,11 +36,31 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def grown(
-    earlier: Mapping[str, Any] | None, rows: Iterable[dict[str, Any]], of: Callable[[Mapping[str, Any]], Any]
-) -> list[dict[str, Any]]:
-    """Rows of a record and new rows. A later row takes the place of an earlier one with the same `of(row)`."""
-    found = {of(row): row for row in (*(earlier["rows"] if earlier else ()), *rows)}
-    return list(found.values())
+    earlier: Mapping[str, Any] | None,
+    rows: Iterable[dict[str, Any]],
+    of: Callable[[Mapping[str, Any]], Any],
+    command: str,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """A record of new rows and of those rows of an earlier record that are not among them.
+
+    Args:
+        earlier: the earlier record, or None.
+        rows: the new rows.
+        of: function from a row to what it is about; two rows about the same are the same row.
+        command: the command that makes the new rows.
+        versions: the versions that made them.
+
+    Returns:
+        The record. If rows of the earlier one are kept, `earlier` is a list with its command and versions, and with
+        those of the records before it.
+    """
+    found = {of(row): row for row in rows}
+    kept = {of(row): row for row in (earlier["rows"] if earlier else ())}
+    record: dict[str, Any] = {"command": command, "versions": dict(versions)}
+    if earlier is not None and not kept.keys() <= found.keys():
+        record["earlier"] = [*earlier.get("earlier", ()), {key: earlier.get(key) for key in ("command", "versions")}]
+    return {**record, "rows": list({**kept, **found}.values())}
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 | name              | trains with                                                             |
 |-------------------|-------------------------------------------------------------------------|
-| `refit-schedule`  | the schedule of the self-tuned run `delta-stn`                          |
+| `refit-best`      | the schedule of the self-tuned run `delta-stn`, up to its best epoch    |
+| `refit-schedule`  | the whole schedule                                                      |
 | `refit-final`     | its last values (`use="final"` of `rd.refit`)                           |
 | `refit-random`    | the constants of random search's best run, up to the epoch of its best  |
 """
@@ -17,7 +18,12 @@ from benchmarks.headroom.contenders import POOL, best_of, drawn
 from benchmarks.headroom.runs import Runs
 
 #: Name of a refit → the contender whose network it replaces.
-REFITS = {"refit-schedule": "delta-stn", "refit-final": "delta-stn", "refit-random": "random"}
+REFITS = {
+    "refit-best": "delta-stn",
+    "refit-schedule": "delta-stn",
+    "refit-final": "delta-stn",
+    "refit-random": "random",
+}
 
 
 def refitted(runs: Runs, name: str) -> tuple[float, float]:
@@ -34,8 +40,9 @@ def refitted(runs: Runs, name: str) -> tuple[float, float]:
         options: dict[str, Any] = {"epochs": epoch}
     else:
         points = list(runs.follow("delta-stn", method="delta-stn"))
-        best, _ = best_of(iter(points))
-        given = pd.DataFrame([point.values for point in points])
+        best, epoch = best_of(iter(points))
+        schedule = pd.DataFrame([point.values for point in points])
+        given = schedule.head(epoch) if name == "refit-best" else schedule
         options = {"use": "final" if name == "refit-final" else "schedule"}
     after = runs.refit(name, given, **options)
     assert best.test is not None

@@ -110,7 +110,7 @@ COSTS = {
 RESPONSES = {
     "pairs": Variant("pairs ±ε of half the examples", {"antithetic": True}),
     "rmsprop": Variant("RMSProp for Θ", {"response_optimizer": "rmsprop"}),
-    "rmsprop-pairs": Variant("RMSProp for Θ, in pairs ±ε", {"response_optimizer": "rmsprop", "antithetic": True}),
+    WHOLE: Variant("RMSProp for Θ, in pairs ±ε", REFERENCES[WHOLE]),
 }
 SHARES = {
     "rmsprop-half": Variant("½ of each minibatch trains Θ", {"response_fraction": 0.5}, reference=WHOLE),
@@ -232,7 +232,7 @@ def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | Non
                     rows.append(rounded(row, 5))
             except OutOfTimeError:
                 continue
-    return {"command": command, "versions": versions(), "rows": grown(earlier, rows, _of)}
+    return grown(earlier, rows, _of, command, versions())
 
 
 def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:

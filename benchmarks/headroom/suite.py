@@ -168,7 +168,7 @@ def report(works: Sequence[Work], command: str, earlier: Mapping[str, Any] | Non
                     rows.append(rounded({"task": work.task, "seed": work.seed, "contender": name, **entry}, 5))
             except OutOfTimeError:
                 continue
-    return {"command": command, "versions": versions(), "rows": grown(earlier, rows, _of)}
+    return grown(earlier, rows, _of, command, versions())
 
 
 def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:

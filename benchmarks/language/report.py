@@ -25,8 +25,8 @@ def report(found: Sequence[Run], command: str, earlier: Mapping[str, Any] | None
     """
     if not found:
         raise ValueError("`--out` must have a run that has ended, got none")
-    rows = grown(earlier, (row(run) for run in found), _of)
-    return {"command": command, "versions": versions(), "summary": summary(rows), "rows": rows}
+    record = grown(earlier, (row(run) for run in found), _of, command, versions())
+    return {**record, "summary": summary(record["rows"]), "rows": record["rows"]}
 
 
 def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -40,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("folder", type=Path, help="results folder of an experiment")
     again.add_argument("--of", metavar="TRIAL", help="id of the trial (default: the best trial)")
     again.add_argument(
-        "--use", choices=USES, default="schedule", help="the whole schedule, or its last values as constants"
+        "--use",
+        choices=USES,
+        default="schedule",
+        help="the schedule up to the best epoch, or its last values as constants",
     )
     commands.add_parser("tasks", help="list the ready tasks with their hyperparameters")
     begun = commands.add_parser("init", help="write a task of your own, and a YAML file that runs it")

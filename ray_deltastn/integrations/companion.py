@@ -18,6 +18,7 @@ from ray_deltastn.training.loaders import LoaderStream
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.presets import values_of
 from ray_deltastn.training.random_state import isolated
+from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.shares import Shared
 from ray_deltastn.training.tuner import SelfTuner
 
@@ -91,7 +92,8 @@ class Companion(SelfTuner):
         self._first_lr = float(group.get("initial_lr", group["lr"]))
         if not self._first_lr > 0:
             raise ValueError(f"the optimiser must start with `lr > 0`, got {self._first_lr:g}")
-        chosen = values_of(options.get("preset", "recommended"), get_method(method))["response_optimizer"]
+        preset = options.get("preset", Settings.model_fields["preset"].default)
+        chosen = values_of(preset, get_method(method))["response_optimizer"]
         given: dict[str, Any] = {**options}
         given["response_optimizer"] = options.get("response_optimizer") or chosen or _kind(optimizer)
         given |= {"lr": self._first_lr, "momentum": group.get("momentum", 0.9), "precision": precision}

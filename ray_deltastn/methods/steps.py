@@ -27,10 +27,12 @@ class StepOptions:
 
     Args:
         entropy_weight: τ.
-        response_fraction: share of each minibatch that trains Θ, in (0, 1]. The paper uses 1.
-        antithetic: train Θ on half as many examples, each under ε and under −ε. The paper draws one ε per example. The
-            option has no effect if the share has fewer than four rows, or if all hyperparameters are `per="batch"`.
-            With `sub_batches`, every second part has the negative ε of the part before.
+        response_fraction: share of each minibatch that trains Θ, in (0, 1]. The paper uses 1. The examples of a smaller
+            share are drawn anew at each step.
+        antithetic: train Θ on half as many examples, each under ε and under −ε. The paper draws one ε per example.
+            Entries of ε for hyperparameters with `per="batch"` keep their sign. The option has no effect if the share
+            has fewer than four rows, or if all hyperparameters are `per="batch"`. With `sub_batches`, every second part
+            has the negative ε of the part before.
         perturbations: number of perturbations ε of each example that trains Θ. The paper uses 1.
         sub_batches: number of parts into which the examples that train Θ are split. With more than one, each part is a
             pass of its own, its examples share one ε, and batch normalisation has the statistics of the part.
@@ -141,24 +143,34 @@ class Steps:
             One gradient for each parameter in `response`, of the parameter's shape. None if the loss does not depend
             on the parameter.
         """
-        count = rows(x)
-        kept = max(1, round(self.options.response_fraction * count))
-        if kept < count:
-            x, y = taken(x, slice(kept)), taken(y, slice(kept))
+        kept = max(1, round(self.options.response_fraction * rows(x)))
+        in_parts = self.options.sub_batches > 1
+        # With fewer than four rows batch normalisation would get the same example twice and no other example.
+        paired = self.options.antithetic and not in_parts and kept >= 4 and self.objective.space.differs_in_a_batch
+        x, y = self._window(x, y, kept // 2 if paired else kept)
         with frozen(self.weights), self._statistics.held():
-            found = self._gradients_of_parts(x, y) if self.options.sub_batches > 1 else self._gradients(x, y)
+            found = self._gradients_of_parts(x, y) if in_parts else self._gradients(x, y, paired)
         return found if self.workers is None else self.workers.mean(found, self.response, rows(x))
 
-    def _gradients(self, x: Any, y: Any) -> tuple[Tensor | None, ...]:
-        """Gradients in Θ from one pass over these examples, each under its own perturbations."""
-        # With fewer than four rows batch normalisation would get the same example twice and no other example.
+    def _window(self, x: Any, y: Any, kept: int) -> tuple[Any, Any]:
+        """`kept` examples that follow each other, the first one behind the last one, from a random example on.
+
+        The first examples alone would not do: the sequences of a corpus stand at the same place in each minibatch.
+        """
         count = rows(x)
-        paired = self.options.antithetic and count >= 4 and self.objective.space.differs_in_a_batch
+        if kept == count:
+            return x, y
+        device = self.objective.space.lam.device
+        start = torch.randint(count, (1,), generator=self.objective.generator, device=device)
+        index = (torch.arange(kept, device=device) + start) % count
+        return taken(x, index), taken(y, index)
+
+    def _gradients(self, x: Any, y: Any, paired: bool) -> tuple[Tensor | None, ...]:
+        """Gradients in Θ from one pass over these examples, each under its own perturbations, or under pairs ±ε."""
         # The gradient contains ∇L_T(λ, w₀)⊗ε, whose mean is zero. It has opposite signs in the two halves.
-        examples, copies = (count // 2, 2) if paired else (count, 1)
-        copies *= self.options.perturbations
+        examples, copies = rows(x), self.options.perturbations * (2 if paired else 1)
         if copies > 1:
-            x, y = (repeated(taken(part, slice(examples)), copies) for part in (x, y))
+            x, y = repeated(x, copies), repeated(y, copies)
         loss = self.objective.train_loss(x, y, self._perturbation(examples * copies, paired))
         return torch.autograd.grad(loss, self.response, allow_unused=True)
 

@@ -55,25 +55,37 @@ def load_weights(source: Any) -> dict[str, Tensor]:
     return found
 
 
-def load_schedule(source: Any) -> pd.DataFrame:
+def load_schedule(source: Any, best: bool = False) -> pd.DataFrame:
     """The hyperparameters in force during each epoch of a run, see `SelfTuner.schedule`.
 
     Args:
         source: see `load_weights`.
+        best: end with the epoch of the best report, as a refit should. A folder that has only `schedule.json` does not
+            know it.
 
     Returns:
         One row per epoch, which counts from 1; one column per hyperparameter, in its own domain.
 
     Raises:
-        ValueError: if the source has no schedule.
+        ValueError: if the source has no schedule, or its best epoch is asked for and not known.
     """
     folder = _folder(source)
     if folder is not None and not (folder / STATE_FILE).exists() and (folder / SCHEDULE_FILE).exists():
+        if best:
+            raise ValueError(f"`best=True` needs a checkpoint or a state, got {folder}, which has only {SCHEDULE_FILE}")
         given = json.loads((folder / SCHEDULE_FILE).read_text(encoding="utf-8"))
         length = max((len(values) for values in given.values() if isinstance(values, list)), default=1)
         columns = {name: v if isinstance(v, list) else [v] * length for name, v in given.items()}
         return _by_epoch(pd.DataFrame(columns))
-    return schedule_of(_state(source))
+    state = _state(source)
+    table = schedule_of(state)
+    if not best:
+        return table
+    report = state["best"]["report"]
+    if not report:
+        raise ValueError(f"`best=True` needs a report with a finite `{state['best']['monitor']}`, got none")
+    used: pd.DataFrame = table.head(max(1, report["epoch"]))
+    return used
 
 
 def state_of(source: Any) -> Mapping[str, Any]:

@@ -60,13 +60,13 @@ class Settings(BaseModel):
         lr: learning rate α₁ of w₀ and Θ.
         momentum: momentum of SGD; the first beta of Adam and AdamW.
         optimizer: `sgd`, `adam` or `adamw`, for w₀ and Θ; PyTorch's spelling (`AdamW`) works too.
-        response_lr: learning rate of Θ. With `rmsprop` it is 0.001 by default: about the length of a move of each entry
-            of Θ. With the other optimisers it is `lr` × `response_fraction`, because the noise of Θ's gradient grows as
-            the number of its examples falls. With the whole minibatch this is `lr`, as in the paper. It follows the
-            schedule in proportion.
+        response_lr: learning rate of Θ. With `rmsprop` it is 0.001 by default, whatever `lr` is: about the length of a
+            move of each entry of Θ. With the other optimisers it is `lr` × `response_fraction`, because the noise of
+            Θ's gradient grows as the number of its examples falls. With the whole minibatch this is `lr`, as in the
+            paper. It follows the schedule in proportion.
         response_optimizer: `sgd`, `adam`, `adamw` or `rmsprop`, for Θ; by default the preset's: `rmsprop` for
             `recommended`, and for `paper` and methods that train Θ along with w₀ the same as `optimizer`. `rmsprop`
-            learns Θ also where the training loss is almost zero and says little about it. Use it with
+            learns Θ also where the training loss and its gradients are almost zero. Use it with
             `antithetic: true`, since it divides the noise of a gradient by its size, too. It has the momentum 0.9,
             whatever `momentum` is.
         weight_decay: the optimiser's constant weight decay of w₀; the default is zero for AdamW too. To tune a weight
@@ -91,11 +91,13 @@ class Settings(BaseModel):
             vanishes.
         warmup_steps: the same in train steps; overrides `warmup`.
         response_fraction: share of each minibatch that trains Θ, in (0, 1]; by default 1, as in the paper. With ¼ a run
-            takes 40 % fewer FLOPs. Methods that train Θ along with w₀ use the whole minibatch. The share is the first
-            examples of the minibatch, so a `DataLoader` should shuffle.
-        antithetic: train Θ on half of the examples of that share, each under ε and under −ε; by default the preset's:
-            yes for `recommended`, no for `paper`. On some tasks this gives less noise for the same cost. It has no
-            effect on shares of fewer than four examples, and methods that train Θ along with w₀ do not support it.
+            takes 40 % fewer FLOPs. The examples of the share are drawn anew in each step. Methods that train Θ along
+            with w₀ use the whole minibatch.
+        antithetic: train Θ on half of the examples of that share, drawn anew in each step, each under ε and under −ε;
+            by default the preset's: yes for `recommended`, no for `paper`. On some tasks this gives less noise for the
+            same cost. Hyperparameters with `per="batch"` have the same perturbation in both halves. With `sub_batches`,
+            every second part has −ε of the part before instead. Shares of fewer than four examples have no pairs, and
+            methods that train Θ along with w₀ do not support them.
         perturbations: number of perturbations under which each example trains Θ; by default 1, as in the paper. The
             cost of training Θ grows in proportion, and the noise of its gradient falls.
         sub_batches: number of parts into which the examples that train Θ are split. The examples of a part share one
@@ -104,8 +106,9 @@ class Settings(BaseModel):
             examples with different perturbations are normalised together, what λ and Θ do to the statistics averages
             out, and Θ is biased.
         per_scale: train Θ as the response to ε/σ instead of ε; by default the preset's: yes for `recommended`, no for
-            `paper`. Then Θ learns as fast for a small σ as for σ = 1. Without it, Θ learns a hundred times more slowly
-            for σ = 0.1. Methods that train Θ along with w₀ do not support it.
+            `paper`. With SGD, Θ then learns as fast for a small σ as for σ = 1; without it, a hundred times more
+            slowly for σ = 0.1. RMSProp and Adam move Θ about equally fast for each σ, with it and without. Methods that
+            train Θ along with w₀ do not support it.
         hyper_pass: how a hyper step of `delta-stn` predicts under the perturbation ε. `linearized`: with the linearised
             network, as Algorithm 1. `network`: with the network itself at w₀ + Θ(ε + λ − λ₀), as the authors' code.
             `unperturbed`: at ε = 0, which needs `tune_scale: false`. Other methods do not linearise, so that `network`

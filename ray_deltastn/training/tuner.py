@@ -409,16 +409,30 @@ class SelfTuner:
         """Values of the hyperparameters now, in their own domains."""
         return dict(zip(self.space.names, self.objective.current_values().tolist(), strict=True))
 
-    def schedule(self) -> pd.DataFrame:
+    def schedule(self, best: bool = False) -> pd.DataFrame:
         """The hyperparameters in force during each completed epoch, for a later run.
 
         Row n holds s(λ̄) with the mean λ̄ of λ over the train steps of epoch n; for a decay this is the geometric mean.
         `hyperparameters=schedule.to_dict("list")` replays it with the method `fixed`. See also `rd.refit`.
 
+        Args:
+            best: end with the epoch of the report with the best `monitor`. A refit has no validation data that could
+                stop it, so give it this one.
+
         Returns:
             One row per epoch, which counts from 1; one column per hyperparameter, in its own domain.
+
+        Raises:
+            ValueError: if the best epoch is asked for before a report with a finite number.
         """
-        return self.in_force.table()
+        table = self.in_force.table()
+        return table.head(max(1, self._require_best("schedule")["epoch"])) if best else table
+
+    def _require_best(self, asked: str) -> dict[str, Any]:
+        """The report with the best `monitor`."""
+        if not self.best.report:
+            raise ValueError(f"`{asked}(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
+        return self.best.report
 
     def history(self) -> pd.DataFrame:
         """All reports so far, also those before a loaded state.
@@ -458,8 +472,7 @@ class SelfTuner:
             ValueError: if the best network is asked for before a report with a finite number.
         """
         if best:
-            if not self.best.weights:
-                raise ValueError(f"`export(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
+            self._require_best("export")
             return {name: value.clone() for name, value in self.best.weights.items()}
         folded = self.response is not None and not self.method.centered
         return plain_state(self.model, self.response if folded else None, self.space.lam.detach())

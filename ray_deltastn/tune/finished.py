@@ -77,13 +77,12 @@ class FinishedTrial:
         return tuner_at(self.config, self.state)
 
     def schedule(self, best_epoch: int) -> pd.DataFrame:
-        """Hyperparameters in force during each epoch; of constants, up to the epoch of the trial's best report.
+        """Hyperparameters in force during each epoch, up to the epoch of the trial's best report.
 
         Args:
             best_epoch: that epoch.
         """
-        table = schedule_of(self.state)
-        used: pd.DataFrame = table if self.tunes else table.head(best_epoch)
+        used: pd.DataFrame = schedule_of(self.state).head(max(1, best_epoch))
         return used
 
 

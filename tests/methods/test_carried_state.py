@@ -11,7 +11,7 @@ from ray_deltastn.methods import Objective, StepOptions, Steps, get_method
 from ray_deltastn.regularizers import PassValues
 from ray_deltastn.response import Response
 from tests.methods.unrolled_language_models import Run, Unrolled
-from tests.oracles import assert_close
+from tests.oracles import assert_close, window
 from tests.training.recurrent import UNITS, GRUModel, corpus, make_task, make_tuner
 
 WAYS = [
@@ -39,6 +39,10 @@ def test_three_segments_equal_the_unrolled_oracle(kind, method, hyper_pass):
                     assert torch.equal(now, before[name]), name
 
 
+#: Sequences that train Θ in the first step if half of them do.
+HALF = window(8, 4, torch.Generator().manual_seed(0))
+
+
 class Echo(nn.Module):
     """A model that notes which state each row of tokens comes with."""
 
@@ -55,8 +59,8 @@ class Echo(nn.Module):
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
-        ({"response_fraction": 0.5}, [[0, 1, 2, 3]]),
-        ({"antithetic": True}, [[0, 1, 2, 3, 0, 1, 2, 3]]),
+        ({"response_fraction": 0.5}, [HALF]),
+        ({"antithetic": True}, [HALF + HALF]),
         ({"perturbations": 2}, [[*range(8), *range(8)]]),
         ({"sub_batches": 2}, [[0, 1, 2, 3], [4, 5, 6, 7]]),
     ],

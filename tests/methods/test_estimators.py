@@ -11,7 +11,7 @@ from ray_deltastn.methods import Objective, StepOptions, Steps, get_method
 from ray_deltastn.regularizers import L2, Dropout, PassValues
 from ray_deltastn.response import Response
 from ray_deltastn.space import HyperSpace
-from tests.oracles import assert_all_close, assert_close, grad, randomise
+from tests.oracles import assert_all_close, assert_close, grad, randomise, window
 
 
 class Problem:
@@ -58,12 +58,29 @@ def test_each_example_trains_theta_under_each_of_its_perturbations(method, fract
     p.same_random_numbers()
     examples = round(8 * fraction) // (2 if antithetic else 1)
     copies = 3 * (2 if antithetic else 1)
+    chosen = window(8, examples, p.objective.generator)
     with torch.no_grad():
         eps = p.space.sample(copies * examples, p.objective.generator, antithetic)
     if antithetic:
         assert torch.equal(eps[: 3 * examples], -eps[3 * examples :])
-    x, y = p.x[:examples].repeat(copies, 1), p.y[:examples].repeat(copies)
+    x, y = p.x[chosen].repeat(copies, 1), p.y[chosen].repeat(copies)
     assert_all_close(found, grad(p.loss(x, y, eps), p.theta))
+
+
+@pytest.mark.parametrize(
+    "options", [{"antithetic": True}, {"response_fraction": 0.5}, {"response_fraction": 0.3}], ids=str
+)
+def test_each_place_in_the_minibatch_trains_theta_in_its_turn(options):
+    """Sequences of a corpus stand at the same place in each minibatch, as do the rows of a loader without shuffling."""
+    p = Problem(rows=10)
+    seen = []
+    p.model[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    steps = p.steps(**options)
+    for _ in range(600):
+        steps.response_gradients(p.x, p.y)
+    share = torch.stack([torch.stack([(x == row).all(1).any() for row in p.x]) for x in seen]).double().mean(0)
+    expected = round(10 * options.get("response_fraction", 0.5)) / 10
+    assert share.sub(expected).abs().max() < 4 * (expected * (1 - expected) / 600) ** 0.5  # four standard errors
 
 
 def test_more_perturbations_give_less_noise():

@@ -33,6 +33,34 @@ def loss_of(weights, split="valid"):
         return F.cross_entropy(model(x), y).item()
 
 
+@pytest.mark.parametrize("method", ["fixed", "delta-stn"])
+def test_the_schedule_up_to_the_best_epoch(method, tmp_path):
+    tuner, reports = finished(method)
+    losses = [report["valid_loss"] for report in reports]
+    best = losses.index(min(losses)) + 1
+    assert best < len(losses), "the run must over-fit for this test"
+    assert tuner.schedule(best=True).equals(tuner.schedule().loc[:best])
+    assert rd.load_schedule(tuner.state_dict(), best=True).equals(tuner.schedule(best=True))
+    (tmp_path / "schedule.json").write_text('{"dropout": [0.1, 0.2]}')
+    with pytest.raises(ValueError, match=r"needs a checkpoint or a state, got .* only schedule\.json"):
+        rd.load_schedule(tmp_path, best=True)
+
+
+def test_a_schedule_up_to_the_best_epoch_needs_a_report_and_has_at_least_one_epoch():
+    torch.manual_seed(0)
+    tuner = rd.SelfTuner(build({}), **OPTIONS, steps_per_report=1)
+    with pytest.raises(
+        ValueError, match=r"`schedule\(best=True\)` needs a report with a finite `valid_loss`, got none"
+    ):
+        tuner.schedule(best=True)
+    with pytest.raises(ValueError, match="`best=True` needs a report with a finite `valid_loss`, got none"):
+        rd.load_schedule(tuner.state_dict(), best=True)
+    while tuner.epoch < 1:
+        tuner.step()
+    tuner.best.report["epoch"] = 0  # in the middle of the first epoch
+    assert len(tuner.schedule(best=True)) == len(rd.load_schedule(tuner.state_dict(), best=True)) == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_best_network_has_the_best_loss_that_was_reported(method):
     tuner, reports = finished(method)

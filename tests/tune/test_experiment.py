@@ -241,7 +241,7 @@ def test_refit_trains_again_with_the_schedule_of_a_trial(resumed, capsys):
     with random_state.isolated(3):
         task = build(config)
     options = {name: config[name] for name in ("batch_size", "lr", "momentum", "seed")}
-    expected = rd.refit(task, alone.tuner.schedule(), **options)
+    expected = rd.refit(task, alone.tuner.schedule(best=True), **options)
     found = torch.load(out / "refit" / f"{trial}-schedule" / "model.pt", weights_only=True)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert main(["refit", str(out), "--of", "nothing"]) == 1

@@ -56,6 +56,7 @@ def test_the_schedule_is_that_of_the_trial_and_refit_takes_it(grid):
         pass
     schedule = rd.load_schedule(best)
     assert schedule.equals(trial.tuner.schedule())
+    assert rd.load_schedule(best, best=True).equals(trial.tuner.schedule(best=True))
     weights = rd.refit(build(best.config), schedule, lr=best.config["lr"], batch_size=16)
     assert list(weights) == list(build({}).model.state_dict())
 

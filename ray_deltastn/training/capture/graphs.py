@@ -147,7 +147,7 @@ class GraphedSteps:
                 return self.recorder.eager(lambda: step(x, y))
             return self._capture(key, name, step, x, y, leaves)
         captured = self._captured[key]
-        moved = captured.moved(self._hyper)
+        moved = captured.hyper is not None and captured.moved(self._hyper)
         if not captured.compared or moved:
             captured.hyper = None if moved else captured.hyper
             return self._compare(captured, name, step, x, y, leaves)
