@@ -141,7 +141,7 @@ def critical_differences(rows: Rows, contenders: Sequence[str], budget: float, p
     table = losses(blocks, contenders, budget)
     ranks = mean_ranks(table)
     order = np.argsort(ranks)
-    joined = groups(ranks, contenders, comparisons(table, contenders))
+    joined = groups(ranks, contenders, comparisons(table, contenders, [task for task, _ in blocks]))
     rank = dict(zip(contenders, ranks, strict=True))
     half = -(-len(order) // 2)
     figure, axis = plt.subplots(figsize=(8.5, 1.0 + 0.24 * half + 0.13 * len(joined)), layout="constrained")

@@ -103,6 +103,8 @@ class Comparison:
         wins: share of the blocks in which the first has the lower loss.
         change: median of log(loss of the first / loss of the second).
         p: of the two-sided Wilcoxon signed-rank test, after Holm's correction.
+        p_of_tasks: the same with one mean for each task, without a correction: the seeds of a task have one network and
+            similar data, so they are not independent.
     """
 
     first: str
@@ -110,14 +112,18 @@ class Comparison:
     wins: float
     change: float
     p: float
+    p_of_tasks: float
 
 
-def comparisons(table: np.ndarray, names: Sequence[str], of: str | None = None) -> list[Comparison]:
+def comparisons(
+    table: np.ndarray, names: Sequence[str], tasks: Sequence[str], of: str | None = None
+) -> list[Comparison]:
     """Wilcoxon's signed-rank test on the log ratios of the losses, for all pairs or for those with one contender.
 
     Args:
         table: losses (blocks, contenders).
         names: the contenders.
+        tasks: the task of each block.
         of: compare this contender with all others; None compares all pairs.
     """
     pairs = [
@@ -127,13 +133,18 @@ def comparisons(table: np.ndarray, names: Sequence[str], of: str | None = None) 
     found, raw = [], []
     for a, b in pairs:
         ratio = np.log(np.minimum(table[:, a], 1e9)) - np.log(np.minimum(table[:, b], 1e9))
-        raw.append(1.0 if not ratio.any() else float(stats.wilcoxon(ratio).pvalue))
-        found.append((float((ratio < 0).mean()), float(np.median(ratio))))
+        raw.append(_wilcoxon(ratio))
+        by_task = np.array([ratio[[of == task for of in tasks]].mean() for task in dict.fromkeys(tasks)])
+        found.append((float((ratio < 0).mean()), float(np.median(ratio)), _wilcoxon(by_task)))
     adjusted = holm(raw)
     return [
-        Comparison(names[a], names[b], wins, change, p)
-        for (a, b), (wins, change), p in zip(pairs, found, adjusted, strict=True)
+        Comparison(names[a], names[b], wins, change, p, p_of_tasks)
+        for (a, b), (wins, change, p_of_tasks), p in zip(pairs, found, adjusted, strict=True)
     ]
+
+
+def _wilcoxon(ratios: np.ndarray) -> float:
+    return float(stats.wilcoxon(ratios).pvalue) if ratios.any() else 1.0
 
 
 def groups(
@@ -176,3 +187,10 @@ def shares(blocks: Blocks, name: str, of_all: bool = True) -> dict[str, list[flo
 def median(values: Sequence[float]) -> float:
     """Median, which may be infinite."""
     return statistics.median(values) if values else math.nan
+
+
+def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
+    """The 5 % and 95 % points of the median over samples of the values with replacement."""
+    sample = np.random.default_rng(0).choice(np.array(values), (draws, len(values)))
+    low, high = np.quantile(np.median(sample, axis=1), (0.05, 0.95), method="inverted_cdf")
+    return float(low), float(high)

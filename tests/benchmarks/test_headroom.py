@@ -209,17 +209,26 @@ def test_a_record_keeps_the_best_loss_within_each_budget():
 
 def test_a_comparison_says_who_is_lower():
     table = np.array([[1.0, 2.0, 2.1], [1.1, 2.3, 2.0], [0.9, 1.9, 2.4], [1.2, 1.1, 2.2], [1.0, 2.0, 2.0]] * 4)
-    first, second = results.comparisons(table, ["a", "b", "c"], of="a")
+    tasks = [task for task in "pqrs" for _ in range(5)]
+    first, second = results.comparisons(table, ["a", "b", "c"], tasks, of="a")
     assert (first.second, second.second) == ("b", "c")
     assert first.wins == 0.8
     assert first.change == pytest.approx(math.log(0.5))
     assert first.p < 0.05
+    assert first.p_of_tasks == 2 * 0.5**4  # four equal tasks, all with the same sign
     assert results.mean_ranks(table)[0] == pytest.approx(1.2)
+
+
+def test_the_interval_of_a_median_may_end_at_never():
+    assert results.interval([0.25] * 9) == (0.25, 0.25)
+    low, high = results.interval([0.1, 0.2, 0.3, math.inf, math.inf])
+    assert low in (0.1, 0.2)
+    assert high == math.inf
 
 
 def test_groups_join_neighbours_without_a_significant_difference():
     names, ranks = ["a", "b", "c", "d"], np.array([1.0, 2.0, 3.0, 4.0])
-    pairs = [results.Comparison("a", "c", 1, -1, 0.01), results.Comparison("a", "d", 1, -1, 0.01)]
+    pairs = [results.Comparison("a", other, 1, -1, 0.01, 0.1) for other in "cd"]
     assert results.groups(ranks, names, pairs) == [["a", "b"], ["b", "c", "d"]]
 
 

@@ -19,6 +19,7 @@ from benchmarks.headroom.results import (
     at,
     comparisons,
     complete,
+    interval,
     losses,
     mean_ranks,
     median,
@@ -97,10 +98,19 @@ def tests(record: Record) -> str:
     table = losses(blocks, RANKED, BUDGET)
     rows = []
     for name in ("delta-stn-refit", "delta-stn"):
-        for pair in sorted(comparisons(table, RANKED, of=name), key=lambda pair: pair.change):
+        pairs = comparisons(table, RANKED, [task for task, _ in blocks], of=name)
+        for pair in sorted(pairs, key=lambda pair: pair.change):
             change = f"{math.expm1(pair.change):+.1%}".replace("-", "−")
-            rows.append([label(name), label(pair.second), f"{pair.wins:.0%}", change, f"{pair.p:.2g}"])
-    heads = ["contender", "against", "lower test loss in", "median difference in test loss", "p (Wilcoxon, Holm)"]
+            p, of_tasks = f"{pair.p:.2g}", f"{pair.p_of_tasks:.2g}"
+            rows.append([label(name), label(pair.second), f"{pair.wins:.0%}", change, p, of_tasks])
+    heads = [
+        "contender",
+        "against",
+        "lower test loss in",
+        "median difference in test loss",
+        "p (Wilcoxon, Holm)",
+        "p, one mean for each task",
+    ]
     return grid(heads, rows, left=2)
 
 
@@ -111,8 +121,17 @@ def times(record: Record) -> str:
     found, until = ({name: shares(blocks, name, of_all) for name in names} for of_all in (True, False))
     rows = [[f"`{task}`", *(_share(found[name].get(task, [])) for name in names)] for task in _tasks(blocks)]
     for head, of in (("median of all", found), ("share of the time until its best run: median of all", until)):
-        rows.append([head, *(_share([s for each in of[name].values() for s in each]) for name in names)])
+        rows.append([head, *(_share(_all(of[name])) for name in names)])
+    rows.insert(-1, ["its 5 % and 95 % points", *(_interval(_all(found[name])) for name in names)])
     return grid(["task", *map(label, names)], rows)
+
+
+def _all(by_task: Mapping[str, Sequence[float]]) -> list[float]:
+    return [value for each in by_task.values() for value in each]
+
+
+def _interval(values: Sequence[float]) -> str:
+    return " – ".join("never" if math.isinf(end) else f"{end:.2f}" for end in interval(values)) if values else MISSING
 
 
 def _share(values: Sequence[float]) -> str:
