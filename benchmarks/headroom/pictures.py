@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.headroom.contenders import CONTENDERS
+from benchmarks.headroom.problems import SUITE
 from benchmarks.headroom.results import BUDGETS, MARKS, Blocks, comparisons, complete, groups, losses, mean_ranks
 
 #: Contenders of the curves, each with its colour.
@@ -74,7 +75,8 @@ def curves(rows: Rows, path: Path, which: str = "test", tasks: Sequence[str] | N
     import matplotlib.pyplot as plt
 
     blocks = blocks_of(rows)
-    shown = list(tasks or dict.fromkeys(row["task"] for row in rows))
+    present = {row["task"] for row in rows}
+    shown = list(tasks or [task for task in SUITE if task in present])
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     figure, axes = plt.subplots(

@@ -19,7 +19,8 @@ from ray_deltastn.integrations.lightning import SelfTuning
 from tests.training.runs import examples, tensors_of
 from tests.training.two_workers import Fading
 
-OPTIONS = {"warmup_steps": 4, "train_interval": 3, "hyper_lr": 0.02, "hyper_clip": 100.0}
+#: Pairs ±ε would take part of each process's rows, another part than one process takes of the minibatch.
+OPTIONS = {"antithetic": False, "warmup_steps": 4, "train_interval": 3, "hyper_lr": 0.02, "hyper_clip": 100.0}
 
 
 class Net(pl.LightningModule):

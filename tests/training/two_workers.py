@@ -23,7 +23,7 @@ from tests.training.runs import Noisy, examples, make_task, make_tuner, reports_
 
 #: Options of the runs without noise. The last minibatch of `ROWS` training examples has one example.
 ROWS = 61
-#: Pairs ±ε take the first half of each worker's rows, which is not the first half of the minibatch.
+#: Pairs ±ε take half of each worker's rows, another half than one process takes of the minibatch.
 EXACT = {
     "batch_size": 15,
     "epochs": 2,

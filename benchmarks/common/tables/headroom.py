@@ -34,6 +34,7 @@ SHOWN = (
     "gp",
     "asha",
     "pbt-4",
+    "trivial-augment",
     "stn",
     "delta-stn-paper",
     "delta-stn",
