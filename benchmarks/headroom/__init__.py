@@ -1,1 +1,1 @@
-"""A suite of tasks that over-fit: self-tuned runs against searches of equal cost."""
+"""A suite of tasks with few training examples: self-tuned runs against searches of equal cost."""

@@ -1,4 +1,4 @@
-"""Self-tuned runs against searches of equal cost, on tasks where the plain network over-fits.
+"""Self-tuned runs against searches of equal cost, on tasks with few training examples.
 
     python -m benchmarks.headroom --out DIR
     python -m benchmarks.headroom --out DIR --tasks mnist1d-1000,wine --methods plain,random,delta-stn --seeds 2

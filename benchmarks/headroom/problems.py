@@ -1,4 +1,4 @@
-"""The tasks of the suite. Each plain network over-fits its few training examples, so regularisation matters.
+"""The tasks of the suite, each with few training examples, so that regularisation matters.
 
 | task               | network                   | hyperparameters                                              |
 |--------------------|---------------------------|--------------------------------------------------------------|

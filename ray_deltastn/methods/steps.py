@@ -150,7 +150,7 @@ class Steps:
         x, y = self._window(x, y, kept // 2 if paired else kept)
         with frozen(self.weights), self._statistics.held():
             found = self._gradients_of_parts(x, y) if in_parts else self._gradients(x, y, paired)
-        return found if self.workers is None else self.workers.mean(found, self.response, rows(x))
+        return found if self.workers is None else self.workers.mean(found, self.response, kept)
 
     def _window(self, x: Any, y: Any, kept: int) -> tuple[Any, Any]:
         """`kept` examples that follow each other, the first one behind the last one, from a random example on.

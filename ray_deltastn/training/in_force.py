@@ -87,6 +87,28 @@ class InForce:
         self._since = state["since"]
 
 
+def up_to(schedule: pd.DataFrame, epoch: int) -> pd.DataFrame:
+    """The rows of a schedule up to an epoch, at least the first row: a report may come in the middle of epoch 1."""
+    table: pd.DataFrame = schedule.head(max(1, epoch))
+    return table
+
+
+def until_best(schedule: pd.DataFrame, report: Mapping[str, Any], monitor: str) -> pd.DataFrame:
+    """A schedule up to the epoch of the best report.
+
+    Args:
+        schedule: one row per epoch, which counts from 1.
+        report: the best report, empty if there is none.
+        monitor: the number by which it is the best.
+
+    Raises:
+        ValueError: if there is no best report.
+    """
+    if not report:
+        raise ValueError(f"`best=True` needs a report with a finite `{monitor}`, got none")
+    return up_to(schedule, int(report["epoch"]))
+
+
 def stretched(schedule: pd.DataFrame, epochs: int) -> pd.DataFrame:
     """A schedule for another number of epochs: epoch n has the row at the same share of the run.
 

@@ -70,7 +70,7 @@ def refit(
     Examples:
         >>> tuner = SelfTuner(build({}), epochs=3)
         >>> reports = list(tuner.fit())
-        >>> weights = refit(build({}), tuner.schedule())
+        >>> weights = refit(build({}), tuner.schedule(best=True))
         >>> sorted(weights) == sorted(build({}).model.state_dict())
         True
     """

@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ray_deltastn.training.in_force import until_best
+
 #: A trial's state in a checkpoint folder.
 STATE_FILE = "deltastn.pt"
 #: A plain network, and the hyperparameters epoch by epoch, in a results folder.
@@ -78,14 +80,8 @@ def load_schedule(source: Any, best: bool = False) -> pd.DataFrame:
         columns = {name: v if isinstance(v, list) else [v] * length for name, v in given.items()}
         return _by_epoch(pd.DataFrame(columns))
     state = _state(source)
-    table = schedule_of(state)
-    if not best:
-        return table
-    report = state["best"]["report"]
-    if not report:
-        raise ValueError(f"`best=True` needs a report with a finite `{state['best']['monitor']}`, got none")
-    used: pd.DataFrame = table.head(max(1, report["epoch"]))
-    return used
+    table, found = schedule_of(state), state["best"]
+    return until_best(table, found["report"], found["monitor"]) if best else table
 
 
 def state_of(source: Any) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ from ray_deltastn.training.data import stream
 from ray_deltastn.training.export import plain_state
 from ray_deltastn.training.health import Health, ResponseSize, divergence
 from ray_deltastn.training.history import History
-from ray_deltastn.training.in_force import InForce
+from ray_deltastn.training.in_force import InForce, until_best
 from ray_deltastn.training.optimizers import Optimizers
 from ray_deltastn.training.options import Options
 from ray_deltastn.training.precision import float32_products
@@ -426,13 +426,7 @@ class SelfTuner:
             ValueError: if the best epoch is asked for before a report with a finite number.
         """
         table = self.in_force.table()
-        return table.head(max(1, self._require_best("schedule")["epoch"])) if best else table
-
-    def _require_best(self, asked: str) -> dict[str, Any]:
-        """The report with the best `monitor`."""
-        if not self.best.report:
-            raise ValueError(f"`{asked}(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
-        return self.best.report
+        return until_best(table, self.best.report, self.best.monitor) if best else table
 
     def history(self) -> pd.DataFrame:
         """All reports so far, also those before a loaded state.
@@ -472,7 +466,8 @@ class SelfTuner:
             ValueError: if the best network is asked for before a report with a finite number.
         """
         if best:
-            self._require_best("export")
+            if not self.best.weights:
+                raise ValueError(f"`export(best=True)` needs a report with a finite `{self.best.monitor}`, got none")
             return {name: value.clone() for name, value in self.best.weights.items()}
         folded = self.response is not None and not self.method.centered
         return plain_state(self.model, self.response if folded else None, self.space.lam.detach())

@@ -17,6 +17,7 @@ from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.training import random_state
 from ray_deltastn.training.files import write_whole, written_whole
+from ray_deltastn.training.in_force import up_to
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE, load_weights, schedule_of
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tables import ranked
@@ -82,8 +83,7 @@ class FinishedTrial:
         Args:
             best_epoch: that epoch.
         """
-        used: pd.DataFrame = schedule_of(self.state).head(max(1, best_epoch))
-        return used
+        return up_to(schedule_of(self.state), best_epoch)
 
 
 def tuner_at(config: Mapping[str, Any], state: Mapping[str, Any]) -> SelfTuner:

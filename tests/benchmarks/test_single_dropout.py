@@ -86,13 +86,13 @@ def test_mnist_is_the_papers_network_with_input_dropout_only(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "low", "high"), [({"response_optimizer": "sgd"}, 0.0, 0.05), ({}, 0.15, 0.5)])
+@pytest.mark.parametrize(("options", "low", "high"), [({"response_optimizer": "sgd"}, 0.0, 0.05), ({}, 0.2, 0.5)])
 def test_the_recommended_preset_keeps_a_rate_that_sgd_for_the_response_loses(options, low, high):
     # σ = 0.1: the network fits its training data, and the gradient of Θ is as small as the training loss. Seed 0 of the
-    # record, after 420 of its 600 epochs. With the other seeds the rate comes back earlier or later.
+    # record, at the end of its run: on the way the rate is below 0.005 for some time, and comes back.
     torch.manual_seed(0)
     task = build_task({"task": "benchmarks.single_dropout:digits", "perturbation_scale": 0.1})
     given = {"epochs": 600, "batch_size": 64, "lr": 0.03, "tune_scale": False, "graph": "on", "device": "cpu"}
-    tuner = rd.SelfTuner(task, steps_per_report=17 * 420, **given, **options)
+    tuner = rd.SelfTuner(task, steps_per_report=17 * 600, **given, **options)
     tuner.step()
     assert low <= tuner.hyperparameters()["dropout0"] <= high

@@ -19,8 +19,7 @@ from ray_deltastn.integrations.lightning import SelfTuning
 from tests.training.runs import examples, tensors_of
 from tests.training.two_workers import Fading
 
-#: Pairs ±ε would take part of each process's rows, another part than one process takes of the minibatch.
-OPTIONS = {"antithetic": False, "warmup_steps": 4, "train_interval": 3, "hyper_lr": 0.02, "hyper_clip": 100.0}
+OPTIONS = {"warmup_steps": 4, "train_interval": 3, "hyper_lr": 0.02, "hyper_clip": 100.0}
 
 
 class Net(pl.LightningModule):
@@ -46,7 +45,10 @@ class Net(pl.LightningModule):
 
 
 class DrawAlike(pl.Callback):
-    """Makes the perturbations those of one process: each process draws them for the whole minibatch."""
+    """Makes the perturbations and the rows that train Θ those of one process: the first half of the minibatch.
+
+    Each process draws perturbations for the whole minibatch.
+    """
 
     def __init__(self, tuning):
         self.tuning = tuning
@@ -61,6 +63,7 @@ class DrawAlike(pl.Callback):
             return tuner.space.scale * (z[rank::size] if tuner.model.training else z[rank * rows : (rank + 1) * rows])
 
         tuner.objective.sample = sample
+        tuner.algorithm._window = lambda x, y, kept: (x[:kept], y[:kept])
 
 
 def space():

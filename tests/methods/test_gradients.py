@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -421,6 +422,20 @@ def test_antithetic_response_step_takes_each_example_under_opposite_perturbation
         for t, plus, minus in zip(whole.theta, *(grad(loss, whole.theta) for loss in losses), strict=True)
     ]
     assert_all_close([t.detach() for t in stepped.theta], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"response_fraction": 0.5, "antithetic": True}], ids=str)
+def test_workers_weigh_their_gradient_of_theta_by_their_share_of_the_minibatch(options):
+    # A worker with three rows has no pairs; its rows must not count more than those of a worker with pairs.
+    shares = {}
+    for count in (3, 9):
+        p = Problem(BY_NAME["linear"], "delta-stn", seed=1)
+        x, y = p.x.repeat(3, 1)[:count], p.y.repeat(3)[:count]
+        steps = all_steps(p, **options)
+        steps.workers = SimpleNamespace(mean=lambda found, like, weight, count=count: shares.update({count: weight}))
+        steps.response_gradients(x, y)
+    fraction = options.get("response_fraction", 1.0)
+    assert shares == {count: round(fraction * count) for count in (3, 9)}
 
 
 @pytest.mark.parametrize(("fraction", "per"), [(0.25, "example"), (1.0, "batch")])

@@ -23,7 +23,7 @@ from tests.training.runs import Noisy, examples, make_task, make_tuner, reports_
 
 #: Options of the runs without noise. The last minibatch of `ROWS` training examples has one example.
 ROWS = 61
-#: Pairs ±ε take half of each worker's rows, another half than one process takes of the minibatch.
+#: Pairs ±ε are a variant: a worker draws half of its own rows, and not of the minibatch.
 EXACT = {
     "batch_size": 15,
     "epochs": 2,
@@ -37,6 +37,7 @@ VARIANTS = {
     "recommended": {},
     "clipped": {"preset": "paper", "clip_grad": 0.05},
     "parts": {"preset": "paper", "perturbations": 2},
+    "pairs": {"antithetic": True, "batch_size": 16},
     "adam": {"optimizer": "adam", "response_optimizer": "adam", "hyper_optimizer": "adam"},
     "plateau": {"schedule": {"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.5}, "epochs": 3},
     "segments": {"preset": "paper"},
@@ -115,6 +116,13 @@ def exact_task(seed=11, **changes):
     return rd.Task(space=space, model=nn.Sequential(*layers).double(), loss=F.cross_entropy, **given)
 
 
+def first_halves(workers, count):
+    """The first half of the rows of each of two workers in a minibatch; one worker alone has both."""
+    shares = [range(count // 2), range(count // 2, count)]
+    own = shares if workers.size == 1 else [shares[workers.rank]]
+    return [row for share in own for row in share[: len(share) // 2]]
+
+
 def draw_alike(tuner):
     """Make the perturbations those of one worker: each draws them for the whole minibatch, and takes its rows."""
     generator = torch.Generator().manual_seed(3)
@@ -138,12 +146,24 @@ def draw_alike(tuner):
     def sample(rows, antithetic=False):
         own = tuner.workers.own(seen["rows"])
         own = own if own.stop > own.start else slice(0, 1)
+        if antithetic:
+            z = torch.randn(seen["rows"], len(tuner.space), generator=generator, dtype=torch.float64)
+            half = z[first_halves(tuner.workers, seen["rows"])]
+            z = torch.cat([half, -half]).index_fill(1, torch.tensor([1]), z[0, 1].item())
+            return tuner.space.scale * z
         copies = rows // (own.stop - own.start)
         z = torch.randn(copies, seen["rows"], len(tuner.space), generator=generator, dtype=torch.float64)
         z[..., 1] = z[0, 0, 1]
         return tuner.space.scale * z[:, own].flatten(0, 1)
 
+    def window(x, y, kept):
+        chosen = torch.tensor(first_halves(tuner.workers, seen["rows"])) - tuner.workers.own(seen["rows"]).start
+        assert len(chosen) == kept
+        return x[chosen], y[chosen]
+
     tuner.objective.sample = sample
+    if tuner.settings.antithetic:
+        tuner.algorithm._window = window
 
 
 def watch_moves(tuner):
@@ -161,6 +181,9 @@ def watch_moves(tuner):
 
 def exact_run(method, variant, workers=None, **changes):
     """Gradients, reports and tensors of a run without noise."""
+    if variant == "pairs":
+        x, y = examples(64, 1)  # whole minibatches
+        changes |= {"train": (x.double(), y)}
     task = segments_task() if variant == "segments" else exact_task(**changes)
     tuner = make_tuner(task, method, workers=workers, **{**EXACT, **VARIANTS[variant]})
     draw_alike(tuner)
