@@ -53,13 +53,15 @@ def grown(
 
     Returns:
         The record. If rows of the earlier one are kept, `earlier` is a list with its command and versions, and with
-        those of the records before it.
+        those of the records before it, each once.
     """
     found = {of(row): row for row in rows}
     kept = {of(row): row for row in (earlier["rows"] if earlier else ())}
     record: dict[str, Any] = {"command": command, "versions": dict(versions)}
     if earlier is not None and not kept.keys() <= found.keys():
-        record["earlier"] = [*earlier.get("earlier", ()), {key: earlier.get(key) for key in ("command", "versions")}]
+        last = {key: earlier.get(key) for key in ("command", "versions")}
+        before = [one for one in earlier.get("earlier", ()) if one != last]
+        record["earlier"] = [one for one in (*before, last) if one != record]
     return {**record, "rows": list({**kept, **found}.values())}
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TUNED
 
 Rows = Sequence[Mapping[str, Any]]
-#: Largest score in a picture of scores, as a multiple of the worst contender's best.
+#: Largest score in a picture of scores, as a multiple of the median of the contenders' bests.
 MOST_OF_BEST = 2.0
 
 
@@ -30,18 +33,21 @@ def curves(rows: Rows, problem: str, path: Path) -> None:
     """Validation scores against epochs: the runs of seed 0 but those of random search."""
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
-    bests = []
-    for name in CONTENDERS:
-        for row in rows:
-            if row["name"] == name and row["seed"] == 0:
-                axes.plot(range(1, len(row["curve"]["valid"]) + 1), row["curve"]["valid"], label=name)
-                bests += [] if row["valid"] is None else [row["valid"]]
+    found = [row for name in CONTENDERS for row in rows if row["name"] == name and row["seed"] == 0]
+    bests = [row["valid"] for row in found if row["valid"] is not None]
+    most = MOST_OF_BEST * median(bests) if bests else math.inf
+    for row in found:
+        inside = row["valid"] is not None and row["valid"] <= most
+        label = row["name"] if inside else f"{row['name']} (above the picture)"
+        axes.plot(range(1, len(row["curve"]["valid"]) + 1), row["curve"]["valid"], label=label)
     if bests:  # epochs that are much worse would hide the differences
-        axes.set_ylim(0.95 * min(bests), min(MOST_OF_BEST * max(bests), axes.get_ylim()[1]))
+        axes.set_ylim(0.95 * min(bests), min(most, axes.get_ylim()[1]))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation bits per character" if PROBLEMS[problem].bits else "validation perplexity")
     if not PROBLEMS[problem].bits:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -101,14 +101,16 @@ PROBLEMS = {
 SMALL = tuple(PROBLEMS)
 
 
-def _larger(problem: Problem, options: Mapping[str, Any], epochs: int, warmup: float) -> Problem:
+def _larger(problem: Problem, options: Mapping[str, Any], warmup: float, **training: Any) -> Problem:
     return replace(
-        problem, options={**problem.options, **options}, training={**problem.training, "epochs": epochs}, warmup=warmup
+        problem, options={**problem.options, **options}, training={**problem.training, **training}, warmup=warmup
     )
 
 
-PROBLEMS["lstm-100k"] = _larger(PROBLEMS["lstm"], {"words": 100_000}, epochs=20, warmup=2.0)
-PROBLEMS["transformer-300k"] = _larger(PROBLEMS["transformer"], {"limit": 300_000, "width": 128}, epochs=15, warmup=1.0)
+PROBLEMS["lstm-100k"] = _larger(PROBLEMS["lstm"], {"words": 100_000}, warmup=2.0, epochs=12)
+PROBLEMS["transformer-300k"] = _larger(
+    PROBLEMS["transformer"], {"limit": 300_000, "width": 128, "batch": 8}, warmup=1.0, epochs=20, lr=0.001
+)
 
 #: Trials of random search.
 TRIALS = 8

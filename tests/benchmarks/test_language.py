@@ -65,6 +65,11 @@ def test_a_report_has_the_best_epoch_of_each_run(tmp_path):
     grown = report(found, "command", earlier)
     assert [(one["name"], one["seed"]) for one in grown["rows"]] == [("plain", 0), ("plain", 1), ("initial", 0)]
     assert [grown["rows"][0], grown["rows"][2]] == record["rows"]
+    first = {"command": "first", "versions": {}}
+    earlier |= {"command": "second", "versions": {}, "earlier": [first]}
+    grown = report(found, "third", earlier)
+    assert grown["earlier"] == [first, {"command": "second", "versions": {}}]
+    assert report(found, "third", grown)["earlier"] == grown["earlier"]  # the same command again
     assert [(one["contender"], one["seeds"]) for one in grown["summary"]] == [("plain", 2), ("initial", 1)]
     assert tables.transformer(record).count("\n") == 3
     with pytest.raises(ValueError, match="`--out` must have a run that has ended, got none"):
