@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.common.tables import language as tables
 from benchmarks.language import __main__ as command
+from benchmarks.language import pictures
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TRIALS, TUNED
 from benchmarks.language.report import per_seed, report, score
 from benchmarks.language.runs import runs
@@ -87,6 +88,27 @@ def test_random_search_is_the_best_of_all_its_trials():
     best, missing = per_seed(some, "lstm", "random")
     assert best == {"valid": 50.0 - (TRIALS - 1), "test": 51.0 - (TRIALS - 1), "seconds": 2.0 * TRIALS}
     assert missing is None
+
+
+def test_a_run_that_diverged_has_no_digits_in_a_table():
+    figures = {"valid": {"mean": 1001.0, "std": 5.0}, "test": {"mean": 999.0, "std": None}, "seconds": {"mean": 2.0}}
+    table = tables.lstm({"summary": [{"problem": "lstm", "contender": "stn", "seeds": 2, **figures}]})
+    assert "| 2 | > 1000 | 999.0 | 2 |" in table
+
+
+def test_a_run_that_diverged_does_not_hide_the_others_in_a_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, path, **options: drawn.append(figure.axes[0]))
+    best = {"plain": 100.0, "delta-stn": 90.0, "stn": 1e6}
+    given = [
+        {"problem": "lstm", "seed": 0, "name": name, "valid": valid, "curve": {"valid": [3 * valid, valid]}}
+        for name, valid in best.items()
+    ]
+    pictures.curves(given, "lstm", tmp_path / "curves.png")
+    (axes,) = drawn
+    assert axes.get_ylim()[1] == pytest.approx(200.0)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["plain", "delta-stn", "stn (above the picture)"]
 
 
 def test_scores_are_perplexities_or_bits():
