@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ray_deltastn.response import Coverage, Response, linearised_forward, register_kind
     from ray_deltastn.space import HyperSpace
     from ray_deltastn.task import Task
+    from ray_deltastn.tasks.corpus import Corpus, read_corpus
     from ray_deltastn.training.options import Options
     from ray_deltastn.training.refit import refit
     from ray_deltastn.training.saved import load_schedule, load_weights
@@ -82,6 +83,7 @@ _NAMES = {
     "response": ("Coverage", "Response", "linearised_forward", "register_kind"),
     "space": ("HyperSpace",),
     "task": ("Task",),
+    "tasks.corpus": ("Corpus", "read_corpus"),
     "training.options": ("Options",),
     "training.refit": ("refit",),
     "training.saved": ("load_schedule", "load_weights"),
@@ -118,6 +120,7 @@ __all__ = [
     "Bounded",
     "ChannelDropout",
     "ColorJitter",
+    "Corpus",
     "Coverage",
     "Cutout",
     "DeltaSTNTrainable",
@@ -159,6 +162,7 @@ __all__ = [
     "load_weights",
     "over_split",
     "plot",
+    "read_corpus",
     "refit",
     "register_kind",
     "tune_dropouts",

@@ -9,13 +9,18 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
+from benchmarks.common.tables.language import NAMES
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TUNED
 
 Rows = Sequence[Mapping[str, Any]]
 #: Largest score in a picture of scores, as a multiple of the median of the contenders' bests.
 MOST_OF_BEST = 2.0
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """The name that the tables have for a run's contender."""
+    return NAMES[row["name"]].replace("`", "")
 
 
 def draw_all(rows: Rows, folder: Path) -> None:
@@ -38,16 +43,13 @@ def curves(rows: Rows, problem: str, path: Path) -> None:
     most = MOST_OF_BEST * median(bests) if bests else math.inf
     for row in found:
         inside = row["valid"] is not None and row["valid"] <= most
-        label = row["name"] if inside else f"{row['name']} (above the picture)"
+        name = label_of(row)
+        label = name if inside else f"{name} (above the picture)"
         axes.plot(range(1, len(row["curve"]["valid"]) + 1), row["curve"]["valid"], label=label)
     if bests:  # epochs that are much worse would hide the differences
         axes.set_ylim(0.95 * min(bests), min(most, axes.get_ylim()[1]))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation bits per character" if PROBLEMS[problem].bits else "validation perplexity")
-    if not PROBLEMS[problem].bits:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -63,7 +65,7 @@ def schedules(rows: Rows, problem: str, path: Path) -> None:
         for axes, group in zip(line, groups, strict=True):
             for name in group:
                 axes.plot(range(1, len(row["values"][name]) + 1), row["values"][name], label=name.replace("_", " "))
-            axes.set_title(row["name"], fontsize=9)
+            axes.set_title(label_of(row), fontsize=9)
             if group[0].endswith("decay"):
                 axes.set_yscale("log")
     for axes in grid[0]:

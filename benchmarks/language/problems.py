@@ -44,7 +44,7 @@ PROBLEMS = {
     "lstm": Problem(
         task="ptb-lstm",
         options={
-            "words": 20_000,
+            "limit": 20_000,
             "least_count": 2,
             "units": 200,
             "embedding": 200,
@@ -107,7 +107,7 @@ def _larger(problem: Problem, options: Mapping[str, Any], warmup: float, **train
     )
 
 
-PROBLEMS["lstm-100k"] = _larger(PROBLEMS["lstm"], {"words": 100_000}, warmup=2.0, epochs=12)
+PROBLEMS["lstm-100k"] = _larger(PROBLEMS["lstm"], {"limit": 100_000}, warmup=2.0, epochs=12)
 PROBLEMS["transformer-300k"] = _larger(
     PROBLEMS["transformer"], {"limit": 300_000, "width": 128, "batch": 8}, warmup=1.0, epochs=20, lr=0.001
 )

@@ -34,7 +34,10 @@ def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """One run: its configuration, its scores at the best validation loss and at the end, and its curves."""
+    """One run: its configuration, its scores at the best validation loss and at the end, and its curves.
+
+    `lr` is the learning rate after each epoch.
+    """
     kept = run.read()
     assert kept is not None
     rows, bits = kept["rows"], run.of.bits
@@ -53,6 +56,7 @@ def row(run: Run) -> dict[str, Any]:
         "valid": rounded(score(at_best["valid_loss"], bits), 5),
         "test": rounded(score(at_best["test_loss"], bits), 5),
         "last_valid": curve["valid"][-1],
+        "lr": [rounded(one["lr"], 4) for one in rows],
         "curve": curve,
         "values": values,
     }

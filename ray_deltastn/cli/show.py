@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ray_deltastn.compare.tables import FIRST, SECOND, cells, gain
+from ray_deltastn.compare.tables import SECOND, cells, first_columns, gain
 from ray_deltastn.reports.comparison import Comparison, statement
 from ray_deltastn.reports.results import Results
 from ray_deltastn.tune.console import plain
@@ -17,7 +17,7 @@ from ray_deltastn.tune.console import plain
 def show_comparison(console: Console, found: Comparison) -> None:
     """Show the tables of a comparison, what was gained, and the differences."""
     title = f"Comparison with a budget of {found.asked.config.budget} epochs per method and seed{found.cost}"
-    console.print(short_table(title, *cells(found.summary, FIRST, counts=False)))
+    console.print(short_table(title, *cells(found.summary, first_columns(found.per_seed), counts=False)))
     console.print(short_table("Costs", *cells(found.summary, SECOND)))
     told = gain(found.per_seed)
     for line in [

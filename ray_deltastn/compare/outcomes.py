@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+#: Splits whose scores a report has, and their names in headings.
+SPLITS = {"valid": "validation", "test": "test"}
 #: Columns of the outcomes, costs and speeds of a method with one seed, and their headings.
 OUTCOMES = {
     "best_valid_loss": "best validation loss",
@@ -24,6 +27,30 @@ REACHED = {
 }
 #: Reference method, for the speeds in `REACHED` and for the differences.
 REFERENCE = "random"
+
+
+def own_metrics(columns: Iterable[str]) -> dict[str, str]:
+    """The columns of the task's own metrics, such as `test_perplexity`, and their headings.
+
+    Args:
+        columns: columns of reports or of `outcomes`.
+    """
+    others = {*OUTCOMES, *REACHED, "valid_loss", "test_loss"}
+    found = {}
+    for column in columns:
+        split, _, name = column.partition("_")
+        if split in SPLITS and name and column not in others:
+            found[column] = f"{SPLITS[split]} {name.replace('_', ' ')}"
+    return found
+
+
+def headings(columns: Iterable[str]) -> dict[str, str]:
+    """All columns of `outcomes` with a number for each method and seed, and their headings.
+
+    Args:
+        columns: columns of `outcomes`.
+    """
+    return {**OUTCOMES, **own_metrics(columns), **COSTS, **REACHED}
 
 
 def finite(values: pd.Series[Any]) -> pd.Series[Any]:
@@ -70,8 +97,8 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
 
     The best trial is the one with the lowest validation loss.
 
-    - `best_valid_loss`, `test_loss`, `valid_accuracy`, `test_accuracy`: from the report of the best trial that has the
-      lowest validation loss;
+    - `best_valid_loss`, `test_loss`, `valid_accuracy`, `test_accuracy`, and the task's own metrics: from the report of
+      the best trial that has the lowest validation loss;
     - `final_valid_loss`: from the last report of the best trial;
     - `epochs`, `device_seconds`, `wall_seconds`: cost of all trials together;
     - `epochs_to_random`, `seconds_to_random`: epochs and device-seconds until the method first reached the best loss
@@ -87,7 +114,8 @@ def outcomes(results: pd.DataFrame) -> pd.DataFrame:
         at = best.sort_values("valid_loss", kind="stable").iloc[0]
         row = {"method": method, "seed": seed, "trials": reports["trial_id"].nunique()}
         row |= {"best_valid_loss": at["valid_loss"], "final_valid_loss": best["valid_loss"].iloc[-1]}
-        row |= {name: at.get(name, math.nan) for name in ("test_loss", "valid_accuracy", "test_accuracy")}
+        shown = ("test_loss", "valid_accuracy", "test_accuracy", *own_metrics(results.columns))
+        row |= {name: at.get(name, math.nan) for name in shown}
         row |= {"epochs": len(spent), "device_seconds": spent["spent_seconds"].iloc[-1]}
         rows.append({**row, "wall_seconds": reports["wall_seconds"].iloc[0]})
     table: pd.DataFrame = pd.DataFrame(rows)
@@ -119,7 +147,7 @@ def summary(per_seed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, found in per_seed.groupby("method", sort=False):
         row: dict[str, Any] = {"method": method, "seeds": len(found), "trials": found["trials"].mean()}
-        for name in (*OUTCOMES, *COSTS, *REACHED):
+        for name in headings(per_seed.columns):
             values = finite(found[name]).dropna()
             row[f"{name}_mean"] = values.mean() if len(values) else math.nan
             row[f"{name}_std"] = values.std() if len(values) > 1 else math.nan

@@ -11,15 +11,15 @@ from typing import Any
 import pandas as pd
 
 from ray_deltastn.compare.differences import Difference, differences
-from ray_deltastn.compare.outcomes import COSTS, OUTCOMES, REACHED, outcomes, summary
+from ray_deltastn.compare.outcomes import OUTCOMES, headings, outcomes, own_metrics, summary
 
-#: Columns of the first table of a comparison, with short headings, and those of the second one in a terminal.
+#: Columns of the first table of a comparison, its last one, and those of the second table in a terminal.
 FIRST = {
     "best_valid_loss": "valid loss",
     "test_loss": "test loss",
     "test_accuracy": "accuracy",
-    "device_seconds": "seconds",
 }
+FIRST_COST = {"device_seconds": "seconds"}
 SECOND = {
     "epochs": "epochs",
     "wall_seconds": "wall s",
@@ -29,6 +29,16 @@ SECOND = {
 #: Methods whose gain is told, the most important first, and what each is compared with.
 GAINERS = ("hybrid", "delta-stn", "centered-stn", "stn")
 RIVALS = {"fixed": "no tuning", "random": "random search"}
+
+
+def first_columns(per_seed: pd.DataFrame) -> dict[str, str]:
+    """The columns of the first table of a comparison, with the task's own metrics on the test data.
+
+    Args:
+        per_seed: one row per method and seed, see `outcomes`.
+    """
+    own = {name: text for name, text in own_metrics(per_seed.columns).items() if name.startswith("test_")}
+    return {**FIRST, **own, **FIRST_COST}
 
 
 def number(value: float, name: str, like: float | None = None) -> str:
@@ -74,7 +84,8 @@ def cells(
         names: columns to show and their headings; by default all.
         counts: whether to show the numbers of trials and seeds.
     """
-    names = {**OUTCOMES, **COSTS, **REACHED} if names is None else names
+    if names is None:
+        names = headings(column.removesuffix("_mean") for column in table.columns if column.endswith("_mean"))
     shown = [name for name in names if table[f"{name}_mean"].notna().any()]
     rows = [
         [
@@ -89,7 +100,7 @@ def cells(
 
 def seed_cells(per_seed: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the outcomes of every seed as text; columns without any value are left out."""
-    names = {**OUTCOMES, **COSTS, **REACHED}
+    names = headings(per_seed.columns)
     shown = [name for name in names if per_seed[name].notna().any()]
     rows = [
         [str(row["method"]), f"{row['seed']}", *(number(row[name], name) for name in shown), f"{row['trials']}"]

@@ -37,15 +37,15 @@ class EmbeddingDropout(Dropout):
         embedding: E, a layer with `num_embeddings` words that maps indices (B, …) to features (B, …, k).
 
     Raises:
-        TypeError: if `embedding` has no number of words.
+        TypeError: if `embedding` has no number of words, or adds words up as nn.EmbeddingBag does.
     """
 
     def __init__(self, name: str, embedding: nn.Module) -> None:
         super().__init__(name)
-        if not isinstance(getattr(embedding, "num_embeddings", None), int):
+        if not isinstance(getattr(embedding, "num_embeddings", None), int) or isinstance(embedding, nn.EmbeddingBag):
             raise TypeError(
-                f"`embedding` must be a layer with `num_embeddings` words, such as nn.Embedding, got "
-                f"{type(embedding).__name__}"
+                "`embedding` must be a layer with `num_embeddings` words and features for each, such as nn.Embedding, "
+                f"got {type(embedding).__name__}"
             )
         self.embedding = embedding
 

@@ -11,9 +11,17 @@ import pandas as pd
 
 from ray_deltastn.compare.asked import Asked
 from ray_deltastn.compare.differences import Difference
-from ray_deltastn.compare.outcomes import COSTS, OUTCOMES, REACHED
+from ray_deltastn.compare.outcomes import headings
 from ray_deltastn.compare.run import gather
-from ray_deltastn.compare.tables import FIRST, cells, difference_cells, gain, seed_cells, shortfalls, write_tables
+from ray_deltastn.compare.tables import (
+    cells,
+    difference_cells,
+    first_columns,
+    gain,
+    seed_cells,
+    shortfalls,
+    write_tables,
+)
 from ray_deltastn.reports import comparison_pictures as pictures
 from ray_deltastn.reports.page import Picture, write_page
 from ray_deltastn.tune.config import option_of
@@ -89,7 +97,8 @@ def write_comparison(out: Path) -> Comparison:
 
 
 def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
-    left = {name: text for name, text in {**OUTCOMES, **COSTS, **REACHED}.items() if name not in FIRST}
+    first = first_columns(found.per_seed)
+    left = {name: text for name, text in headings(found.per_seed.columns).items() if name not in first}
     header, rows = cells(found.summary, left)
     seed_header, seed_rows = seed_cells(found.per_seed)
     shown = [
@@ -129,7 +138,7 @@ def _write_page(found: Comparison, drawn: Collection[str], out: Path) -> None:
         gained=gain(found.per_seed),
         seeds=found.asked.seeds,
         notes=found.notes(),
-        first=cells(found.summary, FIRST, counts=False),
+        first=cells(found.summary, first, counts=False),
         header=header,
         rows=rows,
         costs=COSTS_TEXT,

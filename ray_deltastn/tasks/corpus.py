@@ -79,9 +79,15 @@ def read_corpus(
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if a file is empty or not UTF-8, a split has no word, or a word for validation or test is not in a
-            vocabulary without `<unk>`. The message names the file, and the first such word.
+        ValueError: if a number is too small, a file is empty or not UTF-8, a split has no word, the vocabulary has one
+            word only, or a word for validation or test is not in a vocabulary without `<unk>`. The message names the
+            file, and the first such word.
     """
+    for name, value in (("limit", limit), ("held_limit", held_limit), ("least_count", least_count)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name} >= 1` must hold, got {value}")
+    if held_limit is None and limit is not None and limit < 5:
+        raise ValueError(f"`limit >= 5` must hold unless `held_limit` is given, which is a fifth of it, got {limit}")
     sources = _sources(path)
     texts = [_tokens(file, unit) for file in dict.fromkeys(sources)]
     single = len(texts) == 1
@@ -93,8 +99,13 @@ def read_corpus(
             raise ValueError(f"`{file}` must give the {name} text at least one of its {unit}, got none")
     least = (2 if single else 1) if least_count is None else least_count
     vocabulary = _vocabulary(cut[0], least)
+    if len(vocabulary) < 2:
+        raise ValueError(
+            f"`{sources[0]}` must give a vocabulary of at least two {unit}, got {', '.join(vocabulary)} alone with "
+            f"`least_count` {least}"
+        )
     index = {word: number for number, word in enumerate(vocabulary)}
-    train, valid, test = (_encoded(part, index, file) for part, file in zip(cut, sources, strict=True))
+    train, valid, test = (_encoded(part, index, file, unit) for part, file in zip(cut, sources, strict=True))
     return Corpus(vocabulary, train, valid, test)
 
 
@@ -125,7 +136,7 @@ def _sources(path: str | os.PathLike[str] | None) -> tuple[Path, Path, Path]:
 def _folder(folder: Path) -> tuple[Path, Path, Path] | None:
     for names in FILES:
         train, valid, test = (folder / name for name in names)
-        if train.exists() and valid.exists() and test.exists():
+        if train.is_file() and valid.is_file() and test.is_file():
             return train, valid, test
     return None
 
@@ -154,13 +165,13 @@ def _vocabulary(text: Sequence[str], least: int) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
 
 
-def _encoded(text: Sequence[str], index: Mapping[str, int], file: Path) -> Tensor:
+def _encoded(text: Sequence[str], index: Mapping[str, int], file: Path, unit: Unit) -> Tensor:
     other = index.get(UNKNOWN)
     if other is None:
         for word in text:
             if word not in index:
                 raise ValueError(
-                    f"each word must be in the vocabulary of the training text, which has no {UNKNOWN}, got {word!r} "
-                    f"in {file}; `least_count: 2` makes rare words {UNKNOWN}"
+                    f"each of the {unit} must be in the vocabulary of the training text, which has no {UNKNOWN}, got "
+                    f"{word!r} in {file}; `least_count: 2` makes rare {unit} {UNKNOWN}"
                 )
     return torch.tensor([index.get(word, other) for word in text])

@@ -42,12 +42,12 @@ def ptb_lstm(config: Mapping[str, Any]) -> Task:
     whose weight is also that of the decoder, sequences of 70 words, minibatches of 40 sequences that carry their state
     from segment to segment. All rates and both penalties start at 0.05; rates are in [0, 0.95] and penalties in [0, 4].
     The paper gives their ranges and initial values. It does not say whether the decoder is tied; the code of MacKay
-    et al. ties it. The first words of a split that do not fill all sequences equally are used, the rest is not.
+    et al. ties it. Words at the end of a split that do not fill all sequences equally are not used.
 
     Args:
         config: options of the task: `path` (a folder or a text file, see `read_corpus`; by default the Penn Treebank in
-            the data root), `words` (number of words of the training text, default all), `held_words` (the same for
-            validation and test, default a fifth of `words`), `least_count` (see `read_corpus`), `units`, `embedding`,
+            the data root), `limit` (number of words of the training text, default all), `held_limit` (the same for
+            validation and test, default a fifth of `limit`), `least_count` (see `read_corpus`), `units`, `embedding`,
             `layers`, `batch`, `length`, `untied` (true gives the decoder its own weight), `initial_values` (name →
             initial value) and `perturbation_scale` (initial σ).
 
@@ -55,10 +55,15 @@ def ptb_lstm(config: Mapping[str, Any]) -> Task:
         ValueError: if an option breaks its rule, or a text is too short.
         FileNotFoundError: if the text is missing.
     """
-    corpus = _corpus(config, "words", "words", "held_words")
+    corpus = _corpus(config, "words")
     units, embedding = whole(config, "units", 650, least=1), whole(config, "embedding", 650, least=1)
-    layers = whole(config, "layers", 2, least=1)
-    model = LSTMModel(len(corpus.vocabulary), units, embedding, layers, tied=not flag(config, "untied"))
+    layers, tied = whole(config, "layers", 2, least=1), not flag(config, "untied")
+    if tied and layers == 1 and units != embedding and "units" in config:
+        raise ValueError(
+            "`units = embedding` must hold for one layer whose decoder has the weight of the embedding, got "
+            f"units={units} and embedding={embedding}; `untied: true` gives the decoder its own weight"
+        )
+    model = LSTMModel(len(corpus.vocabulary), units, embedding, layers, tied)
     names = [name for name in RATES if layers > 1 or name != "hidden_dropout"]
     domains: dict[str, Hyperparameter] = {name: _rate() for name in names}
     domains["dropconnect"] = _rate(per="batch")
@@ -84,7 +89,7 @@ def char_transformer(config: Mapping[str, Any]) -> Task:
         ValueError: if an option breaks its rule, or a text is too short.
         FileNotFoundError: if the text is missing.
     """
-    corpus = _corpus(config, "characters", "limit", "held_limit")
+    corpus = _corpus(config, "characters")
     width, heads = whole(config, "width", 128, least=1), whole(config, "heads", 4, least=1)
     if width % heads:
         raise ValueError(f"`heads` must divide `width`, got heads={heads} and width={width}")
@@ -107,13 +112,13 @@ def _rate(**per: Any) -> Bounded:
     return Bounded(0.05, low=0.0, high=0.95, search=(0.0, 0.75), **per)
 
 
-def _corpus(config: Mapping[str, Any], unit: Unit, limit: str, held_limit: str) -> Corpus:
+def _corpus(config: Mapping[str, Any], unit: Unit) -> Corpus:
     path = config.get("path")
     if not (path is None or isinstance(path, str | Path)):
         raise ValueError(f"`path` must name a text file or a folder with texts, got {path!r}")
     most, held, least = (
         None if config.get(name) is None else whole(config, name, 0, least=1)
-        for name in (limit, held_limit, "least_count")
+        for name in ("limit", "held_limit", "least_count")
     )
     return read_corpus(path, unit, most, held, least)
 

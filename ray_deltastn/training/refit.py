@@ -123,7 +123,10 @@ def _check(use: str, data: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"`patience` needs validation data, but they are trained on, got {options['patience']}")
     plan = options.get("schedule")
     if (plan.get("name") if isinstance(plan, Mapping) else plan) == "plateau" and data == "train+valid":
-        raise ValueError("`schedule: plateau` needs validation data, but they are trained on; give another schedule")
+        raise ValueError(
+            "`schedule: plateau` needs validation data, but they are trained on; give another schedule, such as "
+            "`multistep` with the epochs after which the learning rate fell"
+        )
 
 
 def constants_of(schedule: Given, task: Task, use: Use) -> dict[str, Any]:

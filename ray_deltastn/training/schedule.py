@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -65,6 +67,23 @@ def check_schedule(given: str | Mapping[str, Any] | None, epochs: int, lr: float
             schedule.step()
     except (TypeError, ValueError, ArithmeticError) as error:
         raise _wrong_arguments(type(schedule).__name__, given, error) from None
+
+
+def replayed(given: str | Mapping[str, Any] | None, rates: Mapping[int, float]) -> str | Mapping[str, Any] | None:
+    """The schedule of a run for a run without validation data: `plateau` becomes `multistep` with the same falls.
+
+    Args:
+        given: the schedule of the run.
+        rates: completed epochs → learning rate then, with the one at the start for 0.
+    """
+    arguments: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    if arguments.get("name") != "plateau":
+        return given
+    factor = arguments.get("factor", 0.1)
+    falls: list[int] = []
+    for before, epoch in pairwise(sorted(rates)):
+        falls += [epoch] * round(math.log(rates[epoch] / rates[before]) / math.log(factor))
+    return {"name": "multistep", "milestones": falls, "gamma": factor}
 
 
 def _wrong_arguments(name: str, arguments: Any, error: Exception) -> ValueError:

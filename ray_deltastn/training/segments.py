@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Segments:
         if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise TypeError(f"`tokens` must be whole numbers, got {tokens.dtype}")
         for name, value in (("batch_size", batch_size), ("length", length)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number from 1, got {value!r}")
         if tokens.dim() != 1:
             raise ValueError(f"`tokens` must have one axis, got shape {tuple(tokens.shape)}")
@@ -82,7 +83,7 @@ class Segments:
             if not tensors(state):
                 raise ValueError("`state` must hold a tensor, got none; give None to carry nothing")
         self.tokens = tokens.long()
-        self.batch_size, self.length = batch_size, length
+        self.batch_size, self.length = int(batch_size), int(length)
         self.state = None if state is None else mapped(torch.Tensor.detach, state)
         #: Tokens in a stream.
         self.steps = len(tokens) // batch_size

@@ -35,11 +35,21 @@ def identity(
             for name in ("optimizer", "response_optimizer", "hyper_optimizer", "tune_scale")
         },
         "schedule": schedule.get("name") if isinstance(schedule, Mapping) else schedule,
+        **({"task": dict(task)} if task else {}),
         # Positions in the data, and epochs, are counted in minibatches.
         "minibatches per epoch": steps_per_epoch,
-        "model": {name: "×".join(map(str, value.shape)) for name, value in model.state_dict().items()},
-        **({"task": dict(task)} if task else {}),
+        "model": _entries(model),
     }
+
+
+def _entries(model: nn.Module) -> dict[str, str]:
+    """Name → shape of each entry of the model's state, or the name of the entry whose tensor it shares."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        owner = first.setdefault(id(value), name)
+        found[name] = "×".join(map(str, value.shape)) if owner == name else f"the tensor of {owner}"
+    return found
 
 
 def require_same(state: Any, own: Mapping[str, Any]) -> None:

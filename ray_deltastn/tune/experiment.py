@@ -25,6 +25,7 @@ from ray_deltastn.tune.folder.code import write_code
 from ray_deltastn.tune.folder.layout import (
     CONFIG_FILE,
     DRIVER_FILE,
+    IDENTITY_FILE,
     LINEAGE_FILE,
     LOG_FILE,
     SPACE_FILE,
@@ -42,9 +43,11 @@ from ray_deltastn.tune.folder.states import KeepStates, is_written, mend
 from ray_deltastn.tune.guards import (
     alone,
     check_free,
+    check_identity,
     check_maps,
     check_owner,
     check_resumable,
+    check_saved,
     check_shared,
     make_free,
     slots_of,
@@ -55,7 +58,7 @@ from ray_deltastn.tune.scheduler_names import PAUSING
 from ray_deltastn.tune.schedulers import EpochBudget, make_scheduler
 from ray_deltastn.tune.search.searchers import make_searcher
 from ray_deltastn.tune.stopping import Terminated, terminable
-from ray_deltastn.tune.task_check import check_task
+from ray_deltastn.tune.task_check import Checked, check_task
 from ray_deltastn.tune.trainable import NO_ROOM, DeltaSTNTrainable
 
 
@@ -138,25 +141,22 @@ def run_experiment(
     if not resume:
         check_free(out)
     # Build the task here first: a mistake gives a one-line error instead of a worker's traceback.
-    space, config, reports, grace = check_task(config)
+    checked = check_task(config)
+    if resume:
+        check_saved(checked.config, out)
+        check_maps(out, checked.space)
+        check_identity(out, checked.identity)
     with terminable() as rearm:
         try:
             cluster.start(address, config.task, code)
         except SystemExit:  # Ray's own handler of SIGTERM
             raise Terminated from None
         rearm()
-        return _run_on_cluster(config, space, reports, grace, out, resume, code)
+        return _run_on_cluster(checked, out, resume, code)
 
 
-def _run_on_cluster(
-    config: ExperimentConfig,
-    space: dict[str, dict[str, Any]],
-    reports: int,
-    grace: int,
-    out: Path,
-    resume: bool,
-    code: Sequence[Path],
-) -> pd.DataFrame:
+def _run_on_cluster(checked: Checked, out: Path, resume: bool, code: Sequence[Path]) -> pd.DataFrame:
+    config = checked.config
     fitting = slots_of(config)
     slots = config.tune.max_concurrent or fitting
     pausing = config.tune.scheduler in PAUSING
@@ -169,7 +169,9 @@ def _run_on_cluster(
         warm_start=config.tune.warm_start,
         max_concurrent=alive,
     )
-    scheduler = make_scheduler(config.tune.scheduler, config.param_space(), reports=reports, grace=grace)
+    scheduler = make_scheduler(
+        config.tune.scheduler, config.param_space(), reports=checked.reports, grace=checked.grace
+    )
     if not resume:
         make_free(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -177,30 +179,23 @@ def _run_on_cluster(
     with alone(out):
         if code:
             write_code(out, code)
-        return _run(config, space, searcher, scheduler, alive, out, resume)
+        return _run(checked, searcher, scheduler, alive, out, resume)
 
 
-def _run(
-    config: ExperimentConfig,
-    space: dict[str, dict[str, Any]],
-    searcher: Any,
-    scheduler: Any,
-    alive: int,
-    out: Path,
-    resume: bool,
-) -> pd.DataFrame:
+def _run(checked: Checked, searcher: Any, scheduler: Any, alive: int, out: Path, resume: bool) -> pd.DataFrame:
+    config = checked.config
     progress = Progress([option_of(name) for name in config.search], config.tune.num_samples)
     if resume and mend(out / TRIALS_FOLDER, out / STATES_FOLDER):
         progress.say("Tune's newest state was damaged; continuing from the previous one")
     known = check_resumable(config, out) if resume else {}
-    if resume:
-        check_maps(out, space)
     ended = _Ended([name for name, status in known.items() if status == "TERMINATED"])
     if not resume:
         shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
-        for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE):
+        for name in (DRIVER_FILE, LOG_FILE, LINEAGE_FILE, IDENTITY_FILE):
             (out / name).unlink(missing_ok=True)
-        write_whole(out / SPACE_FILE, json.dumps(space, indent=2) + "\n")
+        write_whole(out / SPACE_FILE, json.dumps(checked.space, indent=2) + "\n")
+        if checked.identity:
+            write_whole(out / IDENTITY_FILE, json.dumps(checked.identity) + "\n")
         write_whole(out / CONFIG_FILE, json.dumps(config.model_dump(), indent=2) + "\n")
     # TensorBoard's writer logs a warning for every NaN or infinite value of a diverged trial.
     logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from ray_deltastn.training import random_state
 from ray_deltastn.training.files import write_whole, written_whole
 from ray_deltastn.training.in_force import up_to
 from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE, load_weights, schedule_of
+from ray_deltastn.training.schedule import replayed
 from ray_deltastn.training.settings import Settings
 from ray_deltastn.training.tables import ranked
 from ray_deltastn.training.tuner import SelfTuner
@@ -51,7 +52,9 @@ class FinishedTrial:
         log = read_log(folder)
         if trial not in log:
             raise ValueError(f"`trial` must be one of {', '.join(sorted(log))}, got {trial!r}")
-        self.config: dict[str, Any] = with_own_seed(last_of_each(log[trial])[-1].config)
+        reports = last_of_each(log[trial])
+        self.config: dict[str, Any] = with_own_seed(reports[-1].config)
+        self._rates = {int(one.result["epoch"]): float(one.result["lr"]) for one in reports}
         self.state = _newest_state(folder / TRIALS_FOLDER, trial)
 
     @property
@@ -66,8 +69,13 @@ class FinishedTrial:
 
     @property
     def refit_options(self) -> dict[str, Any]:
-        """Options of the trial that `rd.refit` takes over."""
-        return {name: value for name, value in self.options.items() if name not in _LEFT}
+        """Options of the trial that `rd.refit` takes over.
+
+        Instead of a `plateau`, which needs validation data, the learning rate falls after the same epochs.
+        """
+        options = {name: value for name, value in self.options.items() if name not in _LEFT}
+        rates = {0: Settings(**self.options).lr, **self._rates}
+        return {**options, "schedule": replayed(options.get("schedule"), rates)}
 
     def build(self) -> Task:
         """The trial's task, with the initial weights of the trial."""

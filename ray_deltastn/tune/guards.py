@@ -22,6 +22,7 @@ from ray_deltastn.tune.folder.layout import (
     COMPARISON_FILE,
     CONFIG_FILE,
     DRIVER_FILE,
+    IDENTITY_FILE,
     LINEAGE_FILE,
     LOCK_FILE,
     LOG_FILE,
@@ -115,7 +116,7 @@ def check_own(out: Path) -> None:
         return
     if not out.is_dir():
         raise ResumeError(f"`--out` must be a folder, got the file {out}")
-    own = {SPACE_FILE, STATES_FOLDER, TRIALS_FOLDER, DRIVER_FILE, LOG_FILE, LINEAGE_FILE}
+    own = {SPACE_FILE, IDENTITY_FILE, STATES_FOLDER, TRIALS_FOLDER, DRIVER_FILE, LOG_FILE, LINEAGE_FILE}
     others = sorted(p.name for p in out.iterdir() if p.name not in own and not p.name.startswith("."))
     if others:
         raise ResumeError(
@@ -162,6 +163,26 @@ def check_maps(out: Path, space: Mapping[str, Mapping[str, Any]]) -> None:
             raise ResumeError(
                 f"`{out}` must hold an experiment with the same maps, got {theirs} for '{name}', here {about['map']}; "
                 "start again in another folder"
+            )
+
+
+def check_identity(out: Path, identity: Mapping[str, str]) -> None:
+    """Check that the task has the same `Task.identity` as in the experiment, because its trials would refuse another.
+
+    Args:
+        out: results folder.
+        identity: that of the task now.
+
+    Raises:
+        ResumeError: if they differ. Folders of earlier versions have none.
+    """
+    path = out / IDENTITY_FILE
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    for name, theirs in saved.items():
+        if identity.get(name) != theirs:
+            raise ResumeError(
+                f"`{out}` must hold an experiment with the same {name}, got {theirs}, here {identity.get(name)}; the "
+                "data of the task have changed"
             )
 
 

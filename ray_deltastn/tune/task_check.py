@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ray_deltastn.methods import get_method
 from ray_deltastn.task import Task
 from ray_deltastn.tasks import build_task
 from ray_deltastn.tasks.options import Watched
+from ray_deltastn.tasks.ready import READY
 from ray_deltastn.training import random_state
 from ray_deltastn.training.checks import check_differentiable, try_out_task
 from ray_deltastn.training.data import stream
@@ -22,6 +24,26 @@ from ray_deltastn.tune.config import ExperimentConfig, option_of, unknown_key
 
 #: Hyper steps after which a scheduler may judge a trial.
 HYPER_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An experiment whose task has been built and fits it.
+
+    Attributes:
+        space: kind, map, initial value and bounds of each hyperparameter, by name. The map is that of the first value
+            if `preset` or `domains` is searched.
+        config: the experiment, in which `hyperparameters: all` is replaced by the names and ranges of the task's.
+        reports: the largest number of reports of one trial.
+        grace: number of reports before which a scheduler must not judge a trial.
+        identity: what `Task.identity` says.
+    """
+
+    space: dict[str, dict[str, Any]]
+    config: ExperimentConfig
+    reports: int
+    grace: int
+    identity: dict[str, str]
 
 
 def _reports(config: ExperimentConfig, task: Task) -> int:
@@ -58,14 +80,8 @@ def _sets_of_maps(config: ExperimentConfig) -> list[DomainsName]:
     return list(dict.fromkeys(Settings(**one).domains for one in given))
 
 
-def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], ExperimentConfig, int, int]:
+def check_task(config: ExperimentConfig) -> Checked:
     """Build the task once, as a trial does, and check the experiment against it.
-
-    Returns:
-        Four values: kind, map, initial value and bounds of each hyperparameter, by name (the map is that of the first
-        value if `preset` or `domains` is searched); the experiment, in which `hyperparameters: all` is replaced by the
-        name and range of each hyperparameter; the largest number of reports of one trial; and the number of reports
-        before which a scheduler must not judge a trial.
 
     Raises:
         ValueError: if the task breaks a rule, an option is probably misspelt, a hyperparameter is searched outside its
@@ -80,15 +96,20 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
         task.space.use(domains)
     for method in config.methods():
         check_differentiable(task, get_method(method))
+    known = sorted(watched.read - {"task", *Settings.names()})
     for name in (*config.options, *searched):
-        # A task may read an option later or not at all, so only a name that looks misspelt is refused.
-        near = difflib.get_close_matches(name, sorted(watched.read), n=1, cutoff=0.75)
-        if name not in watched.read and near:
+        if name in watched.read:
+            continue
+        # A task of the user may read an option later or not at all, so only a name that looks misspelt is refused.
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near:
             raise ValueError(unknown_key(f"options.{name}", [f"options.{near[0]}"]))
+        if config.task in READY:
+            raise ValueError(f"`options.{name}` is not an option of {config.task}; known are {', '.join(known)}")
     splits = ["valid"] + ([] if task.test is None else ["test"])
-    known = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
-    if config.tune.metric not in (*known, "best_valid_loss", "train_loss"):
-        raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *known, "train_loss"]))
+    reported = [f"{split}_{what}" for split in splits for what in ("loss", "accuracy", *task.metrics)]
+    if config.tune.metric not in (*reported, "best_valid_loss", "train_loss"):
+        raise ValueError(unknown_key(f"tune.metric={config.tune.metric}", ["best_valid_loss", *reported, "train_loss"]))
     about = {name: p.about(sets[0]) for name, p in task.space.hyperparameters.items()}
     if "hyperparameters" in config.search:
         config = config.with_ranges(task.space.search_ranges())
@@ -103,4 +124,4 @@ def check_task(config: ExperimentConfig) -> tuple[dict[str, dict[str, Any]], Exp
         with random_state.isolated(0):
             try_out_task(task)
     reports = _reports(config, task)
-    return about, config, reports, _grace(config, task, reports)
+    return Checked(about, config, reports, _grace(config, task, reports), dict(task.identity))

@@ -1,6 +1,7 @@
 """A state of another run, or of none, is refused in one line and changes nothing."""
 
 import pytest
+from torch import nn
 
 import ray_deltastn as rd
 from tests.bad_inputs.made import assert_refused, more_hyperparameters, other_model, space, tuner
@@ -8,6 +9,14 @@ from tests.bad_inputs.made import assert_refused, more_hyperparameters, other_mo
 
 def load(saved, own):
     own.load_state_dict(saved.state_dict())
+
+
+def twice(tied):
+    """A run whose model has two equal layers, of which the second may have the weight of the first."""
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), rd.Dropout("rate"), nn.Linear(4, 4))
+    if tied:
+        layers[3].weight = layers[0].weight
+    return tuner(changes={"model": layers})
 
 
 def other_space():
@@ -30,6 +39,16 @@ STATES = {
         lambda: load(other_model(), tuner()),
         ValueError,
         ["`state`", "same model", "'0.bias'", "'6'", "'5'"],
+    ),
+    "state-of-a-tied-model": (
+        lambda: load(twice(tied=True), twice(tied=False)),
+        ValueError,
+        ["`state`", "same model", "'the tensor of 0.weight'", "'3.weight'", "'4×4'"],
+    ),
+    "state-of-an-untied-model": (
+        lambda: load(twice(tied=False), twice(tied=True)),
+        ValueError,
+        ["`state`", "same model", "'4×4'", "'3.weight'", "'the tensor of 0.weight'"],
     ),
     "state-of-another-optimizer": (
         lambda: load(tuner(optimizer="adam"), tuner()),

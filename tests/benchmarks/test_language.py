@@ -1,19 +1,20 @@
 """Runs of language models are kept, resume to the bit and are reported; a run with other options is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks.common.tables import language as tables
 from benchmarks.language import __main__ as command
-from benchmarks.language import pictures
+from benchmarks.language import flops, pictures
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TRIALS, TUNED
 from benchmarks.language.report import per_seed, report, score
 from benchmarks.language.runs import runs
 from tests.tasks import grammar
 
 SMALL = {
-    "lstm": {"units": 6, "embedding": 6, "batch": 4, "length": 8, "words": 300, "epochs": 3},
+    "lstm": {"units": 6, "embedding": 6, "batch": 4, "length": 8, "limit": 300, "epochs": 3},
     "transformer": {"width": 8, "heads": 2, "layers": 1, "batch": 4, "length": 16, "limit": 600, "epochs": 3},
 }
 
@@ -61,6 +62,7 @@ def test_a_report_has_the_best_epoch_of_each_run(tmp_path):
         assert row["valid"] == min(row["curve"]["valid"])
         assert row["test"] == row["curve"]["test"][row["best_epoch"] - 1]
         assert len(row["curve"]["train"]) == 3
+        assert row["lr"] == [0.003] * 3
     assert [one["contender"] for one in record["summary"]] == ["plain", "initial"]
     earlier = {"rows": [{**record["rows"][0], "valid": -1.0}, {**record["rows"][0], "seed": 1}]}
     grown = report(found, "command", earlier)
@@ -108,7 +110,22 @@ def test_a_run_that_diverged_does_not_hide_the_others_in_a_picture(tmp_path, mon
     (axes,) = drawn
     assert axes.get_ylim()[1] == pytest.approx(200.0)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["plain", "delta-stn", "stn (above the picture)"]
+    assert labels == ["constants of others", "Δ-STN, recommended", "STN, the paper's settings (above the picture)"]
+
+
+def test_flops_are_counted_at_each_size_and_the_record_is_within_the_limits():
+    small = {"small": flops.Size(words=800, units=60, length=6, tied=False, train_interval=5)}
+    (row,) = flops.rows(small)
+    assert 2.0 < row["ratios"]["delta-stn"] <= 3.0
+    record = json.loads(
+        (Path(flops.__file__).parents[1] / "records" / tables.TABLES["language-flops"].records[0]).read_text()
+    )
+    assert [one["name"] for one in record["rows"]] == list(flops.SIZES)
+    for one in record["rows"]:
+        # A decoder with the weight of the embedding responds per column, which takes one more product of matrices.
+        limit = {5: 3.15 if one["tied"] else 3.0, 2: 3.7}[one["train_interval"]]
+        assert one["ratios"]["delta-stn"] <= limit
+    assert tables.flops(record).count("\n") == 5
 
 
 def test_scores_are_perplexities_or_bits():

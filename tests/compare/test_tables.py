@@ -9,7 +9,7 @@ from scipy import stats
 
 from ray_deltastn.compare.differences import differences, holm, p_value
 from ray_deltastn.compare.outcomes import outcomes, spending, summary
-from ray_deltastn.compare.tables import cells, gain, markdown, number, shortfalls
+from ray_deltastn.compare.tables import cells, first_columns, gain, markdown, number, shortfalls
 
 
 def reports(method, seed, trials):
@@ -49,6 +49,23 @@ def test_outcomes_come_from_the_best_report_of_the_best_trial():
     assert table.loc["random", ["trials", "epochs", "device_seconds", "wall_seconds"]].tolist() == [2, 6, 6, 9]
     assert table["epochs_to_random"].tolist()[:2] == [2, 2]
     assert math.isnan(table.loc["bo", "epochs_to_random"])
+
+
+def test_the_tables_have_the_own_metrics_of_the_task():
+    rows = [
+        {**row, "valid_perplexity": math.exp(row["valid_loss"]), "test_top_n": 10 * row["test_loss"]}
+        for seed in range(2)
+        for row in reports("random", seed, [[2.0 + seed, 3.0], [4.0, 3.5]])
+    ]
+    per_seed = outcomes(pd.DataFrame(rows))
+    assert per_seed["valid_perplexity"].tolist() == [math.exp(2.0), math.exp(3.0)]
+    assert per_seed["test_top_n"].tolist() == [30.0, 40.0]
+    table = summary(per_seed)
+    header, (row,) = cells(table)
+    assert row[header.index("test top n")] == "35.000 ± 7.071"
+    low, high = math.exp(2), math.exp(3)
+    assert row[header.index("validation perplexity")] == f"{(low + high) / 2:.3f} ± {(high - low) / 2**0.5:.3f}"
+    assert list(first_columns(per_seed).values()) == ["valid loss", "test loss", "accuracy", "test top n", "seconds"]
 
 
 def test_a_diverged_seed_is_reported_in_the_tables():

@@ -76,6 +76,8 @@ def test_evaluation_changes_nothing(layer):
 def test_a_layer_that_is_no_embedding_is_refused():
     with pytest.raises(TypeError, match=r"`embedding` must be a layer with `num_embeddings` words.*got Linear"):
         rd.EmbeddingDropout("rate", nn.Linear(3, 4))
+    with pytest.raises(TypeError, match=r"and features for each, such as nn.Embedding, got EmbeddingBag"):
+        rd.EmbeddingDropout("rate", nn.EmbeddingBag(3, 4))
 
 
 class Reader(nn.Module):

@@ -63,7 +63,7 @@ def test_another_preset_replaces_all_options_of_the_paper_preset(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_tasks_take_the_options_of_their_configuration(name, monkeypatch):
     monkeypatch.setattr(images, "load_images", lambda *_: (made_up(PAPER[name][0], 20), made_up(PAPER[name][0], 5)))
-    space, *_ = check_task(ExperimentConfig.read(FOLDER / f"{name}.yaml"))
+    space = check_task(ExperimentConfig.read(FOLDER / f"{name}.yaml")).space
     assert len(space) == COUNTS[PAPER[name][0]]
     with pytest.raises(
         ValueError, match=r"`options\.split_sed` is not a known key; did you mean `options\.split_seed`"
@@ -86,6 +86,29 @@ def test_the_language_model_has_the_settings_of_the_paper(tmp_path):
     assert settings.schedule == {"name": "plateau", "factor": 0.25, "patience": 4}
     assert (settings.hyper_optimizer, settings.hyper_lr, settings.tune_scale) == ("adam", 0.01, False)
     assert (settings.warmup, config.options["perturbation_scale"]) == (10, 1.0)
+
+
+def test_the_marked_lines_are_those_that_differ_from_the_recommended_language_model(tmp_path):
+    text = (FOLDER / "ptb_lstm.yaml").read_text()
+    assert text.count("(*)") == 6  # with the explanation
+    kept = "\n".join(line for line in text.splitlines() if "(*)" not in line or "preset:" in line)
+    (tmp_path / "other.yaml").write_text(kept.replace("preset: paper", "preset: recommended"))
+    config = ExperimentConfig.read(tmp_path / "other.yaml")
+    found, recommended = Settings(**config.train), Settings(preset="recommended")
+    for option in PRESETS["recommended"]:
+        assert getattr(found, option) == getattr(recommended, option), option
+    assert "perturbation_scale" not in config.options
+    assert found.schedule == ExperimentConfig.read(FOLDER / "ptb_lstm.yaml").train["schedule"]
+
+
+def test_options_that_a_ready_task_does_not_read_are_refused(tmp_path):
+    small = [f"options.path={grammar.folder(tmp_path)}", *(f"options.{n}=4" for n in ("units", "embedding", "batch"))]
+    config = ExperimentConfig.read(FOLDER / "ptb_lstm.yaml", [*small, "options.length=5", "options.limt=30"])
+    with pytest.raises(ValueError, match=r"`options\.limt` is not a known key; did you mean `options\.limit`"):
+        check_task(config)
+    config = ExperimentConfig.read(FOLDER / "ptb_lstm.yaml", [*small, "options.length=5", "options.heads=2"])
+    with pytest.raises(ValueError, match=r"`options\.heads` is not an option of ptb-lstm; known are batch, .*, untied"):
+        check_task(config)
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_resnet18_compare"])

@@ -48,7 +48,9 @@ def test_rare_words_of_one_file_stand_for_unknown_ones(tmp_path):
     unknown = corpus.vocabulary.index(UNKNOWN)
     assert int((corpus.train == unknown).sum()) == 1
     assert corpus.text(corpus.test)[-2:] == [UNKNOWN, EOS]
-    with pytest.raises(ValueError, match=r"each word must be in the vocabulary .* no <unk>, got 'zebra' in .*book.txt"):
+    with pytest.raises(
+        ValueError, match=r"each of the words must be in the vocabulary .* no <unk>, got 'zebra' in .*book.txt"
+    ):
         read_corpus(book, least_count=1)
 
 
@@ -79,6 +81,33 @@ def test_limits_keep_the_first_words(tmp_path):
     assert cut.text(cut.train) == whole.text(whole.train)[:200]
     assert cut.text(cut.valid) == whole.text(whole.valid)[:40]
     assert len(read_corpus(tmp_path, limit=200, held_limit=70).test) == 70
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 4}, "`limit >= 5` must hold unless `held_limit` is given, which is a fifth of it, got 4"),
+        ({"limit": 0}, "`limit >= 1` must hold, got 0"),
+        ({"held_limit": 0}, "`held_limit >= 1` must hold, got 0"),
+        ({"least_count": -1}, "`least_count >= 1` must hold, got -1"),
+    ],
+)
+def test_numbers_that_are_too_small_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_corpus(grammar.folder(tmp_path), **options)
+
+
+def test_an_unknown_character_is_called_one(tmp_path):
+    (grammar.folder(tmp_path) / "test.txt").write_text("the cat sees ß")
+    with pytest.raises(ValueError, match=r"each of the characters must be .* got 'ß' in .*test\.txt"):
+        read_corpus(tmp_path, "characters")
+
+
+def test_a_folder_in_the_place_of_a_text_is_no_text(tmp_path):
+    (grammar.folder(tmp_path) / "test.txt").unlink()
+    (tmp_path / "test.txt").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a folder with ptb.train.txt, .* without them"):
+        read_corpus(tmp_path)
 
 
 def test_a_fingerprint_tells_vocabularies_apart(tmp_path):
@@ -126,6 +155,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         read_corpus(empty)
     empty.write_text("one word\n")
     with pytest.raises(ValueError, match=r"`.*empty\.txt` must give the validation text at least one of its words"):
+        read_corpus(empty)
+    empty.write_text("all words are different here")
+    with pytest.raises(
+        ValueError, match=r"empty\.txt` must give a vocabulary of at least two words, got <unk> alone with"
+    ):
         read_corpus(empty)
     empty.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"`.*empty\.txt` must be a text in UTF-8"):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 import ray_deltastn as rd
 from ray_deltastn.training.in_force import final_values, stretched
 from ray_deltastn.training.refit import constants_of, joined
+from ray_deltastn.training.schedule import replayed
 from tests.tune import tiny
 
 OPTIONS = {"epochs": 6, "batch_size": 16, "lr": 0.1, "seed": 3}
@@ -209,3 +210,22 @@ def test_unknown_hyperparameters_and_a_diverged_run_are_refused():
     with pytest.raises(ValueError, match="must not diverge"):
         rd.refit(build({"fault": "nan"}), {"dropout": 0.2}, **{**OPTIONS, "epochs": 12})
     assert math.isfinite(sum(v.sum().item() for v in rd.refit(build({}), {"dropout": 0.2}, **OPTIONS).values()))
+
+
+@pytest.mark.parametrize("steps_per_report", [None, 1, 3, 9], ids=lambda n: f"reports of {n} steps")
+def test_falls_of_a_plateau_are_replayed_without_validation_data(steps_per_report):
+    plateau = {"name": "plateau", "factor": 0.25, "patience": 0, "threshold": 0.2}
+    options = {**OPTIONS, "epochs": 9, "hyperparameters": {"dropout": 0.2}}
+    tuner = rd.SelfTuner(build({}), "fixed", **options, schedule=plateau, steps_per_report=steps_per_report)
+    rates = {0: 0.1, **{report["epoch"]: report["lr"] for report in tuner.fit()}}
+    assert len(set(rates.values())) > 2
+    again = rd.SelfTuner(
+        build({}), "fixed", **options, schedule=replayed(plateau, rates), steps_per_report=steps_per_report
+    )
+    found = {0: 0.1, **{report["epoch"]: report["lr"] for report in again.fit()}}
+    assert found == pytest.approx(rates, rel=1e-9)
+
+
+@pytest.mark.parametrize("given", [None, "cosine", {"name": "step", "step_size": 2}])
+def test_other_schedules_are_replayed_as_they_are(given):
+    assert replayed(given, {0: 0.1, 1: 0.05}) == given

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.ray
 
 CONFIG = """
 task: tests.tune.tiny:build
-train: {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3}
+train:
+  {epochs: 24, batch_size: 4, warmup: 1, hyper_lr: 0.05, seed: 3, schedule: {name: plateau, factor: 0.5, patience: 1}}
 search: {lr: "loguniform(0.01, 0.3)", momentum: "uniform(0.0, 0.9)"}
 tune: {searcher: bo, num_samples: 4, checkpoint_every: 2, max_concurrent: 2}
 """
@@ -237,10 +238,14 @@ def test_refit_trains_again_with_the_schedule_of_a_trial(resumed, capsys):
     assert main(["refit", str(out)]) == 0
     assert "test loss" in capsys.readouterr().out
     alone = DeltaSTNTrainable(config)
-    finish(alone)
+    rates = {0: config["lr"], **{report["epoch"]: report["lr"] for report in finish(alone)}}
+    falls = [epoch for epoch in range(1, 25) if rates[epoch] < rates[epoch - 1]]
+    assert falls
     with random_state.isolated(3):
         task = build(config)
     options = {name: config[name] for name in ("batch_size", "lr", "momentum", "seed")}
+    # There is no validation loss for a plateau any more, so the learning rate falls where it fell in the trial.
+    options["schedule"] = {"name": "multistep", "milestones": falls, "gamma": 0.5}
     expected = rd.refit(task, alone.tuner.schedule(best=True), **options)
     found = torch.load(out / "refit" / f"{trial}-schedule" / "model.pt", weights_only=True)
     assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -1,12 +1,16 @@
-"""Files that `--resume` refuses to unpickle, and experiments with other maps."""
+"""Files that `--resume` refuses to unpickle, and experiments with other maps or other data."""
 
 import json
 import os
 
 import pytest
 
+from ray_deltastn.tune.config import ExperimentConfig
+from ray_deltastn.tune.experiment import run_experiment
 from ray_deltastn.tune.folder.layout import ResumeError
-from ray_deltastn.tune.guards import check_maps, check_owner
+from ray_deltastn.tune.guards import check_identity, check_maps, check_owner
+from ray_deltastn.tune.task_check import check_task
+from tests.tasks import grammar
 
 
 @pytest.fixture
@@ -45,3 +49,22 @@ def test_an_experiment_with_other_maps_is_not_resumed(saved, shown, out):
         ResumeError, match=f"must hold an experiment with the same maps, got {shown} for 'rate', here line"
     ):
         check_maps(out, {"decay": {"map": "exp"}, "rate": {"map": "line"}})
+
+
+def test_an_experiment_with_another_vocabulary_is_refused_before_ray_starts(out, monkeypatch):
+    texts = grammar.folder(out / "texts")
+    options = {"path": str(texts), "units": 4, "embedding": 4, "batch": 2, "length": 5}
+    config = ExperimentConfig(task="ptb-lstm", options=options, train={"epochs": 2, "momentum": 0.0})
+    checked = check_task(config)
+    for name, content in (("config", config.model_dump()), ("space", checked.space), ("identity", checked.identity)):
+        (out / f"{name}.json").write_text(json.dumps(content))
+    check_identity(out, checked.identity)
+    for path in texts.iterdir():
+        path.write_text(path.read_text().replace("cat", "cow"))
+    monkeypatch.setattr("ray_deltastn.tune.cluster.start", lambda *_: pytest.fail("Ray was started"))
+    with pytest.raises(ResumeError, match=r"must hold an experiment with the same vocabulary, got \w+, here \w+"):
+        run_experiment(config, out, resume=True)
+
+
+def test_an_experiment_of_an_earlier_version_has_no_identity(out):
+    check_identity(out, {"vocabulary": "0123"})

@@ -118,14 +118,14 @@ def test_a_trial_whose_resources_change_goes_on_to_the_bit(tmp_path, larger_ray_
 def test_no_trial_is_judged_before_the_warm_up_and_ten_hyper_steps(train, expected):
     config = {"epochs": 40, "batch_size": 16, "hyper_lr": 0.05, **train}
     search = {"lr": "loguniform(0.0001, 0.3)"}
-    *_, grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search))
+    grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search)).grace
     assert grace == expected
 
 
 def test_the_longest_wait_of_all_searched_values_counts():
     search = {"batch_size": "choice([8, 32])", "warmup": "choice([1.0, 2.0])"}
     config = {"epochs": 60, "train_interval": 1}
-    *_, grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search))
+    grace = check_task(ExperimentConfig(task="tests.tune.tiny:build", train=config, search=search)).grace
     assert grace == 7  # batches of 32, 2 steps in an epoch: (4 + 10) / 2
 
 

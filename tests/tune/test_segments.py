@@ -29,9 +29,9 @@ def test_a_trial_restored_inside_a_pass_ends_bit_identically(method, tmp_path):
 def test_the_check_of_an_experiment_counts_the_segments():
     train = {name: value for name, value in CONFIG.items() if name not in ("task", "steps_per_report")}
     config = ExperimentConfig(task=TASK, train={**train, "steps_per_report": 4, "method": "delta-stn"})
-    about, _, reports, _ = check_task(config)
-    assert set(about) == {"dropout", "decay"}
-    assert reports == 5  # 3 epochs of 6 segments
+    found = check_task(config)
+    assert set(found.space) == {"dropout", "decay"}
+    assert found.reports == 5  # 3 epochs of 6 segments
 
 
 def test_the_size_of_a_corpus_is_shown_in_tokens():

@@ -72,9 +72,28 @@ def speed(record: Mapping[str, Any]) -> str:
     return grid(["step", "CPU milliseconds", "ratio to plain training with the fused LSTM"], lines)
 
 
+def flops(record: Mapping[str, Any]) -> str:
+    """FLOPs of a cycle over those of plain training."""
+    heads = ["network", "words", "units", "steps", "decoder", "train steps", *record["rows"][0]["ratios"]]
+    lines = [
+        [
+            row["name"],
+            f"{row['words']:,}",
+            str(row["units"]),
+            str(row["length"]),
+            "tied" if row["tied"] else "untied",
+            str(row["train_interval"]),
+            *(f"{ratio:.2f}" for ratio in row["ratios"].values()),
+        ]
+        for row in record["rows"]
+    ]
+    return grid(heads, lines)
+
+
 TABLES = {
     "language-lstm-100k": Table(partial(lstm, problem="lstm-100k"), (RUNS,)),
     "language-lstm": Table(lstm, (RUNS,)),
     "language-transformer": Table(transformer, (RUNS,)),
     "language-speed": Table(speed, ("language/speed.json",)),
+    "language-flops": Table(flops, ("language/flops.json",)),
 }

@@ -6,6 +6,8 @@ from ray_deltastn.training import file_names
 
 #: The configuration of the experiment, and the hyperparameters of its task.
 CONFIG_FILE, SPACE_FILE = file_names.CONFIG_FILE, file_names.SPACE_FILE
+#: What the task's data must have in common on resume, such as a vocabulary; missing if the task names nothing.
+IDENTITY_FILE = "identity.json"
 #: Folders in which the command looked for the task's module.
 CODE_FILE = "code.json"
 #: All reports of all trials. The experiment has ended if `RESULTS_FILE` exists.

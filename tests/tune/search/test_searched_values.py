@@ -16,7 +16,7 @@ def experiment(search, **train):
 
 def reports(search, **train):
     train = {name: value for name, value in {**FIXED, **train}.items() if name not in search}
-    return check_task(ExperimentConfig(task="tests.tune.tiny:build", train=train, search=search))[2]
+    return check_task(ExperimentConfig(task="tests.tune.tiny:build", train=train, search=search)).reports
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,13 @@ def config(tmp_path):
 
 
 def test_all_hyperparameters_are_searched_in_their_own_ranges(config):
-    _, spelt, *_ = check_task(ExperimentConfig.read(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"]))
+    spelt = check_task(ExperimentConfig.read(config, ["search.hyperparameters.dropout=uniform(0.1, 0.2)"])).config
     assert spelt.search == {
         "hyperparameters.dropout": "uniform(0.1, 0.2)",
         "hyperparameters.decay": "loguniform(1e-06, 1.0)",
         "lr": "loguniform(0.01, 0.3)",
     }
-    _, constant, *_ = check_task(ExperimentConfig.read(config, ["train.hyperparameters.dropout=0.1"]))
+    constant = check_task(ExperimentConfig.read(config, ["train.hyperparameters.dropout=0.1"])).config
     assert set(constant.search) == {"hyperparameters.decay", "lr"}
     space = spelt.param_space()["hyperparameters"]
     assert (space["dropout"].lower, space["dropout"].upper) == (0.1, 0.2)
