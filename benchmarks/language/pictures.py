@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.common.tables.language import NAMES
 from benchmarks.language.problems import CONTENDERS, PROBLEMS, TUNED
@@ -48,6 +49,7 @@ def curves(rows: Rows, problem: str, path: Path) -> None:
         axes.plot(range(1, len(row["curve"]["valid"]) + 1), row["curve"]["valid"], label=label)
     if bests:  # epochs that are much worse would hide the differences
         axes.set_ylim(0.95 * min(bests), min(most, axes.get_ylim()[1]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation bits per character" if PROBLEMS[problem].bits else "validation perplexity")
     axes.legend(frameon=False, fontsize=8)
@@ -71,5 +73,6 @@ def schedules(rows: Rows, problem: str, path: Path) -> None:
     for axes in grid[0]:
         axes.legend(frameon=False, fontsize=7)
     for axes in grid[-1]:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
     figure.savefig(path, dpi=110)

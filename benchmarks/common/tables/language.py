@@ -41,7 +41,7 @@ def lstm(record: Mapping[str, Any], problem: str = "lstm") -> str:
 def transformer(record: Mapping[str, Any], problem: str = "transformer") -> str:
     """Bits per character of a transformer."""
     heads = ["run", "n", "validation bits per character", "test bits per character", "CPU seconds"]
-    return grid(heads, list(_lines(record, problem, 2).values()))
+    return grid(heads, list(_lines(record, problem, 3).values()))
 
 
 def _lines(record: Mapping[str, Any], problem: str, digits: int) -> dict[str, list[str]]:
@@ -94,6 +94,7 @@ TABLES = {
     "language-lstm-100k": Table(partial(lstm, problem="lstm-100k"), (RUNS,)),
     "language-lstm": Table(lstm, (RUNS,)),
     "language-transformer": Table(transformer, (RUNS,)),
+    "language-transformer-300k": Table(partial(transformer, problem="transformer-300k"), (RUNS,)),
     "language-speed": Table(speed, ("language/speed.json",)),
     "language-flops": Table(flops, ("language/flops.json",)),
 }
