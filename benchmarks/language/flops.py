@@ -25,8 +25,15 @@ from benchmarks.common.record import command_line, write
 from benchmarks.speed import unfused
 from ray_deltastn.methods.method import MethodName
 from ray_deltastn.tasks.language_networks import LSTMModel
+from ray_deltastn.training.presets import PresetName
 
-METHODS: tuple[MethodName, ...] = ("stn", "centered-stn", "delta-stn")
+#: Contender, as in `problems` → method and preset.
+VARIANTS: dict[str, tuple[MethodName, PresetName]] = {
+    "stn": ("stn", "paper"),
+    "centered-stn": ("centered-stn", "paper"),
+    "delta-stn paper": ("delta-stn", "paper"),
+    "delta-stn": ("delta-stn", "recommended"),
+}
 SEQUENCES = 2
 
 
@@ -58,7 +65,7 @@ SIZES = {
 }
 
 
-def flops(size: Size, method: MethodName) -> int:
+def flops(size: Size, method: MethodName, preset: PresetName = "paper") -> int:
     """FLOPs of a cycle."""
     torch.manual_seed(0)
     model = LSTMModel(size.words, size.units, size.units, tied=size.tied)
@@ -69,7 +76,7 @@ def flops(size: Size, method: MethodName) -> int:
     tokens = torch.randint(0, size.words, (SEQUENCES * (size.length + 1),))
     data = rd.Segments(tokens, SEQUENCES, size.length, model.first_state())
     task = rd.Task(space, model, F.cross_entropy, data, data)
-    tuner = rd.SelfTuner(task, method, preset="paper", epochs=1, warmup=0.0, train_interval=1, device="cpu")
+    tuner = rd.SelfTuner(task, method, preset=preset, epochs=1, warmup=0.0, train_interval=1, device="cpu")
     x, y = tuner.train.next()
     found = size.train_interval * _counted(lambda: tuner.algorithm.train_step(x, y))
     if tuner.method.tunes:
@@ -86,11 +93,11 @@ def _counted(step: Callable[[], Any]) -> int:
 
 
 def rows(sizes: dict[str, Size]) -> list[dict[str, Any]]:
-    """One row for each size, with the ratio of each method to plain training."""
+    """One row for each size, with the ratio of each variant to plain training."""
     found = []
     for name, size in sizes.items():
         plain = flops(size, "fixed")
-        ratios = {method: round(flops(size, method) / plain, 3) for method in METHODS}
+        ratios = {variant: round(flops(size, *options) / plain, 3) for variant, options in VARIANTS.items()}
         found.append({"name": name, **asdict(size), "ratios": ratios})
         print(name, ratios, flush=True)
     return found

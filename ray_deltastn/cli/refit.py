@@ -8,6 +8,7 @@ from typing import Any
 from rich.progress import Progress, TextColumn
 
 from ray_deltastn.cli.places import code_of
+from ray_deltastn.compare.outcomes import shown_metrics
 from ray_deltastn.reports.results import Results
 from ray_deltastn.tasks.imports import importable
 from ray_deltastn.training.refit import refit
@@ -15,6 +16,7 @@ from ray_deltastn.training.saved import MODEL_FILE, SCHEDULE_FILE
 from ray_deltastn.tune.console import PlainConsole
 from ray_deltastn.tune.finished import FinishedTrial
 from ray_deltastn.tune.folder.layout import REFIT_FOLDER
+from ray_deltastn.tune.guards import check_identity
 from ray_deltastn.tune.output import one_line
 
 #: Losses of a report, the one to show first.
@@ -34,6 +36,8 @@ def _refit(options: argparse.Namespace) -> None:
     name = str(best["trial_id"])
     trial = FinishedTrial(options.folder, name)
     schedule = trial.schedule(int(best["epoch"]))
+    task = trial.build()
+    check_identity(options.folder, task.identity)
     home = options.folder / REFIT_FOLDER / f"{name}-{options.use}"
     last: dict[str, Any] = {}
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console) as bar:
@@ -44,8 +48,8 @@ def _refit(options: argparse.Namespace) -> None:
             shown = next(f"{key.replace('_', ' ')} {report[key]:.4f}" for key in _SHOWN if key in report)
             bar.update(row, completed=report["epoch"], loss=shown)
 
-        refit(trial.build(), schedule, use=options.use, folder=home, on_report=show, **trial.refit_options)
-    for what in ("test_loss", "test_accuracy"):
-        if what in last:
+        refit(task, schedule, use=options.use, folder=home, on_report=show, **trial.refit_options)
+    for what in ("test_loss", "test_accuracy", *shown_metrics(last)):
+        if what in last and what.startswith("test_"):  # validation data are trained on
             console.print(f"{what.replace('_', ' ')}: {best[what]:.4f} in the trial, {last[what]:.4f} now")
     console.print(one_line(f"wrote {MODEL_FILE} and {SCHEDULE_FILE} in {home}"))

@@ -44,6 +44,17 @@ def own_metrics(columns: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def shown_metrics(columns: Iterable[str]) -> dict[str, str]:
+    """One column for each of the task's own metrics, on the test data if there are any, and their names.
+
+    Args:
+        columns: columns of reports or of `outcomes`.
+    """
+    own = own_metrics(columns)
+    names = dict.fromkeys(column.partition("_")[2] for column in own)
+    return {f"test_{n}" if f"test_{n}" in own else f"valid_{n}": n.replace("_", " ") for n in names}
+
+
 def headings(columns: Iterable[str]) -> dict[str, str]:
     """All columns of `outcomes` with a number for each method and seed, and their headings.
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ray_deltastn.compare.differences import Difference, differences
-from ray_deltastn.compare.outcomes import OUTCOMES, headings, outcomes, own_metrics, summary
+from ray_deltastn.compare.outcomes import OUTCOMES, headings, outcomes, shown_metrics, summary
 
 #: Columns of the first table of a comparison, its last one, and those of the second table in a terminal.
 FIRST = {
@@ -32,13 +32,12 @@ RIVALS = {"fixed": "no tuning", "random": "random search"}
 
 
 def first_columns(per_seed: pd.DataFrame) -> dict[str, str]:
-    """The columns of the first table of a comparison, with the task's own metrics on the test data.
+    """The columns of the first table of a comparison, with the task's own metrics.
 
     Args:
         per_seed: one row per method and seed, see `outcomes`.
     """
-    own = {name: text for name, text in own_metrics(per_seed.columns).items() if name.startswith("test_")}
-    return {**FIRST, **own, **FIRST_COST}
+    return {**FIRST, **shown_metrics(per_seed.columns), **FIRST_COST}
 
 
 def number(value: float, name: str, like: float | None = None) -> str:

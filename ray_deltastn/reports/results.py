@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ray_deltastn.compare.outcomes import shown_metrics
 from ray_deltastn.compare.tables import number
 from ray_deltastn.plot.sources import read_folder
 from ray_deltastn.training.columns import COVERAGE, SECONDS, VALUES, WARNINGS
@@ -88,11 +89,8 @@ class Results:
         known[metric] = known.get(metric, metric.replace("_", " "))
         accuracy = "test_accuracy" if "test_accuracy" in self.trials else "valid_accuracy"
         known |= {accuracy: "accuracy"}
-        for key in map(str, self.trials):  # the metrics of the task
-            name = key.removeprefix("valid_")
-            if name not in (key, "loss", "accuracy"):
-                test = f"test_{name}"
-                known.setdefault(test if test in self.trials else key, name.replace("_", " "))
+        for key, heading in shown_metrics(map(str, self.trials)).items():
+            known.setdefault(key, heading)
         known |= {SECONDS("total"): "seconds"}
         return {key: heading for key, heading in known.items() if key in self.trials}
 

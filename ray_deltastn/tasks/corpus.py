@@ -7,8 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -79,13 +80,15 @@ def read_corpus(
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if a number is too small, a file is empty or not UTF-8, a split has no word, the vocabulary has one
-            word only, or a word for validation or test is not in a vocabulary without `<unk>`. The message names the
-            file, and the first such word.
+        ValueError: if an argument breaks its rule, a file is empty or not UTF-8, a split has no word, the vocabulary
+            has one word only, or a word for validation or test is not in a vocabulary without `<unk>`. The message
+            names the file, and the first such word.
     """
     for name, value in (("limit", limit), ("held_limit", held_limit), ("least_count", least_count)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name} >= 1` must hold, got {value}")
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"`{name}` must be a whole number from 1, got {value!r}")
+    if unit not in get_args(Unit):
+        raise ValueError(f"`unit` must be one of {', '.join(get_args(Unit))}, got {unit!r}")
     if held_limit is None and limit is not None and limit < 5:
         raise ValueError(f"`limit >= 5` must hold unless `held_limit` is given, which is a fifth of it, got {limit}")
     sources = _sources(path)

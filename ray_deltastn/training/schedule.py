@@ -74,7 +74,7 @@ def replayed(given: str | Mapping[str, Any] | None, rates: Mapping[int, float]) 
 
     Args:
         given: the schedule of the run.
-        rates: completed epochs → learning rate then, with the one at the start for 0.
+        rates: completed epochs → learning rate then, or its share of the rate at the start, which belongs to 0 epochs.
     """
     arguments: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
     if arguments.get("name") != "plateau":

@@ -54,7 +54,7 @@ class FinishedTrial:
             raise ValueError(f"`trial` must be one of {', '.join(sorted(log))}, got {trial!r}")
         reports = last_of_each(log[trial])
         self.config: dict[str, Any] = with_own_seed(reports[-1].config)
-        self._rates = {int(one.result["epoch"]): float(one.result["lr"]) for one in reports}
+        self._reports = reports
         self.state = _newest_state(folder / TRIALS_FOLDER, trial)
 
     @property
@@ -74,8 +74,10 @@ class FinishedTrial:
         Instead of a `plateau`, which needs validation data, the learning rate falls after the same epochs.
         """
         options = {name: value for name, value in self.options.items() if name not in _LEFT}
-        rates = {0: Settings(**self.options).lr, **self._rates}
-        return {**options, "schedule": replayed(options.get("schedule"), rates)}
+        # A share of the rate that the trial was given at that time: a population changes this rate.
+        given = Settings(**self.options).lr
+        shares = {int(one.result["epoch"]): one.result["lr"] / one.config.get("lr", given) for one in self._reports}
+        return {**options, "schedule": replayed(options.get("schedule"), {0: 1.0, **shares})}
 
     def build(self) -> Task:
         """The trial's task, with the initial weights of the trial."""

@@ -116,7 +116,8 @@ def test_a_run_that_diverged_does_not_hide_the_others_in_a_picture(tmp_path, mon
 def test_flops_are_counted_at_each_size_and_the_record_is_within_the_limits():
     small = {"small": flops.Size(words=800, units=60, length=6, tied=False, train_interval=5)}
     (row,) = flops.rows(small)
-    assert 2.0 < row["ratios"]["delta-stn"] <= 3.0
+    assert 2.0 < row["ratios"]["delta-stn paper"] <= 3.0
+    assert row["ratios"]["delta-stn paper"] < row["ratios"]["delta-stn"] <= 3.1
     record = json.loads(
         (Path(flops.__file__).parents[1] / "records" / tables.TABLES["language-flops"].records[0]).read_text()
     )
@@ -124,7 +125,8 @@ def test_flops_are_counted_at_each_size_and_the_record_is_within_the_limits():
     for one in record["rows"]:
         # A decoder with the weight of the embedding responds per column, which takes one more product of matrices.
         limit = {5: 3.15 if one["tied"] else 3.0, 2: 3.7}[one["train_interval"]]
-        assert one["ratios"]["delta-stn"] <= limit
+        assert one["ratios"]["delta-stn paper"] <= limit
+        assert one["ratios"]["delta-stn"] <= (3.0 if limit == 3.0 else limit + 0.02)
     assert tables.flops(record).count("\n") == 5
 
 

@@ -87,12 +87,14 @@ def test_limits_keep_the_first_words(tmp_path):
     ("options", "message"),
     [
         ({"limit": 4}, "`limit >= 5` must hold unless `held_limit` is given, which is a fifth of it, got 4"),
-        ({"limit": 0}, "`limit >= 1` must hold, got 0"),
-        ({"held_limit": 0}, "`held_limit >= 1` must hold, got 0"),
-        ({"least_count": -1}, "`least_count >= 1` must hold, got -1"),
+        ({"limit": 0}, "`limit` must be a whole number from 1, got 0"),
+        ({"limit": 2.5}, "`limit` must be a whole number from 1, got 2.5"),
+        ({"held_limit": "9"}, "`held_limit` must be a whole number from 1, got '9'"),
+        ({"least_count": -1}, "`least_count` must be a whole number from 1, got -1"),
+        ({"unit": "letters"}, "`unit` must be one of words, characters, got 'letters'"),
     ],
 )
-def test_numbers_that_are_too_small_are_named(tmp_path, options, message):
+def test_arguments_that_break_a_rule_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         read_corpus(grammar.folder(tmp_path), **options)
 

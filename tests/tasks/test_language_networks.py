@@ -9,7 +9,6 @@ from ray_deltastn.regularizers.rates import ReadRates
 from ray_deltastn.tasks.language_networks import LSTMModel, Transformer
 
 B, T, WORDS = 3, 5, 11
-PENALTIES = ("activation", "temporal_activation")
 
 
 def in_a_pass(model, shared=()):

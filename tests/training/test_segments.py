@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,11 @@ def test_minibatches_are_the_parallel_streams_cut_in_order():
         assert torch.equal(x, expected)
         assert torch.equal(y, expected + 1)
     assert [x.shape[1] for x, _ in stream.in_order()] == [8, 8, 6]
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    segments = rd.Segments(torch.arange(101), np.int64(2), np.int32(20))
+    assert (type(segments.batch_size), type(segments.length), len(segments)) == (int, int, 3)
 
 
 @pytest.mark.parametrize(("count", "segments"), [(17, 2), (18, 3), (9, 1)])

@@ -74,7 +74,15 @@ def speed(record: Mapping[str, Any]) -> str:
 
 def flops(record: Mapping[str, Any]) -> str:
     """FLOPs of a cycle over those of plain training."""
-    heads = ["network", "words", "units", "steps", "decoder", "train steps", *record["rows"][0]["ratios"]]
+    heads = [
+        "network",
+        "words",
+        "units",
+        "steps",
+        "decoder",
+        "train steps",
+        *(NAMES[name] for name in record["rows"][0]["ratios"]),
+    ]
     lines = [
         [
             row["name"],
