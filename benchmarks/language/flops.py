@@ -25,7 +25,7 @@ from benchmarks.common.record import command_line, write
 from benchmarks.speed import unfused
 from ray_deltastn.methods.method import MethodName
 from ray_deltastn.tasks.language_networks import LSTMModel
-from ray_deltastn.training.presets import PresetName
+from ray_deltastn.training.options import PresetName
 
 #: Contender, as in `problems` → method and preset.
 VARIANTS: dict[str, tuple[MethodName, PresetName]] = {
