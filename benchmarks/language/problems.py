@@ -122,4 +122,4 @@ TUNED: dict[str, dict[str, Any]] = {
     "delta-stn": {"method": "delta-stn", "preset": "recommended", "train_interval": 2},
 }
 #: All contenders, in the order in which they run.
-CONTENDERS = ("plain", "initial", "delta-stn", "delta-stn paper", "stn", "centered-stn", "random")
+CONTENDERS = ("none", "plain", "initial", "delta-stn", "delta-stn paper", "stn", "centered-stn", "random")

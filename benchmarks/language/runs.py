@@ -28,7 +28,8 @@ class Run:
     Attributes:
         problem: name of the problem.
         seed: seed of the initial weights and of the run.
-        name: `plain`, `initial` (the initial values as constants), `random0` to `random7`, or a self-tuned contender.
+        name: `plain`, `none` (the decay of `plain` and nothing else), `initial` (the initial values as constants),
+            `random0` to `random7`, or a self-tuned contender.
         out: folder of all runs.
         changes: options of the task and of training that replace those of the problem, such as fewer epochs.
     """
@@ -59,6 +60,8 @@ class Run:
             return {**shared, "warmup": self.of.warmup, **TUNED[self.name]}
         initial = {name: p.initial for name, p in space.hyperparameters.items()}
         constants = initial if self.name == "initial" else dict(self.of.constants)
+        if self.name == "none":
+            constants = {name: value if name.endswith("decay") else 0.0 for name, value in constants.items()}
         if self.name.startswith("random"):
             constants = draw(space, 1000 * self.seed + int(self.name.removeprefix("random")))
         return {**shared, "method": "fixed", "hyperparameters": constants}

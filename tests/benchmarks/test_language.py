@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import ray_deltastn as rd
 from benchmarks.common.tables import language as tables
 from benchmarks.language import __main__ as command
 from benchmarks.language import flops, pictures
@@ -50,6 +51,15 @@ def test_a_run_with_other_options_is_refused(tmp_path):
     (other,) = runs("lstm", 0, "plain", tmp_path / "runs", (*run.changes, ("lr", 1.0)))
     with pytest.raises(ValueError, match=r"`.*plain\.json` must be a run with .*'lr': 1\.0"):
         other.train()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_no_regularisation_is_the_decay_of_the_constants_alone(problem, tmp_path):
+    (run,) = runs(problem, 0, "none", tmp_path)
+    values = run.settings(rd.HyperSpace(rate=rd.Bounded(0.1, low=0.0, high=0.9)))["hyperparameters"]
+    assert values.keys() == run.of.constants.keys()
+    kept = {name: value for name, value in values.items() if value}
+    assert kept == {name: value for name, value in run.of.constants.items() if name.endswith("_decay")}
 
 
 def test_a_report_has_the_best_epoch_of_each_run(tmp_path):

@@ -11,6 +11,7 @@ from benchmarks.common.pages import Table
 
 #: Contender → its name on the page.
 NAMES = {
+    "none": "no regularisation",
     "plain": "constants of others",
     "initial": "initial values as constants",
     "random": "random search, best of 8",
