@@ -163,8 +163,8 @@ def test_wrong_options_are_named(text, name, options, message):
 @pytest.mark.slow
 def test_ten_steps_of_the_configuration_of_the_paper_move_all_values_by_adam(tmp_path):
     pytest.importorskip("ray")
-    text = grammar.folder(tmp_path, counts=(800, 60, 60))
-    changes = [f"options.path={text}", "options.batch=4", "train.warmup=0", "train.steps_per_report=10"]  # not 40
+    text = grammar.folder(tmp_path, counts=(4000, 600, 600))
+    changes = [f"options.path={text}", "train.warmup=0", "train.steps_per_report=10"]
     config = ExperimentConfig.read(CONFIGS / "ptb_lstm.yaml", changes)
     torch.manual_seed(0)
     tuner = rd.SelfTuner(build_task({"task": config.task, **config.options}), **config.train)
